@@ -1,0 +1,628 @@
+"""TaskRun <-> the bytes on a queue.
+
+JSON, one object a run. What we write has its keys in this order, what has its default is left out:
+
+    {"id":"32 hex","task":"NAME","priority":"medium","state":"queued","queued":1764000000.123456,
+     "start":..,"end":..,"execute_after":..,"rate_limit_attempt":..,"retry_attempt":..,
+     "from_run_id":..,"root_run_id":..,<further keys>,"params":{...}}
+
+For a run that was just queued, everything between the id's closing quote and the time is the same for each run of one
+task and priority. It is laid once (``TaskPlan.heads``), so writing is: 7 bytes, the id, a head, 17 digits, ten bytes,
+the params as msgspec (or pydantic) writes them, one brace; in one allocation. Reading compares with the head that
+the last payload had, and hands the params' slice to the typed decoder. Whatever does not match to the byte (aio-fluid's
+own payloads, hand-made ones, other key orders) takes the general way through msgspec.
+
+MessagePack, an array a run, fields in the order of the wire table, trailing defaults cut:
+
+    [id, task, priority 0..2, params, state 0..7, queued, start, end, execute_after, rate_limit_attempt,
+     retry_attempt, from_run_id, root_run_id, further keys]
+
+An id of 32 lower-case hex digits stands as its 16 bytes, any other as text; times are seconds since the epoch.
+The first byte tells the two forms apart: an array is 0x90-0x9f, 0xdc or 0xdd, and JSON has none of those there.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH, PyUnicode_New
+from libc.stdint cimport int64_t
+from libc.string cimport memchr, memcmp, memcpy
+
+import msgspec
+
+from ._clock cimport make_id, now_us
+from ._machine cimport INIT, QUEUED, state_number
+from ._run cimport TaskRun, make_run, micros, priority_number
+
+from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, UnknownTaskError
+from .params import Params, adapter_for, non_finite_field, params_error
+from .states import PRIORITIES, STATES
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+
+__all__ = ["Codec", "TaskPlan", "encode_json"]
+
+cdef int MAX_DEPTH = 64
+cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
+cdef int64_t MAX_TIME = 10000000000000000    # ... to 2286
+cdef tuple _priorities = PRIORITIES
+cdef tuple _states = STATES
+
+cdef object JSON = msgspec.json.encode
+cdef object FROM_JSON = msgspec.json.decode
+cdef object MSGPACK = msgspec.msgpack.encode
+cdef object RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+cdef frozenset FIELDS = frozenset((
+    "id", "task", "priority", "params", "state", "queued", "start", "end", "execute_after", "rate_limit_attempt",
+    "retry_attempt", "from_run_id", "root_run_id",
+))
+
+
+class PackedRun(msgspec.Struct, array_like=True):
+    """The MessagePack form, read. Append-only: what a newer version adds behind is ignored."""
+
+    id: object                      # text, or the 16 bytes of 32 hex digits
+    task: str
+    priority: int
+    params: msgspec.Raw
+    state: int = 1
+    queued: float | None = None
+    start: float | None = None
+    end: float | None = None
+    execute_after: float | None = None
+    rate_limit_attempt: int = 0
+    retry_attempt: int = 0
+    from_run_id: str = ""
+    root_run_id: str = ""
+    extra: dict[str, bytes] | None = None
+
+
+cdef object UNPACK = msgspec.msgpack.Decoder(PackedRun).decode
+cdef object FROM_MSGPACK = msgspec.msgpack.decode
+
+
+cdef inline char* put_digits(char* at, int64_t value, int width) noexcept:
+    cdef int i
+    for i in range(width - 1, -1, -1):
+        at[i] = 48 + value % 10
+        value //= 10
+    return at + width
+
+
+cdef inline int64_t take_digits(const char* at, int width) noexcept:
+    """The number in ``width`` digits, or -1."""
+    cdef int64_t value = 0
+    cdef int i
+    for i in range(width):
+        if at[i] < 48 or at[i] > 57:
+            return -1
+        value = value * 10 + (at[i] - 48)
+    return value
+
+
+cdef bint too_deep(const char* text, Py_ssize_t length) noexcept:
+    """Whether JSON nests deeper than MAX_DEPTH. Malformed text gets some answer; the decoder refuses it anyway."""
+    cdef int depth = 0
+    cdef bint quoted = False
+    cdef Py_ssize_t i = 0
+    cdef char c
+    if length < 2 * MAX_DEPTH:      # every level takes two bytes
+        return False
+    while i < length:
+        c = text[i]
+        if quoted:
+            if c == 92:             # backslash: the next one is taken as it is
+                i += 1
+            elif c == 34:
+                quoted = False
+        elif c == 34:
+            quoted = True
+        elif c == 91 or c == 123:
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif c == 93 or c == 125:
+            depth -= 1
+        i += 1
+    return False
+
+
+cdef bint contains_null(const char* text, Py_ssize_t length) noexcept:
+    cdef const char* at = text
+    cdef const char* end = text + length - 3
+    while at < end:
+        at = <const char*>memchr(at, 110, end - at)
+        if at == NULL:
+            return False
+        if memcmp(at, b"null", 4) == 0:
+            return True
+        at += 1
+    return False
+
+
+cdef bint is_plain(str text) noexcept:
+    """ASCII with nothing in it that JSON would escape."""
+    cdef const unsigned char* at
+    cdef Py_ssize_t i, length
+    if not PyUnicode_IS_COMPACT_ASCII(text):
+        return False
+    at = <const unsigned char*>PyUnicode_1BYTE_DATA(text)
+    length = PyUnicode_GET_LENGTH(text)
+    for i in range(length):
+        if at[i] < 32 or at[i] == 34 or at[i] == 92:
+            return False
+    return True
+
+
+cdef class TaskPlan:
+    """What the codec keeps ready for one task."""
+
+    def __init__(self, task):
+        self.task = task
+        self.name = task.name
+        self.adapter = adapter_for(task.params_model)
+        self.encode_params = self.adapter.encode
+        self.decode_params = self.adapter.decode
+        self.validate = self.adapter.validate
+        self.heads = tuple([
+            b'","task":' + JSON(task.name) + b',"priority":"' + priority.encode() + b'","state":"queued","queued":'
+            for priority in PRIORITIES
+        ])
+
+    cdef bytes params_json(self, object params):
+        cdef bytes raw
+        try:
+            raw = self.encode_params(params)
+        except Exception as exc:
+            raise params_error(self.name, exc, params) from exc
+        if PyBytes_GET_SIZE(raw) and PyBytes_AS_STRING(raw)[0] != 123:
+            raise ParamsError(
+                f"invalid params for task {self.name!r}: they must be written as a JSON object", task_name=self.name
+            )
+        # msgspec writes NaN and the infinities as null: that is another value, or none at all
+        if contains_null(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+            field = non_finite_field(params)
+            if field is not None:
+                raise ParamsError(
+                    f"invalid params for task {self.name!r}, field {field!r}: NaN and infinity cannot be queued",
+                    task_name=self.name, field=field,
+                )
+        if too_deep(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+            raise ParamsError(
+                f"invalid params for task {self.name!r}: nested deeper than {MAX_DEPTH} levels", task_name=self.name
+            )
+        return raw
+
+
+cdef bytes write_json(TaskPlan plan, TaskRun run):
+    cdef bytes params = plan.params_json(run.params)
+    cdef bytes head
+    cdef bytes payload
+    cdef char* at
+    cdef Py_ssize_t id_length
+    if (
+        run._state == QUEUED and MIN_TIME <= run.queued_us < MAX_TIME and run.after_us == 0
+        and run.start_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
+        and not run.from_run_id and not run.root_run_id and run.extra is None and is_plain(run.id)
+    ):
+        head = <bytes>plan.heads[run.prio]
+        id_length = PyUnicode_GET_LENGTH(run.id)
+        payload = PyBytes_FromStringAndSize(
+            NULL, 7 + id_length + PyBytes_GET_SIZE(head) + 17 + 10 + PyBytes_GET_SIZE(params) + 1
+        )
+        at = PyBytes_AS_STRING(payload)
+        memcpy(at, b'{"id":"', 7)
+        at += 7
+        memcpy(at, PyUnicode_1BYTE_DATA(run.id), id_length)
+        at += id_length
+        memcpy(at, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
+        at += PyBytes_GET_SIZE(head)
+        at = put_digits(at, run.queued_us // 1000000, 10)
+        at[0] = 46
+        at = put_digits(at + 1, run.queued_us % 1000000, 6)
+        memcpy(at, b',"params":', 10)
+        at += 10
+        memcpy(at, PyBytes_AS_STRING(params), PyBytes_GET_SIZE(params))
+        at[PyBytes_GET_SIZE(params)] = 125
+        return payload
+    parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
+    parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
+    for name, moment in (
+        ("queued", run.queued_us), ("start", run.start_us), ("end", run.end_us), ("execute_after", run.after_us)
+    ):
+        if moment:
+            parts.append(f',"{name}":{seconds_text(moment)}'.encode())
+    if run.rate_limit_attempt:
+        parts.append(b',"rate_limit_attempt":%d' % run.rate_limit_attempt)
+    if run.retry_attempt:
+        parts.append(b',"retry_attempt":%d' % run.retry_attempt)
+    if run.from_run_id:
+        parts.append(b',"from_run_id":' + JSON(run.from_run_id))
+    if run.root_run_id:
+        parts.append(b',"root_run_id":' + JSON(run.root_run_id))
+    for name, value in (run.extra or {}).items():
+        parts.append(b"," + JSON(name) + b":" + value)
+    parts.append(b',"params":')
+    parts.append(params)
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+cdef str seconds_text(int64_t moment):
+    # exact to the microsecond, where a float's repr would be too but only just
+    return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
+
+
+cdef bytes write_msgpack(TaskPlan plan, TaskRun run):
+    try:
+        params = plan.adapter.to_builtins(run.params)
+    except Exception as exc:
+        raise params_error(plan.name, exc, run.params) from exc
+    plan.params_json(run.params)  # the same bounds and the same errors, whichever form travels
+    identity = run.id
+    if len(identity) == 32:
+        try:
+            packed = bytes.fromhex(identity)
+            if packed.hex() == identity:
+                identity = packed
+        except ValueError:
+            pass
+    fields = [
+        identity, plan.name, run.prio, params, run._state,
+        run.queued_us / 1e6 if run.queued_us else None,
+        run.start_us / 1e6 if run.start_us else None,
+        run.end_us / 1e6 if run.end_us else None,
+        run.after_us / 1e6 if run.after_us else None,
+        run.rate_limit_attempt, run.retry_attempt, run.from_run_id, run.root_run_id, run.extra,
+    ]
+    while len(fields) > 6 and not fields[-1]:
+        fields.pop()
+    return MSGPACK(fields)
+
+
+def encode_json(TaskRun run) -> bytes:
+    """The JSON payload of a run.
+
+    Raises:
+        ParamsError: the params cannot be written.
+    """
+    return write_json(TaskPlan(run.task), run)
+
+
+cdef class Codec:
+    """Reads and writes the runs of one broker.
+
+    ``registry``: name -> Task, may change at any time. ``msgpack``: what to write (both are read).
+    ``max_bytes``: the largest payload that is written or read.
+    """
+
+    def __init__(self, registry, *, bint msgpack=False, Py_ssize_t max_bytes=1 << 20):
+        self.registry = registry
+        self.msgpack = msgpack
+        self.max_bytes = max_bytes
+        self.plans = {}
+
+    cdef TaskPlan plan_named(self, object name):
+        """The plan of a registered task, or None."""
+        cdef PyObject* task = PyDict_GetItem(self.registry, name)
+        cdef PyObject* plan
+        if task == NULL:
+            return None
+        plan = PyDict_GetItem(self.plans, name)
+        if plan != NULL and (<TaskPlan>plan).task is <object>task:
+            return <TaskPlan>plan
+        made = TaskPlan(<object>task)
+        self.plans[name] = made
+        return made
+
+    cdef TaskPlan plan_of(self, object task):
+        """The plan of a task or of a name; a task that is new here is registered."""
+        cdef TaskPlan plan
+        if isinstance(task, str):
+            plan = self.plan_named(task)
+            if plan is None:
+                raise UnknownTaskError(unknown_task(task, self.registry))
+            return plan
+        name = task.name
+        if self.registry.get(name) is not task:
+            self.registry[name] = task
+        return self.plan_named(name)
+
+    def create(self, task, priority, str run_id, dict given, manager, listeners, TaskRun parent=None) -> TaskRun:
+        """A run in state ``init``: the params in ``given`` are validated against the task's model.
+
+        Raises:
+            UnknownTaskError: a name that is not registered.
+            ParamsError: the params do not fit; names the task and the field.
+            ValueError: a priority that is none.
+        """
+        cdef TaskPlan plan = self.plan_of(task)
+        cdef TaskRun run
+        try:
+            params = plan.validate(given)
+        except Exception as exc:
+            raise params_error(plan.name, exc) from exc
+        run = make_run(
+            run_id or make_id(), plan.task,
+            priority_number(plan.task.priority if priority is None else priority), params, manager, listeners,
+        )
+        if parent is not None:
+            run.from_run_id = parent.id
+            run.root_run_id = parent.root_run_id or parent.id
+        return run
+
+    def create_with(self, task, priority, str run_id, value, manager, listeners, TaskRun parent=None) -> TaskRun:
+        """As ``create``, with the params as one mapping or as an object of the model."""
+        cdef TaskPlan plan
+        if type(value) is dict:
+            return self.create(task, priority, run_id, value, manager, listeners, parent)
+        plan = self.plan_of(task)
+        try:
+            value = plan.validate(value)
+        except Exception as exc:
+            raise params_error(plan.name, exc) from exc
+        run = make_run(
+            run_id or make_id(), plan.task,
+            priority_number(plan.task.priority if priority is None else priority), value, manager, listeners,
+        )
+        if parent is not None:
+            run.from_run_id = parent.id
+            run.root_run_id = parent.root_run_id or parent.id
+        return run
+
+    def has_field(self, task, str field) -> bool:
+        """Whether the task's params model names a field like this."""
+        return field in self.plan_of(task).adapter.fields
+
+    cpdef bytes encode(self, TaskRun run):
+        """The payload of a run.
+
+        Raises:
+            ParamsError: the params cannot be written.
+            PayloadTooLargeError: it would be larger than ``max_bytes``.
+        """
+        cdef TaskPlan plan = self.plan_named(run.task.name)
+        cdef bytes payload
+        if plan is None or plan.task is not run.task:
+            plan = TaskPlan(run.task)
+        payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
+        if PyBytes_GET_SIZE(payload) > self.max_bytes:
+            raise PayloadTooLargeError(
+                f"a run of task {plan.name!r} takes {len(payload)} bytes, the broker's limit is {self.max_bytes}; "
+                "keep the data elsewhere and queue its address, or raise max_payload_bytes"
+            )
+        return payload
+
+    def encode_many(self, runs) -> list:
+        """The payloads of many runs, in order. Raises as ``encode``, at the first that cannot be written."""
+        return [self.encode(run) for run in runs]
+
+    def submit(self, TaskRun run) -> bytes:
+        """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload. Raises as ``encode``."""
+        run.advance(QUEUED, now_us())
+        return self.encode(run)
+
+    def decode(self, bytes payload not None, manager, listeners=None) -> TaskRun:
+        """The run in a payload of either form, in state ``queued``.
+
+        Raises:
+            PayloadError: these bytes are no run.
+            UnknownTaskError: the registry does not hold its task.
+            TaskParamsError: the params do not fit the task's model; carries the run, params as they were read.
+        """
+        cdef TaskRun run
+        cdef unsigned char first
+        if PyBytes_GET_SIZE(payload) > self.max_bytes:
+            raise PayloadError(f"payload of {len(payload)} bytes, the limit is {self.max_bytes}")
+        run = self.decode_canonical(payload, manager, listeners)
+        if run is not None:
+            return run
+        if PyBytes_GET_SIZE(payload):
+            first = <unsigned char>PyBytes_AS_STRING(payload)[0]
+            if first >> 4 == 9 or first == 0xdc or first == 0xdd:
+                return self.decode_packed(payload, manager, listeners)
+        return self.decode_object(payload, manager, listeners)
+
+    def decode_finished(self, bytes payload not None, manager, listeners=None) -> TaskRun:
+        """The run in a JSON payload, in the state that it says; params that do not fit are kept as they were read.
+
+        Raises:
+            PayloadError, UnknownTaskError: as ``decode``.
+        """
+        cdef TaskRun run
+        try:
+            run = self.decode_object(payload, manager, listeners)
+        except TaskParamsError as exc:
+            run = exc.task_run
+        fields = FROM_JSON(payload)
+        run._state = state_number(fields.get("state", "queued"))
+        run.start_us = micros(fields.get("start"))
+        run.end_us = micros(fields.get("end"))
+        return run
+
+    def decode_many(self, payloads, manager, listeners=None) -> list:
+        """As ``decode`` for each payload; where it would raise, the exception stands in the list."""
+        runs = []
+        for payload in payloads:
+            try:
+                runs.append(self.decode(payload, manager, listeners))
+            except (PayloadError, UnknownTaskError, TaskParamsError) as exc:
+                runs.append(exc)
+        return runs
+
+    cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners):
+        """A payload just as ``write_json`` lays it for a queued run, or None."""
+        cdef const char* start = PyBytes_AS_STRING(payload)
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
+        cdef const char* at
+        cdef const char* end = start + length - 1        # the last brace
+        cdef const char* quote
+        cdef TaskPlan plan = self.last
+        cdef PyObject* task
+        cdef bytes head, raw
+        cdef str identity
+        cdef Py_ssize_t id_length, head_length, i
+        cdef int prio = -1
+        cdef int64_t seconds, fraction
+        cdef unsigned char c
+        cdef TaskRun run
+        if length < 60 or memcmp(start, b'{"id":"', 7) != 0 or end[0] != 125:
+            return None
+        at = start + 7
+        quote = <const char*>memchr(at, 34, end - at)
+        if quote == NULL:
+            return None
+        id_length = quote - at
+        for i in range(id_length):
+            c = <unsigned char>at[i]
+            if c < 32 or c > 126 or c == 92:
+                return None
+        identity = PyUnicode_New(id_length, 127)
+        if id_length == 0:
+            return None
+        memcpy(PyUnicode_1BYTE_DATA(identity), at, id_length)
+        at = quote
+        if plan is not None:
+            task = PyDict_GetItem(self.registry, plan.name)
+            if task == NULL or <object>task is not plan.task:
+                plan = None
+            else:
+                prio = match_head(plan, at, end)
+        if prio < 0:
+            if end - at < 20 or memcmp(at, b'","task":"', 10) != 0:
+                return None
+            quote = <const char*>memchr(at + 10, 34, end - at - 10)
+            if quote == NULL:
+                return None
+            try:
+                plan = self.plan_named((at + 10)[:quote - at - 10].decode("utf-8"))
+            except UnicodeDecodeError:
+                return None
+            if plan is None:
+                return None
+            prio = match_head(plan, at, end)
+            if prio < 0:
+                return None
+            self.last = plan
+        head = <bytes>plan.heads[prio]
+        head_length = PyBytes_GET_SIZE(head)
+        at += head_length
+        if end - at < 29 or at[10] != 46 or memcmp(at + 17, b',"params":', 10) != 0:
+            return None
+        seconds = take_digits(at, 10)
+        fraction = take_digits(at + 11, 6)
+        if seconds < 0 or fraction < 0:
+            return None
+        at += 27
+        if too_deep(at, end - at):
+            return None
+        raw = PyBytes_FromStringAndSize(at, end - at)
+        try:
+            params = plan.decode_params(raw)
+        except Exception:
+            return None                 # the general way says what is wrong
+        run = make_run(identity, plan.task, prio, params, manager, listeners)
+        run._state = QUEUED
+        run.queued_us = seconds * 1000000 + fraction
+        return run
+
+    def decode_object(self, bytes payload, manager, listeners) -> TaskRun:
+        """Any JSON object that holds a run."""
+        cdef TaskRun run
+        if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)):
+            raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
+        try:
+            fields = RAW_FIELDS(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise PayloadError(f"not a JSON object: {exc}") from exc
+        try:
+            values = {
+                name: FROM_JSON(value) for name, value in fields.items() if name in FIELDS and name != "params"
+            }
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise PayloadError(f"not a run: {exc}") from exc
+        extra = {name: bytes(value) for name, value in fields.items() if name not in FIELDS}
+        raw = bytes(fields["params"]) if "params" in fields else b"{}"
+        return self.assemble(values, raw, extra or None, False, manager, listeners)
+
+    def decode_packed(self, bytes payload, manager, listeners) -> TaskRun:
+        """The MessagePack form."""
+        try:
+            packed = UNPACK(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise PayloadError(f"not a run in MessagePack: {exc}") from exc
+        if not (0 <= packed.priority < len(PRIORITIES) and 0 <= packed.state < len(STATES)):
+            raise PayloadError("not a run in MessagePack: priority or state out of range")
+        values = {name: getattr(packed, name) for name in FIELDS if name != "params"}
+        values["id"] = packed.id.hex() if isinstance(packed.id, bytes) else packed.id
+        values["priority"] = PRIORITIES[packed.priority]
+        values["state"] = STATES[packed.state]
+        return self.assemble(values, bytes(packed.params), packed.extra, True, manager, listeners)
+
+    def assemble(self, dict values, bytes raw, extra, bint packed, manager, listeners) -> TaskRun:
+        cdef TaskRun run
+        cdef TaskPlan plan
+        name = values.get("task")
+        if not isinstance(name, str) or not name:
+            raise PayloadError("not a run: it names no task")
+        plan = self.plan_named(name)
+        if plan is None:
+            raise UnknownTaskError(unknown_task(name, self.registry))
+        try:
+            priority = values.get("priority")
+            run = make_run(
+                values.get("id") or make_id(), plan.task,
+                priority_number(plan.task.priority if priority is None else priority), None, manager, listeners,
+            )
+            run._state = state_number(values.get("state") or "queued")
+            run.queued_us = micros(values.get("queued"))
+            run.after_us = micros(values.get("execute_after"))
+            run.rate_limit_attempt = values.get("rate_limit_attempt") or 0
+            run.retry_attempt = values.get("retry_attempt") or 0
+            run.from_run_id = values.get("from_run_id") or ""
+            run.root_run_id = values.get("root_run_id") or ""
+            run.extra = extra
+        except Exception as exc:
+            raise PayloadError(f"not a run: {exc}") from exc
+        # Whatever is on a queue is waiting: one that says otherwise was put there by hand or by an older version.
+        run._state = QUEUED
+        if run.queued_us == 0:
+            run.queued_us = now_us()
+        try:
+            if packed:
+                value = FROM_MSGPACK(raw)
+                run.params = plan.adapter.from_builtins({} if value is None else value)
+            else:
+                run.params = plan.decode_params(b"{}" if raw == b"null" else raw)
+        except Exception as exc:
+            try:
+                value = FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
+            except Exception as broken:
+                raise PayloadError(f"not a run: params: {broken}") from broken
+            run.params = Params(value) if isinstance(value, dict) else Params()
+            error = params_error(plan.name, exc)
+            raise TaskParamsError(run, str(error), field=error.field) from exc
+        return run
+
+
+cdef int match_head(TaskPlan plan, const char* at, const char* end) noexcept:
+    """The priority whose head stands at ``at``, or -1."""
+    cdef int prio
+    cdef Py_ssize_t length
+    cdef bytes head
+    for prio in range(1, 4):
+        prio %= 3                       # medium first: it is the default
+        head = <bytes>plan.heads[prio]
+        length = PyBytes_GET_SIZE(head)
+        if end - at >= length and memcmp(at, PyBytes_AS_STRING(head), length) == 0:
+            return prio
+    return -1
+
+
+def unknown_task(name, registry) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, registry, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown task {name!r}: it is not registered with this manager{hint}"

@@ -1,0 +1,306 @@
+"""``TaskRun``: the record of one run, and the handle that a running task gets.
+
+The record (what is persisted) is the state machine's times plus the fields of shared wire table: id, task, priority,
+params, attempts and ancestry. The handle (``queue``, ``lock``, ``deps``, ``abort``) is a line each, on the manager.
+
+It is a compiled class because one is made for each run on both sides: times are integers until somebody asks for a
+``datetime``, state and priority are numbers until somebody asks for the enum.
+"""
+
+cimport cython
+import types
+from datetime import datetime, timedelta, timezone
+
+from ._clock cimport make_id, now_us
+from ._machine cimport ABORTED, FAILURE, INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
+
+from .errors import TaskAbortedError, TaskRunError
+from .states import PRIORITIES, STATES
+
+__all__ = ["TaskRun"]
+
+cdef tuple _priorities = PRIORITIES
+cdef tuple _states = STATES
+cdef dict _priority_numbers = {priority: number for number, priority in enumerate(PRIORITIES)}
+cdef object EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+cdef object MICROSECOND = timedelta(microseconds=1)
+
+
+cdef int priority_number(object priority) except -1:
+    """Number of a priority given as ``TaskPriority`` or as its name."""
+    cdef int number
+    for number in range(3):
+        if <object>_priorities[number] is priority:
+            return number
+    found = _priority_numbers.get(priority)
+    if found is None:
+        raise ValueError(f"unknown priority {priority!r}, expected one of {', '.join(_priorities)}")
+    return found
+
+
+cdef int64_t micros(object moment) except? -1:
+    """Microseconds since the epoch of a datetime (naive: UTC), of a number of seconds or of an ISO 8601 text; None: 0."""
+    if moment is None:
+        return 0
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return (moment - EPOCH) // MICROSECOND
+    return round(moment * 1000000)
+
+
+cdef TaskRun make_run(str id, object task, int prio, object params, object manager, Listeners listeners):
+    cdef TaskRun run = TaskRun.__new__(TaskRun)
+    run.id = id
+    run.task = task
+    run.prio = prio
+    run.params = params
+    run.task_manager = manager
+    run.listeners = listeners
+    run.from_run_id = ""
+    run.root_run_id = ""
+    return run
+
+
+@cython.freelist(256)
+cdef class TaskRun(RunState):
+    """One run of a task.
+
+    Made by the manager (``create_task_run``, ``queue``, ``execute``) and given to the task's function. Write
+    ``TaskRun[Params]`` or ``TaskRun[Params, Deps]`` in annotations.
+
+    Raises:
+        ValueError: a priority or a time that is none.
+        TaskRunError: a state that is none.
+    """
+
+    def __init__(
+        self, *, id, task, priority=None, params=None, task_manager=None, state=None, queued=None, start=None, end=None,
+        execute_after=None, rate_limit_attempt=0, retry_attempt=0, from_run_id="", root_run_id=""
+    ):
+        self.id = id or make_id()
+        self.task = task
+        self.prio = priority_number(task.priority if priority is None else priority)
+        self.params = params
+        self.task_manager = task_manager
+        dispatcher = getattr(task_manager, "dispatcher", None)
+        self.listeners = getattr(dispatcher, "listeners", None)
+        self._state = INIT if state is None else state_number(state)
+        self.queued_us = micros(queued)
+        self.start_us = micros(start)
+        self.end_us = micros(end)
+        self.after_us = micros(execute_after)
+        self.rate_limit_attempt = rate_limit_attempt
+        self.retry_attempt = retry_attempt
+        self.from_run_id = from_run_id
+        self.root_run_id = root_run_id
+
+    def __class_getitem__(cls, item):
+        return types.GenericAlias(cls, item)
+
+    def __repr__(self) -> str:
+        # No params: they may hold secrets, and a repr ends up in logs.
+        return f"<TaskRun {self.task.name}.{self.id} {_states[self._state]} {_priorities[self.prio]}>"
+
+    # -- the record
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    @property
+    def name_id(self) -> str:
+        """``name.id``."""
+        return f"{self.task.name}.{self.id}"
+
+    @property
+    def priority(self):
+        """The run's ``TaskPriority``."""
+        return _priorities[self.prio]
+
+    @property
+    def execute_after(self):
+        """The run starts no earlier than this (UTC), or None: at once."""
+        return EPOCH + timedelta(microseconds=self.after_us) if self.after_us else None
+
+    @execute_after.setter
+    def execute_after(self, moment):
+        self.after_us = micros(moment)
+
+    def set_state(self, state, state_time=None) -> None:
+        """Go to ``state`` (a ``TaskState`` or its name), at ``state_time`` (datetime; None: now), and tell listeners.
+
+        States that are skipped are passed through at the same time; the present state again is a no-op.
+
+        Raises:
+            TaskRunError: that state does not follow the present one; nothing was changed.
+        """
+        cdef int entered = self.advance(state_number(state), now_us() if state_time is None else micros(state_time))
+        if entered and self.listeners is not None and self.listeners.mask & entered:
+            self.emit(entered)
+
+    def _enter(self, int state) -> None:
+        """Go to the state of this number, now, and tell nobody: for callers that tell when it is also true elsewhere."""
+        self.advance(state, now_us())
+
+    def _emit(self) -> None:
+        """Tell the listeners of the present state."""
+        if self.listeners is not None and self.listeners.mask & 1 << self._state:
+            self.emit(1 << self._state)
+
+    cdef int emit(self, int entered) except -1:
+        cdef int number
+        cdef TaskRun snapshot
+        for number in range(N_STATES):
+            if not (entered & self.listeners.mask & 1 << number):
+                continue
+            snapshot = self.copy()
+            if number != self._state:  # passed through on the way: show it as it was then
+                snapshot._state = number
+                if number < SUCCESS:
+                    snapshot.end_us = 0
+                if number < RUNNING:
+                    snapshot.start_us = 0
+            self.task_manager.dispatcher.dispatch(snapshot)
+        return 0
+
+    cdef TaskRun copy(self):
+        cdef TaskRun run = make_run(self.id, self.task, self.prio, self.params, self.task_manager, self.listeners)
+        run._state = self._state
+        run.queued_us = self.queued_us
+        run.start_us = self.start_us
+        run.end_us = self.end_us
+        run.after_us = self.after_us
+        run.rate_limit_attempt = self.rate_limit_attempt
+        run.retry_attempt = self.retry_attempt
+        run.from_run_id = self.from_run_id
+        run.root_run_id = self.root_run_id
+        run.extra = self.extra
+        return run
+
+    def model_copy(self, *, update=None, deep=False):
+        """A copy, with the fields of ``update`` (name -> value) changed. ``deep`` copies the params too.
+
+        Raises:
+            TypeError: ``update`` names no field of a run.
+        """
+        cdef TaskRun run = self.copy()
+        if deep:
+            from copy import deepcopy
+
+            run.params = deepcopy(run.params)
+        for field, value in (update or {}).items():
+            if field == "state":
+                run._state = state_number(value)
+            elif field == "priority":
+                run.prio = priority_number(value)
+            elif field == "queued":
+                run.queued_us = micros(value)
+            elif field == "start":
+                run.start_us = micros(value)
+            elif field == "end":
+                run.end_us = micros(value)
+            elif field == "execute_after":
+                run.after_us = micros(value)
+            elif field == "id":
+                run.id = value
+            elif field == "params":
+                run.params = value
+            elif field == "task":
+                run.task = value
+            elif field == "task_manager":
+                run.task_manager = value
+            elif field == "rate_limit_attempt":
+                run.rate_limit_attempt = value
+            elif field == "retry_attempt":
+                run.retry_attempt = value
+            elif field == "from_run_id":
+                run.from_run_id = value
+            elif field == "root_run_id":
+                run.root_run_id = value
+            else:
+                raise TypeError(f"a run has no field {field!r}")
+        return run
+
+    def _again(self, int64_t after_us, bint rate_limited):
+        """The run as it is queued once more: not started, not before ``after_us``, one attempt on."""
+        cdef TaskRun run = self.copy()
+        run._state = QUEUED
+        run.start_us = 0
+        run.end_us = 0
+        run.after_us = after_us
+        if rate_limited:
+            run.rate_limit_attempt += 1
+        else:
+            run.retry_attempt += 1
+        return run
+
+    def model_dump(self, **options) -> dict:
+        """The record as a dict: the task by its name, secrets of the params masked by their own type.
+
+        ``mode="json"``: times as ISO 8601 text, params as plain builtins. ``include``, ``exclude``: names of fields.
+        """
+        from .run import dump
+
+        return dump(self, **options)
+
+    def model_dump_json(self, **options) -> str:
+        """``model_dump(mode="json")`` as JSON text."""
+        from .run import dump_json
+
+        return dump_json(self, **options)
+
+    def queue_dump_json(self) -> bytes:
+        """The payload that goes on a queue, in JSON, secrets revealed."""
+        from ._codec import encode_json
+
+        return encode_json(self)
+
+    # -- the handle
+
+    @property
+    def logger(self):
+        """The task's logger."""
+        return self.task.logger
+
+    @property
+    def deps(self):
+        """What the application gave its manager as ``deps``."""
+        return self.task_manager.deps
+
+    def abort(self, reason="") -> None:
+        """End this run as ``aborted``: no failure, no retry.
+
+        Raises:
+            TaskAbortedError: always.
+        """
+        raise TaskAbortedError(reason)
+
+    def lock(self, timeout=None, name=None):
+        """An async lock over the whole fleet, for this task (``name``: for a part of it).
+
+        ``timeout``: seconds after which the lock opens by itself; None: never.
+        """
+        lock_name = f"tasks:{self.task.name}"
+        return self.task_manager.broker.lock(f"{lock_name}:{name}" if name else lock_name, timeout=timeout)
+
+    def queue(self, task, priority=None, **params):
+        """Queue another task from within this run, as the manager's ``queue`` does; awaitable.
+
+        The new run's ``from_run_id`` is this run, its ``root_run_id`` the first of the chain.
+        """
+        return self.task_manager.queue(task, priority=priority, from_task_run=self, **params)
+
+    async def execute(self) -> None:
+        """Run the task here and now, in this process, and set the state that it ends in.
+
+        Raises:
+            TaskAbortedError: the task aborted itself; the state is ``aborted``.
+            Exception: whatever the task raised, ``TimeoutError`` after its ``timeout_seconds``; the state is ``failure``.
+        """
+        from .executor import execute
+
+        await execute(self)

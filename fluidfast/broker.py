@@ -1,0 +1,508 @@
+"""The broker contract: few verbs, each with what it promises when it fails. Two brokers keep it, memory and Redis.
+
+A payload that ``enqueue`` confirmed is, until it is settled, on a queue, under a lease, or delayed: in exactly one of
+those places, whatever dies in between.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from . import settings
+from ._clock import new_id
+from ._codec import Codec
+from ._run import TaskRun
+from .errors import BrokerURLError, ConfigError, UnknownTaskError
+from .states import PRIORITIES, TaskPriority
+from .task import Task, TaskInfo
+
+__all__ = [
+    "Batch",
+    "BrokerOptions",
+    "BrokerURL",
+    "Channel",
+    "Claim",
+    "Claimed",
+    "Settlement",
+    "TaskBroker",
+    "TaskManagerStatus",
+    "TaskManagersStatus",
+    "TaskRegistry",
+]
+
+LETTERS = ("h", "m", "l")
+"""Priority by number, as one letter: first of a lease's field, first of a delayed member."""
+
+BUILT_IN = {
+    "memory": "fluidfast.memory_broker:MemoryTaskBroker",
+    "redis": "fluidfast.redis_broker:RedisTaskBroker",
+    "rediss": "fluidfast.redis_broker:RedisTaskBroker",
+    "unix": "fluidfast.redis_broker:RedisTaskBroker",
+}
+"""Brokers by scheme, imported when a URL names them."""
+
+_factories: dict[str, Callable[["BrokerURL"], "TaskBroker"]] = {}
+
+
+@dataclass(frozen=True)
+class BrokerURL:
+    """A broker's URL, taken apart. Its text and its repr hide the password."""
+
+    raw: str = field(repr=False)
+
+    @property
+    def scheme(self) -> str:
+        return self.raw.partition("://")[0].lower() if "://" in self.raw else ""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The options behind the question mark. The last of two of the same name counts."""
+        return dict(parse_qsl(urlsplit(self.raw).query, keep_blank_values=True))
+
+    @property
+    def host(self) -> str | None:
+        return urlsplit(self.raw).hostname
+
+    @property
+    def path(self) -> str:
+        return unquote(urlsplit(self.raw).path)
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.raw)
+        if parts.password is None:
+            return self.raw
+        user, _, place = parts.netloc.rpartition("@")
+        name = user.partition(":")[0]
+        return parts._replace(netloc=f"{name}:***@{place}").geturl()
+
+    def __repr__(self) -> str:
+        return f"BrokerURL({str(self)!r})"
+
+
+def option(url: BrokerURL, name: str, convert: Callable[[str], Any], default: Any, wanted: str) -> Any:
+    text = url.query.get(name)
+    if text is None:
+        return default
+    try:
+        return convert(text)
+    except (ValueError, KeyError) as exc:
+        raise BrokerURLError(f"broker {url}: option {name}={text!r} must be {wanted}") from exc
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return convert
+
+
+def priorities(text: str) -> tuple[TaskPriority, ...]:
+    return tuple(TaskPriority(name) for name in text.split(",")) if text else ()
+
+
+@dataclass
+class BrokerOptions:
+    """What a broker's URL may say about it, and a manager's config over it.
+
+    ``name``: brokers of the same name on the same server share their queues. ``queues``: the priorities that its
+    consumers serve. ``lease_seconds``: how long a silent consumer keeps what it claimed. ``wire``: what producers
+    write, ``json`` or ``msgpack``. ``max_payload_bytes``: the largest run.
+    """
+
+    name: str
+    queues: tuple[TaskPriority, ...] = PRIORITIES
+    lease_seconds: float = 30.0
+    wire: str = "json"
+    max_payload_bytes: int = 1 << 20
+
+    NAMES: ClassVar[tuple[str, ...]] = ("name", "queues", "lease_seconds", "wire", "max_payload_bytes")
+
+    @classmethod
+    def from_url(cls, url: BrokerURL, default_name: str, also: Iterable[str] = ()) -> "BrokerOptions":
+        """The options in a URL. ``also``: names that the caller reads itself.
+
+        Raises:
+            BrokerURLError: an option is unknown or has a bad value.
+        """
+        known = (*cls.NAMES, *also)
+        for name in url.query:
+            if name not in known:
+                raise BrokerURLError(f"broker {url}: unknown option {name!r}, known are {', '.join(known)}")
+        names = ", ".join(PRIORITIES)
+        return cls(
+            name=option(url, "name", str, default_name, "a name") or default_name,
+            queues=option(url, "queues", priorities, PRIORITIES, f"a comma-separated list of {names}"),
+            lease_seconds=option(url, "lease_seconds", positive, 30.0, "a number of seconds above 0"),
+            wire=option(url, "wire", one_of("json", "msgpack"), "json", "json or msgpack"),
+            max_payload_bytes=int(option(url, "max_payload_bytes", positive, 1 << 20, "a number of bytes above 0")),
+        )
+
+
+@dataclass
+class TaskManagerStatus:
+    """What a running manager says of itself: its kind, and its workers by name."""
+
+    kind: str
+    status: dict[str, Any]
+
+
+@dataclass
+class TaskManagersStatus:
+    """All running managers, and runs waiting by priority."""
+
+    workers: list[TaskManagerStatus]
+    queues: dict[str, int] = field(default_factory=dict)
+
+
+class TaskRegistry(dict[str, Task[Any]]):
+    """Tasks by name."""
+
+    def periodic(self) -> Iterable[Task[Any]]:
+        """The tasks that have a schedule."""
+        return (task for task in self.values() if task.schedule is not None)
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A payload under a lease. ``field`` names it within its batch; ``strikes``: workers that died holding it."""
+
+    field: str
+    payload: bytes
+    strikes: int = 0
+
+
+@dataclass(slots=True)
+class Claim:
+    """What one claim gave. The batch is the fence: once it has lost its lease, nothing can be settled under it.
+
+    ``enabled``: the flag of each task that was asked about. ``alone``: a suspect, to be run with nothing beside it.
+    ``suspects``: how many wait for a consumer that runs nothing.
+    """
+
+    batch: str
+    items: list[Claimed]
+    enabled: dict[str, bool] = field(default_factory=dict)
+    alone: bool = False
+    suspects: int = 0
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What became of runs of one batch; all of it takes effect, or none.
+
+    ``done``: fields that leave the broker (with what else is said of them below). ``whole``: the lease holds nothing
+    else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``info``: task -> end
+    (ISO text), duration (seconds), state of its last run. ``replies``: manager id, payload of the finished run.
+    ``slots``: task, run id. ``survived``: fields with strikes that did not kill their worker.
+    """
+
+    batch: str
+    whole: bool = False
+    done: list[str] = field(default_factory=list)
+    retries: list[tuple[float, int, bytes]] = field(default_factory=list)
+    dead: list[tuple[str, str]] = field(default_factory=list)
+    info: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+    replies: list[tuple[str, bytes]] = field(default_factory=list)
+    slots: list[tuple[str, str]] = field(default_factory=list)
+    survived: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
+
+    ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their order.
+    """
+
+    producer: str
+    sequence: int
+    groups: tuple[list[bytes], list[bytes], list[bytes]]
+
+    def __len__(self) -> int:
+        return len(self.groups[0]) + len(self.groups[1]) + len(self.groups[2])
+
+
+Channel = Callable[[Batch], "asyncio.Future[int]"]
+"""Sends a batch on one live connection. The future gives how many runs wait in all; it raises ConnectionLostError if the
+connection ended before the answer, and BrokerError if the server refused, in which case nothing of the batch was kept."""
+
+
+class TaskBroker(ABC):
+    """Keeps payloads safe and leases them to consumers; keeps what changes about tasks.
+
+    Attributes: ``url`` (``BrokerURL``), ``options`` (``BrokerOptions``), ``registry`` (``TaskRegistry``), ``codec``.
+    """
+
+    default_name = "fluidfast"
+    url_options: tuple[str, ...] = ()
+
+    def __init__(self, url: BrokerURL | str) -> None:
+        self.url = url if isinstance(url, BrokerURL) else BrokerURL(str(url))
+        self.options = BrokerOptions.from_url(self.url, self.default_name, self.url_options)
+        self.registry = TaskRegistry()
+        self.codec = Codec(
+            self.registry, msgpack=self.options.wire == "msgpack", max_bytes=self.options.max_payload_bytes
+        )
+
+    # -- which broker
+
+    @classmethod
+    def from_url(cls, url: str | BrokerURL = "") -> "TaskBroker":
+        """The broker of a URL; ``""``: of the environment, or ``memory://``.
+
+        Raises:
+            BrokerURLError: the scheme is unknown, or an option is.
+        """
+        parsed = url if isinstance(url, BrokerURL) else BrokerURL(str(url) or settings.get_settings().broker_url)
+        factory = _factories.get(parsed.scheme)
+        if factory is None:
+            if parsed.scheme not in BUILT_IN:
+                known = ", ".join((*BUILT_IN, *_factories))
+                raise BrokerURLError(f"Invalid broker {parsed}: unknown scheme {parsed.scheme!r}, known are {known}")
+            module, _, name = BUILT_IN[parsed.scheme].partition(":")
+            factory = getattr(import_module(module), name)
+        return factory(parsed)
+
+    @classmethod
+    def register_broker(cls, name: str, factory: Callable[[Any], "TaskBroker"]) -> None:
+        """Serve URLs of the scheme ``name`` by ``factory(url)``."""
+        _factories[name] = factory
+
+    @property
+    def name(self) -> str:
+        """Brokers of one name on one server are one."""
+        return self.options.name
+
+    # -- producing
+
+    @abstractmethod
+    def push(self, priority: int, payload: bytes) -> bool:
+        """Queue a payload at once, where that needs no waiting. False: it does, use a channel."""
+
+    @abstractmethod
+    async def channel(self) -> Channel:
+        """A live way in for batches. Raises BrokerConnectionError."""
+
+    @abstractmethod
+    async def forget(self, producer: str) -> None:
+        """This producer sends nothing more."""
+
+    @abstractmethod
+    async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
+        """Keep payloads (seconds from now, priority number, payload) until they are due. Raises BrokerError."""
+
+    # -- consuming
+
+    @abstractmethod
+    async def claim(
+        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+    ) -> Claim:
+        """Take up to ``limit`` payloads under a new lease, high priority first, FIFO within one.
+
+        ``max_bytes`` bounds their sum, but one is always given. ``idle``: the consumer runs nothing. ``tasks``: whose
+        enabled flag is wanted. If the reply is lost the same claim is asked again and gives the same payloads.
+        """
+
+    @abstractmethod
+    async def settle(self, settlement: Settlement) -> bool:
+        """Say what became of runs. False: the batch holds no lease any more and nothing was changed."""
+
+    @abstractmethod
+    async def release(self, batch: str, fields: Sequence[str]) -> int:
+        """Give back what was claimed and not started, in the order given, to where it came from."""
+
+    @abstractmethod
+    async def renew(
+        self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()
+    ) -> list[str]:
+        """Prolong leases (and slots: task, run id). Gives the batches that hold none any more."""
+
+    @abstractmethod
+    async def reap(self) -> int:
+        """One sweep for what dead consumers held. A lease is taken back by the second sweep that sees it expired."""
+
+    @abstractmethod
+    async def promote(self) -> float | None:
+        """Queue what is due. Gives seconds until the next one is due, or None if nothing is delayed."""
+
+    @abstractmethod
+    async def wait(self, consumer: str, timeout: float) -> None:
+        """Until there may be something to claim, or ``timeout`` seconds have passed."""
+
+    async def idle_no_more(self, consumer: str) -> None:
+        """The consumer has no free slot: nothing is to be set aside for it until it waits again."""
+        return None
+
+    @abstractmethod
+    async def farewell(self, consumer: str) -> None:
+        """The consumer leaves for good: nothing waits for it any more."""
+
+    @abstractmethod
+    async def acquire(self, task: Task[Any], run_id: str) -> bool:
+        """A slot under the task's ``max_concurrency``; False if all are taken."""
+
+    # -- waiting for results
+
+    @abstractmethod
+    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+        """Payloads of finished runs that this manager waits for; empty after ``timeout`` seconds."""
+
+    # -- what is there
+
+    @property
+    @abstractmethod
+    def task_queue_names(self) -> tuple[str, ...]:
+        """Names of the queues that this broker's consumers serve."""
+
+    @abstractmethod
+    async def queue_length(self) -> dict[str, int]:
+        """Runs waiting, by priority."""
+
+    @abstractmethod
+    async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
+        """Remove what waits (in these priorities; none: in all). Gives how many were removed, by priority."""
+
+    @abstractmethod
+    async def clear(self) -> int:
+        """Remove everything that this broker keeps. Gives how many keys that were."""
+
+    @abstractmethod
+    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
+        """What gave up, newest first: header (milliseconds since the epoch, a space, the reason), payload."""
+
+    @abstractmethod
+    async def delayed_length(self) -> int:
+        """Runs that wait for their time."""
+
+    @abstractmethod
+    async def leased_length(self) -> int:
+        """Runs that consumers hold."""
+
+    # -- tasks and managers
+
+    @abstractmethod
+    async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:
+        """Info of the named tasks that are registered; of all, if none is named."""
+
+    @abstractmethod
+    async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
+        """Change a task's dynamic info (fields of ``TaskInfoUpdate``)."""
+
+    @abstractmethod
+    async def set_manager_status(self, manager_id: str, data: dict[str, Any], ttl: int) -> None:
+        """Say how a manager is; forgotten after ``ttl`` seconds."""
+
+    @abstractmethod
+    async def get_all_manager_statuses(self) -> TaskManagersStatus:
+        """How the running managers are."""
+
+    @abstractmethod
+    async def current_task_runs(self, task_name: str) -> int:
+        """Runs of a task with ``max_concurrency`` that hold a slot now."""
+
+    @abstractmethod
+    async def set_task_aborted(self, run_id: str, reason: str) -> None:
+        """Remember for a minute why a run was aborted."""
+
+    @abstractmethod
+    async def get_task_aborted(self, run_id: str) -> str | None:
+        """Why a run was aborted, or None."""
+
+    @abstractmethod
+    def lock(self, name: str, timeout: float | None = None) -> Any:
+        """An async context manager: one holder at a time of this name. Opens by itself after ``timeout`` seconds."""
+
+    @abstractmethod
+    async def first(self, key: str, seconds: float) -> bool:
+        """True for the first caller with this key within ``seconds``, over all processes."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of connections. May be called twice; the broker may be used again."""
+
+    async def connect(self) -> None:
+        """See that the server is there. Raises BrokerConnectionError."""
+        return None
+
+    # -- the same for every broker
+
+    def new_uuid(self) -> str:
+        """A new run id: 32 hex digits."""
+        return new_id()
+
+    def register_task(self, task: Task[Any]) -> None:
+        """Add a task to the registry, in place of one of the same name."""
+        self.registry[task.name] = task
+
+    def task_from_registry(self, task: str | Task[Any]) -> Task[Any]:
+        """The task of a name; a task object is registered and given back.
+
+        Raises:
+            UnknownTaskError: no task has this name.
+        """
+        if isinstance(task, Task):
+            self.register_task(task)
+            return task
+        found = self.registry.get(task)
+        if found is None:
+            raise UnknownTaskError(f"unknown task {task!r}: it is not registered with this manager")
+        return found
+
+    async def enable_task(self, task: str | Task[Any], enable: bool = True) -> TaskInfo:
+        """Let a task run or not; a run of a disabled task ends as ``aborted``. Raises UnknownTaskError."""
+        return await self.update_task(self.task_from_registry(task), {"enabled": enable})
+
+    async def filter_tasks(self, scheduled: bool | None = None, enabled: bool | None = None) -> list[Task[Any]]:
+        """Registered tasks that have a schedule or not, that are enabled or not; None: either."""
+        tasks = [
+            task for task in self.registry.values() if scheduled is None or (task.schedule is not None) is scheduled
+        ]
+        if enabled is None or not tasks:
+            return tasks
+        infos = {info.name: info for info in await self.get_tasks_info(*(task.name for task in tasks))}
+        return [task for task in tasks if infos[task.name].enabled is enabled]
+
+    async def queue_task(self, task_run: TaskRun[Any, Any]) -> None:
+        """Queue one run and wait until it is safe. Managers batch, with a ``Producer``."""
+        payload = self.codec.encode(task_run)
+        if not self.push(task_run.prio, payload):
+            groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
+            groups[task_run.prio].append(payload)
+            producer = self.new_uuid()
+            await (await self.channel())(Batch(producer, 1, groups))
+            await self.forget(producer)
+
+    async def get_task_run(self, task_manager: Any) -> TaskRun[Any, Any] | None:
+        """Take one run off the queues, at most once: it is settled before it is given. Consumers use ``claim``."""
+        consumer = self.new_uuid()
+        claim = await self.claim(consumer, 1)
+        if not claim.items:
+            return None
+        run = self.codec.decode(claim.items[0].payload, task_manager, task_manager.dispatcher.listeners)
+        await self.settle(Settlement(claim.batch, whole=True))
+        return run
+
+    def use(self, *, lease_seconds: float | None = None, max_payload_bytes: int | None = None) -> None:
+        """What a manager's config says over the URL. Raises ConfigError."""
+        if lease_seconds is not None:
+            if not lease_seconds > 0:
+                raise ConfigError(f"lease_seconds is {lease_seconds}, it must be above 0")
+            self.options.lease_seconds = lease_seconds
+        if max_payload_bytes is not None:
+            if max_payload_bytes <= 0:
+                raise ConfigError(f"max_payload_bytes is {max_payload_bytes}, it must be above 0")
+            self.options.max_payload_bytes = max_payload_bytes
+            self.codec = Codec(self.registry, msgpack=self.codec.msgpack, max_bytes=max_payload_bytes)

@@ -1,0 +1,798 @@
+"""The consumer: claim, execute, settle.
+
+``Engine`` keeps up to ``max_concurrent_tasks`` slots busy. A slot is one long-lived asyncio task that awaits one handler
+after the other, so that starting a run costs no Task object; ``current_task()`` in a handler is the slot. What is claimed
+and not started waits in ``ready``; how much more than the free slots is claimed follows the observed pace. What is
+finished is settled when its batch is through, or after SETTLE_SECONDS.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from ._clock import now_micros
+from ._run import TaskRun
+from .broker import Claim, Claimed, Settlement
+from .common import is_in_cpu_process
+from .config import TaskManagerConfig
+from .errors import (
+    BrokerConnectionError,
+    BrokerError,
+    CpuBoundEntryPointError,
+    PayloadError,
+    TaskAbortedError,
+    TaskError,
+    TaskParamsError,
+    TaskRunError,
+    UnknownTaskError,
+)
+from .events import AsyncTaskDispatcher, Event
+from .executor import call, retry_after_failure, retry_when_limited
+from .manager import AsyncHandler, TaskManager
+from .settings import get_settings
+from .task import Task, is_async
+from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers
+
+__all__ = ["Engine", "TaskConsumer"]
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.003
+"""How long a finished run waits for others of its batch before it is settled."""
+YIELD_SECONDS = 0.002
+"""How long handlers that never wait may keep the event loop from everything else."""
+WAIT_SECONDS = 5.0
+PROMOTE_SECONDS = 1.0
+STATUS_SECONDS = 2.0
+MAX_PREFETCH = 1000
+QUICK_SECONDS = 0.02
+SLOW_SECONDS = 0.1
+HOLD_SECONDS = 0.5
+"""How long something claimed may wait for a slot here before others get it."""
+RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
+ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
+
+
+class Lease:
+    """A claimed batch, and what is to be said of it."""
+
+    __slots__ = ("batch", "claimed_at", "left", "lost", "sending", "settlement", "unstarted")
+
+    def __init__(self, batch: str, size: int) -> None:
+        self.batch = batch
+        self.claimed_at = monotonic()
+        self.left = size
+        self.unstarted = size
+        self.lost = False
+        self.sending = False
+        self.settlement = Settlement(batch)
+
+
+class Held:
+    """One run under a lease."""
+
+    __slots__ = ("field", "lease", "run", "strikes")
+
+    def __init__(self, lease: Lease, field: str, run: TaskRun[Any, Any], strikes: int) -> None:
+        self.lease = lease
+        self.field = field
+        self.run = run
+        self.strikes = strikes
+
+
+class Slot:
+    """Room for one run at a time."""
+
+    __slots__ = ("deadline", "held", "reason", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.held: Held | None = None
+        self.deadline = 0.0
+        self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
+
+
+class Engine(Worker):
+    """Consumes for one manager."""
+
+    def __init__(self, manager: TaskManager, *, concurrency: int, stopping_grace_period: float) -> None:
+        super().__init__(name="task-consumer", stopping_grace_period=stopping_grace_period + 5)
+        self.manager = manager
+        self.broker = manager.broker
+        self.concurrency = concurrency
+        self.grace_seconds = stopping_grace_period
+        self.id = manager.manager_id
+        self.finished = 0
+        """Runs that this consumer has brought to an end."""
+        self._listeners = manager.dispatcher.listeners
+        self._ready: deque[Held] = deque()
+        self._slots: list[Slot] = []
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._leases: dict[str, Lease] = {}
+        self._limited: dict[str, str] = {}  # run id -> task, of slots held under max_concurrency
+        self._prefetch = 0
+        self._draining = False
+        self._alone = False
+        self._room: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        self._dirty: set[Lease] = set()
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_at = float("inf")
+        self._promote_soon: asyncio.Event = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
+        self._async: dict[Any, bool] = {}
+
+    async def status(self) -> dict[str, Any]:
+        return {
+            **await super().status(),
+            "tasks_running": self._running,
+            "tasks_claimed": len(self._ready),
+            "tasks_finished": self.finished,
+        }
+
+    # -- life
+
+    async def run(self) -> None:
+        await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
+        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._renew_loop, self._reap_loop, self._promote_loop]
+        upkeep = [asyncio.create_task(loop(), name=f"{self.worker_name}-{loop.__name__}") for loop in loops]
+        claiming = asyncio.create_task(self._claim_loop(), name=f"{self.worker_name}-claim")
+        try:
+            await self._wait_stop()
+            await self._drain(claiming)
+        finally:
+            claiming.cancel()
+            for slot in self._slots:
+                if slot.task is not None:
+                    slot.task.cancel()
+            for task in upkeep:
+                task.cancel()
+            await asyncio.gather(claiming, *upkeep, *(s.task for s in self._slots if s.task), return_exceptions=True)
+            for timer in (self._flush_timer, self._sweep_timer):
+                if timer is not None:
+                    timer.cancel()
+
+    async def _drain(self, claiming: "asyncio.Task[None]") -> None:
+        """Stop claiming, give back what has not started, let the running finish within the grace period, give back
+        what has not finished then."""
+        self._draining = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        await asyncio.wait([claiming], timeout=5)
+        await self._release_ready()
+        deadline = monotonic() + self.grace_seconds
+        while self._running and monotonic() < deadline:
+            self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room], timeout=min(0.25, max(0.0, deadline - monotonic())))
+        for slot in self._slots:
+            if slot.held is not None and slot.task is not None:
+                slot.reason = "shutdown"
+                slot.task.cancel()
+        if self._running:
+            await asyncio.wait([s.task for s in self._slots if s.task is not None and s.held is not None], timeout=1)
+        self._flush()
+        while self._sends or self._dirty:
+            if self._sends:
+                await asyncio.wait(set(self._sends), timeout=5)
+            self._flush()
+            if self._sends and monotonic() > deadline + 5:
+                logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
+                break
+        try:
+            await self.broker.farewell(self.id)
+        except BrokerError as exc:
+            logger.warning("%s: %s", self.worker_name, exc)
+
+    async def _release_ready(self, keep: int = 0) -> None:
+        """Give back what waits for a slot, all but the first ``keep``."""
+        back: dict[str, list[Held]] = {}
+        while len(self._ready) > keep:
+            held = self._ready.pop()
+            back.setdefault(held.lease.batch, []).append(held)
+        # The last claimed goes back first, so that the first claimed is the next to be taken.
+        for batch, helds in back.items():
+            helds.reverse()
+            lease = helds[0].lease
+            lease.left -= len(helds)
+            lease.unstarted -= len(helds)
+            try:
+                await self.broker.release(batch, [held.field for held in helds])
+            except BrokerError as exc:
+                logger.warning("%s: cannot give back %d runs, their lease will run out: %s", self.worker_name, len(helds), exc)
+            if lease.left <= 0 and not lease.sending:
+                self._finish_lease(lease)
+
+    # -- claiming
+
+    def _want(self) -> int:
+        """How many more to claim."""
+        if self._alone:
+            return 0
+        room = self.concurrency + self._prefetch - self._running - len(self._ready)
+        # in big steps: a claim for each freed slot would be a round trip for each run
+        return room if room * 2 >= self._prefetch and room > 0 else 0
+
+    async def _claim_loop(self) -> None:
+        failing = False
+        while not self._draining:
+            if self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
+                await self._sleep_or_stop(1.0)
+                continue
+            want = self._want()
+            if want == 0:
+                await self._wait_for_room()
+                continue
+            try:
+                idle = self._running == 0 and not self._ready
+                claim = await self.broker.claim(self.id, want, idle=idle, tasks=tuple(self._known))
+                failing = False
+                if claim.items:
+                    await self._accept(claim)
+                elif not self._draining:
+                    self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
+                    try:
+                        await self._waiting
+                    finally:
+                        self._waiting = None
+            except asyncio.CancelledError:
+                if self._draining:
+                    return
+                raise
+            except Exception as exc:
+                if isinstance(exc, BrokerConnectionError):
+                    if not failing:
+                        logger.warning("%s: %s; trying again", self.worker_name, exc)
+                else:
+                    logger.exception("%s: claiming failed; trying again", self.worker_name)
+                failing = True
+                await self._sleep_or_stop(0.5)
+
+    async def _sleep_or_stop(self, seconds: float) -> None:
+        await self._wait_stop(seconds)
+
+    async def _wait_for_room(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(0.05):
+                await self._room
+                return
+        except TimeoutError:
+            pass
+        # Every slot is taken for longer than a moment: what is pushed now is for others.
+        await self.broker.idle_no_more(self.id)
+        if not self._room.done() and self._want() == 0 and not self._draining:
+            await asyncio.wait([self._room], timeout=1.0)
+
+    async def _accept(self, claim: Claim) -> None:
+        """Turn payloads into runs: those that can start go to the slots, the others are settled."""
+        lease = Lease(claim.batch, len(claim.items))
+        self._leases[claim.batch] = lease
+        self._known.update(claim.enabled)
+        self._alone = claim.alone
+        codec = self.broker.codec
+        manager, listeners = self.manager, self._listeners
+        now = now_micros()
+        helds: list[Held] = []
+        for item in claim.items:
+            try:
+                run = codec.decode(item.payload, manager, listeners)
+            except TaskParamsError as exc:
+                lease.unstarted -= 1
+                held = Held(lease, item.field, exc.task_run, item.strikes)
+                exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
+                self._end(held, FAILURE)
+                self._bury(held, str(exc))
+            except (UnknownTaskError, PayloadError) as exc:
+                lease.unstarted -= 1
+                logger.error("%s: a run cannot be read and goes to the dead: %s", self.worker_name, exc)
+                self._discard(lease, item, str(exc))
+            else:
+                if run.execute_after is not None and (after := run.execute_after.timestamp() * 1e6) > now:
+                    lease.unstarted -= 1
+                    self._postpone(lease, item.field, (after - now) / 1e6, run.prio, item.payload)
+                    continue
+                helds.append(Held(lease, item.field, run, item.strikes))
+        if fresh := {held.run.name for held in helds} - self._known.keys():
+            infos = await self.broker.get_tasks_info(*fresh)
+            self._known.update((info.name, info.enabled) for info in infos)
+        known = self._known
+        ready = self._ready
+        for held in helds:
+            if known.get(held.run.name, True):
+                ready.append(held)
+            else:
+                lease.unstarted -= 1
+                held.run.logger.info("%s - aborted - the task is disabled", held.run.id)
+                self._end(held, ABORTED)
+        self._wake_slots()
+
+    def _wake_slots(self) -> None:
+        # One is enough: each slot that takes a run wakes the next while there is more.
+        if not self._ready:
+            return
+        if self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        elif len(self._slots) < self.concurrency:
+            slot = Slot()
+            self._slots.append(slot)
+            slot.task = asyncio.create_task(self._work(slot), name=f"task-worker-{len(self._slots)}")
+
+    # -- executing
+
+    async def _work(self, slot: Slot) -> None:
+        """A slot: runs what is ready, one after the other."""
+        ready = self._ready
+        loop = asyncio.get_running_loop()
+        yielded = monotonic()
+        while True:
+            if not ready:
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+                yielded = monotonic()
+                continue
+            held = ready.popleft()
+            if ready and (self._idle or len(self._slots) < self.concurrency):
+                self._wake_slots()
+            lease = held.lease
+            lease.unstarted -= 1
+            if lease.unstarted == 0:
+                self._pace(lease)
+            if lease.lost:
+                self._drop(held)
+                continue
+            self._running += 1
+            slot.held = held
+            try:
+                await self._run(slot, held)
+            finally:
+                slot.held = None
+                slot.reason = ""
+                self._running -= 1
+                if self._room is not None and (self._draining or self._want()):
+                    room, self._room = self._room, None
+                    if not room.done():
+                        room.set_result(None)
+            now = monotonic()
+            if now - yielded > YIELD_SECONDS:
+                await asyncio.sleep(0)
+                yielded = now
+
+    def _pace(self, lease: Lease) -> None:
+        """All of a batch has started: claim more at a time if that was quick, fewer if it was not."""
+        age = monotonic() - lease.claimed_at
+        if age < QUICK_SECONDS:
+            self._prefetch = min(MAX_PREFETCH, max(16, self._prefetch * 2))
+        elif age > SLOW_SECONDS:
+            self._prefetch //= 4
+
+    async def _run(self, slot: Slot, held: Held) -> None:
+        run = held.run
+        task: Task[Any] = run.task
+        logs = task.logger.isEnabledFor(logging.INFO)
+        if task.max_concurrency and not await self._acquire(held):
+            return
+        executor = task.executor
+        direct = self._async.get(executor)
+        if direct is None:
+            direct = self._async[executor] = is_async(executor)
+        slot.deadline = deadline = monotonic() + task.timeout_seconds
+        if deadline < self._sweep_at:
+            self._sweep_by(deadline)
+        run._enter(RUNNING)
+        if self._listeners.mask & 1 << RUNNING:
+            run._emit()
+        if logs:
+            task.logger.info("%s - start", run.id)
+        try:
+            if direct:
+                await executor(run)
+            else:
+                await call(executor, run)
+        except asyncio.CancelledError:
+            self._cancelled(slot, held)
+        except TaskAbortedError as exc:
+            task.logger.info("%s - aborted - %s", run.id, exc)
+            self._end(held, ABORTED)
+        except BaseException as exc:
+            self._failed(held, exc)
+        else:
+            if slot.reason and slot.task is not None:
+                slot.task.uncancel()  # it finished although we cancelled it
+            self._end(held, SUCCESS)
+
+    async def _acquire(self, held: Held) -> bool:
+        run = held.run
+        try:
+            granted = await self.broker.acquire(run.task, run.id)
+        except BrokerError as exc:
+            logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.name_id, exc)
+            self._retry(held, 1.0, run)
+            return False
+        if granted:
+            self._limited[run.id] = run.name
+            return True
+        retry = retry_when_limited(run)
+        if retry is None:
+            self._end(held, RATE_LIMITED)
+        else:
+            run.logger.info("%s - rate limited - again in %.1f s", run.id, retry.delay)
+            self._retry(held, retry.delay, retry.run)
+        return False
+
+    def _cancelled(self, slot: Slot, held: Held) -> None:
+        run = held.run
+        reason = slot.reason
+        if reason and slot.task is not None:
+            slot.task.uncancel()
+        if reason == "timeout":
+            self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
+        elif reason == "lost":
+            run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
+            self._drop(held)
+        elif self._draining or reason == "shutdown" or not self.is_running():
+            run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.id)
+            run._enter(INTERRUPTED)
+            run._emit()
+            self._interrupt(held)
+            if not reason:
+                raise asyncio.CancelledError
+        else:
+            # The handler cancelled itself, or something in it did.
+            self._failed(held, asyncio.CancelledError("the task was cancelled from within"))
+
+    def _failed(self, held: Held, exc: BaseException) -> None:
+        run = held.run
+        retry = retry_after_failure(run, exc)
+        if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
+            run.logger.error("%s - timeout - %s", run.id, exc)
+        elif isinstance(exc, TaskRunError):
+            run.logger.error("%s - failure - %s", run.id, exc)
+        else:
+            run.logger.error("%s - failure", run.id, exc_info=exc)
+        if retry is None:
+            self._end(held, FAILURE)
+            if run.task.retry is not None:
+                self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc}")
+            return
+        run._enter(FAILURE)
+        run._emit()
+        run.logger.warning("%s - retry %d in %.1f s", run.id, retry.run.retry_attempt, retry.delay)
+        self._retry(held, retry.delay, retry.run)
+
+    # -- settling
+
+    def _end(self, held: Held, state: int) -> None:
+        """A run has come to its end."""
+        run = held.run
+        run._enter(state)
+        if self._listeners.mask & ANY_END:
+            run._emit()
+        task: Task[Any] = run.task
+        settlement = held.lease.settlement
+        settlement.info[task.name] = run  # type: ignore[assignment]  # the last one counts, it is written out when sent
+        if run.extra is not None and "reply" in run.extra:
+            self._reply(settlement, run)
+        if task.logger.isEnabledFor(logging.INFO):
+            task.logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
+        self.finished += 1
+        self._settle(held)
+
+    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None:
+        try:
+            assert run.extra is not None
+            manager_id = msgspec.json.decode(run.extra["reply"], type=str)
+            payload = run.queue_dump_json()
+        except (TaskError, msgspec.DecodeError) as exc:
+            logger.warning("%s: who waits for %s cannot be told: %s", self.worker_name, run.name_id, exc)
+        else:
+            settlement.replies.append((manager_id, payload))
+
+    def _retry(self, held: Held, delay: float, again: TaskRun[Any, Any]) -> None:
+        payload = self.broker.codec.encode(again)
+        held.lease.settlement.retries.append((delay, again.prio, payload))
+        asyncio.get_running_loop().call_later(delay + 0.002, self._promote_soon.set)
+        self._settle(held)
+
+    def _postpone(self, lease: Lease, field: str, delay: float, priority: int, payload: bytes) -> None:
+        lease.settlement.retries.append((delay, priority, payload))
+        lease.settlement.done.append(field)
+        self._settled(lease)
+
+    def _bury(self, held: Held, reason: str) -> None:
+        held.lease.settlement.dead.append((held.field, reason))
+
+    def _discard(self, lease: Lease, item: Claimed, reason: str) -> None:
+        lease.settlement.dead.append((item.field, reason))
+        lease.settlement.done.append(item.field)
+        self._settled(lease)
+
+    def _interrupt(self, held: Held) -> None:
+        lease = held.lease
+        lease.left -= 1
+        self._free(held.run, lease.settlement)
+        self._spawn(self._give_back(lease, held.field))
+
+    async def _give_back(self, lease: Lease, field: str) -> None:
+        try:
+            await self.broker.release(lease.batch, [field])
+        except BrokerError as exc:
+            logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
+        self._settled_rest(lease)
+
+    def _drop(self, held: Held) -> None:
+        """A run whose lease is gone: another consumer has it, and nothing said of it here would count."""
+        held.lease.left -= 1
+        self._free(held.run, held.lease.settlement)
+        self._settled_rest(held.lease)
+
+    def _free(self, run: TaskRun[Any, Any], settlement: Settlement) -> None:
+        if (task := self._limited.pop(run.id, None)) is not None:
+            settlement.slots.append((task, run.id))
+
+    def _settle(self, held: Held) -> None:
+        lease = held.lease
+        settlement = lease.settlement
+        settlement.done.append(held.field)
+        if held.strikes:
+            settlement.survived.append(held.field)
+        if self._limited:
+            self._free(held.run, settlement)
+        self._settled(lease)
+
+    def _settled(self, lease: Lease) -> None:
+        lease.left -= 1
+        self._settled_rest(lease)
+
+    def _settled_rest(self, lease: Lease) -> None:
+        self._dirty.add(lease)
+        if lease.left == 0:
+            self._start_send(lease)
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        for lease in list(self._dirty):
+            self._start_send(lease)
+
+    def _start_send(self, lease: Lease) -> None:
+        # One settlement of a lease at a time: they have to arrive in their order.
+        if not lease.sending:
+            lease.sending = True
+            self._spawn(self._send(lease))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    async def _send(self, lease: Lease) -> None:
+        try:
+            while lease in self._dirty:
+                self._dirty.discard(lease)
+                settlement = lease.settlement
+                lease.settlement = Settlement(lease.batch)
+                if lease.lost or not (settlement.done or settlement.slots):
+                    continue
+                settlement.whole = lease.left == 0
+                for name, run in settlement.info.items():
+                    ended: TaskRun[Any, Any] = run  # type: ignore[assignment]
+                    end, duration = ended.end, ended.duration
+                    assert end is not None
+                    assert duration is not None
+                    settlement.info[name] = (end.isoformat(), duration.total_seconds(), str(ended.state))
+                await self._send_until_answered(lease, settlement)
+        finally:
+            lease.sending = False
+            if lease.left <= 0 and lease not in self._dirty:
+                self._finish_lease(lease)
+
+    async def _send_until_answered(self, lease: Lease, settlement: Settlement) -> None:
+        while True:
+            try:
+                if not await self.broker.settle(settlement):
+                    self._lose(lease, "could not be settled")
+                return
+            except BrokerConnectionError as exc:
+                logger.warning("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
+            except BrokerError as exc:
+                logger.error("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
+            await asyncio.sleep(0.5)
+
+    def _finish_lease(self, lease: Lease) -> None:
+        self._leases.pop(lease.batch, None)
+        if self._alone and not self._leases:
+            self._alone = False
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
+
+    def _lose(self, lease: Lease, why: str) -> None:
+        """The lease is gone: its runs are somebody else's."""
+        if lease.lost:
+            return
+        lease.lost = True
+        logger.warning("%s: lease %s was lost (%s); its runs may run twice", self.worker_name, lease.batch, why)
+        for slot in self._slots:
+            if slot.held is not None and slot.held.lease is lease and slot.task is not None and not slot.reason:
+                slot.reason = "lost"
+                slot.task.cancel()
+
+    # -- upkeep
+
+    def _sweep_by(self, when: float) -> None:
+        """Look at timeouts at this monotonic time."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._sweep_at = when
+        delay = max(0.0, when - monotonic())
+        self._sweep_timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        self._sweep_at = float("inf")
+        now = monotonic()
+        first = float("inf")
+        for slot in self._slots:
+            if slot.held is None or slot.reason or slot.task is None:
+                continue
+            if slot.deadline <= now:
+                slot.reason = "timeout"
+                slot.task.cancel()
+            elif slot.deadline < first:
+                first = slot.deadline
+        if first != float("inf"):
+            self._sweep_by(first)
+
+    async def _renew_loop(self) -> None:
+        period = self.broker.options.lease_seconds / 3
+        while True:
+            await asyncio.sleep(period)
+            try:
+                slots = [(task, run_id) for run_id, task in self._limited.items()]
+                for batch in await self.broker.renew(self.id, list(self._leases), slots):
+                    lease = self._leases.get(batch)
+                    if lease is not None and lease.left > 0 and not lease.sending:
+                        self._lose(lease, "it ran out")
+                if self._ready and monotonic() - self._ready[0].lease.claimed_at > HOLD_SECONDS:
+                    self._prefetch = 0
+                    await self._release_ready()
+            except Exception as exc:
+                logger.warning("%s: renewing leases failed, trying again: %s", self.worker_name, exc)
+
+    async def _reap_loop(self) -> None:
+        period = max(0.05, self.broker.options.lease_seconds / 2)
+        while True:
+            await asyncio.sleep(period)
+            try:
+                await self.broker.reap()
+            except Exception as exc:
+                logger.warning("%s: reaping failed, trying again: %s", self.worker_name, exc)
+
+    async def _promote_loop(self) -> None:
+        while True:
+            pause = PROMOTE_SECONDS
+            try:
+                due = await self.broker.promote()
+                if due is not None:
+                    pause = min(pause, due + 0.001)
+            except Exception as exc:
+                logger.warning("%s: promoting delayed runs failed, trying again: %s", self.worker_name, exc)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._promote_soon.wait()
+            except TimeoutError:
+                pass
+            self._promote_soon.clear()
+
+
+class TaskConsumer(TaskManager, Workers):
+    """A manager that also consumes: ``await consumer.startup()``, and ``await consumer.shutdown()`` to drain.
+
+    ``name``: the worker's name. ``stopping_grace_period``: seconds that running tasks have to finish at shutdown (default:
+    FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments as ``TaskManager``.
+    """
+
+    def __init__(
+        self,
+        *,
+        deps: Any = None,
+        config: TaskManagerConfig | None = None,
+        name: str = "",
+        stopping_grace_period: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        TaskManager.__init__(self, deps=deps, config=config, **kwargs)
+        if stopping_grace_period is None:
+            stopping_grace_period = get_settings().stopping_grace_period
+        Workers.__init__(self, name=name, stopping_grace_period=2 * stopping_grace_period + 5)
+        self._async_dispatcher_worker: AsyncConsumer[TaskRun[Any, Any]] = AsyncConsumer(
+            AsyncTaskDispatcher(), name="async-handlers", stopping_grace_period=stopping_grace_period
+        )
+        self.add_async_context_manager(self._async_dispatcher_worker)
+        self._sync_queue: QueueConsumerWorker[tuple[Any, float]] = QueueConsumerWorker(
+            self._queue_from_sync, name="sync-queue", stopping_grace_period=stopping_grace_period
+        )
+        self.engine = Engine(
+            self, concurrency=self.config.max_concurrent_tasks, stopping_grace_period=stopping_grace_period
+        )
+        self.add_workers(
+            self._sync_queue,
+            self.engine,
+            WorkerFunction(
+                self._tell_status,
+                heartbeat=STATUS_SECONDS,
+                name="manager-status",
+                stopping_grace_period=stopping_grace_period,
+            ),
+        )
+
+    async def startup(self) -> None:
+        """Start consuming.
+
+        Raises:
+            CpuBoundEntryPointError: this process was started for one CPU-bound run, so its entry point has no ``exec``
+                command (see ``TaskManagerCLI``).
+            WorkerStartError: it was started before.
+        """
+        if is_in_cpu_process():
+            raise CpuBoundEntryPointError(
+                "a consumer was started in the process of a CPU-bound run: make the application's entry point a "
+                "TaskManagerCLI, so that it has the exec command"
+            )
+        await Workers.startup(self)
+
+    def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
+        """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the latest.
+
+        ``delay``: seconds before it may start.
+        """
+        self._sync_queue.send((task, monotonic() + delay if delay else 0.0))
+
+    async def _queue_from_sync(self, message: tuple[Any, float]) -> None:
+        task, due = message
+        try:
+            run = task if isinstance(task, TaskRun) else self.create_task_run(task)
+            await self._queue_run(run, max(0.0, due - monotonic()) if due else 0.0)
+        except BrokerConnectionError as exc:
+            logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
+            await asyncio.sleep(0.5)
+            self._sync_queue.send(message)
+        except Exception:
+            logger.exception("%s: sync_queue(%r) failed", self.worker_name, task)
+
+    def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
+        """Call an async handler with a snapshot of each run that comes to a state: ``"success"``, ``"success.mytag"``.
+
+        One that raises is logged; the consumer goes on.
+        """
+        event = Event.from_string_or_event(event)
+        self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._async_dispatcher_worker.send)
+        self._async_dispatcher_worker.dispatcher.register_handler(event, handler)
+
+    def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
+        """Take an async handler away. Returns it, or None if there was none."""
+        event = Event.from_string_or_event(event)
+        dispatcher = self._async_dispatcher_worker.dispatcher
+        handler: AsyncHandler | None = dispatcher.unregister_handler(event)  # type: ignore[assignment]
+        return handler
+
+    async def _tell_status(self) -> None:
+        try:
+            status = {"kind": self.type, "status": await self.status()}
+            await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
+        except BrokerError as exc:
+            logger.debug("%s: %s", self.worker_name, exc)
+

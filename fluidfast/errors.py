@@ -1,0 +1,116 @@
+"""One tree of exceptions. Everything that fluidfast raises on purpose is a ``TaskError``."""
+
+from typing import Any
+
+__all__ = [
+    "BrokerAuthError",
+    "BrokerConnectionError",
+    "BrokerError",
+    "BrokerFullError",
+    "BrokerURLError",
+    "ConfigError",
+    "ConnectionLostError",
+    "CpuBoundEntryPointError",
+    "DisabledTaskError",
+    "ParamsError",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "TaskAbortedError",
+    "TaskDecoratorError",
+    "TaskError",
+    "TaskParamsError",
+    "TaskRunError",
+    "UnknownTaskError",
+    "WorkerStartError",
+]
+
+
+class TaskError(RuntimeError):
+    """The root of the tree."""
+
+
+class ConfigError(TaskError, ValueError):
+    """A setting or an option is unknown or out of range. The message names it."""
+
+
+class UnknownTaskError(TaskError):
+    """A task name that the registry does not hold."""
+
+
+class DisabledTaskError(TaskError):
+    """A task that was disabled with ``enable_task(name, False)``."""
+
+
+class ParamsError(TaskError, ValueError):
+    """Params that do not fit the task's model. Raised by ``queue`` and its like before anything is sent.
+
+    ``task_name`` is the task, ``field`` the path of the offending field (``""`` if it is the whole).
+    """
+
+    def __init__(self, message: str, *, task_name: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.task_name = task_name
+        self.field = field
+
+
+class TaskParamsError(ParamsError):
+    """Params that came off a queue and do not fit the task's model.
+
+    ``task_run`` is the run with its params as they were read, unvalidated.
+    """
+
+    def __init__(self, task_run: Any, message: str, *, field: str = "") -> None:
+        super().__init__(message, task_name=getattr(task_run, "name", ""), field=field)
+        self.task_run = task_run
+
+
+class PayloadError(TaskError, ValueError):
+    """Bytes from a queue that are not a run: broken JSON, no task name, wrong types."""
+
+
+class PayloadTooLargeError(TaskError, ValueError):
+    """A run whose encoded form is larger than the broker's limit. Nothing was sent."""
+
+
+class TaskRunError(TaskError):
+    """A run cannot do what was asked of it, such as going from ``success`` to ``running``."""
+
+
+class TaskAbortedError(TaskError):
+    """Raised inside a task (``run.abort(reason)``) to end it as ``aborted``: no error, no retry."""
+
+
+class TaskDecoratorError(TaskError):
+    """``@task`` was used in a way that has no meaning."""
+
+
+class CpuBoundEntryPointError(TaskError):
+    """A CPU-bound child process reached a consumer's start: its entry point has no ``exec`` command."""
+
+
+class WorkerStartError(TaskError):
+    """A worker was started twice."""
+
+
+class BrokerError(TaskError):
+    """The broker could not do what was asked. Names the URL, never its password."""
+
+
+class BrokerURLError(BrokerError, ValueError):
+    """A broker URL with an unknown scheme or a bad option."""
+
+
+class BrokerConnectionError(BrokerError, ConnectionError):
+    """The server is not there, or went away and did not come back in time."""
+
+
+class ConnectionLostError(BrokerConnectionError):
+    """The connection ended before the answer came: whether the command took effect is unknown. Handled within."""
+
+
+class BrokerAuthError(BrokerConnectionError):
+    """The server refused the user name or the password."""
+
+
+class BrokerFullError(BrokerError):
+    """The server is at ``maxmemory`` and evicts nothing. Nothing of the batch was stored."""

@@ -1,0 +1,229 @@
+"""Dispatchers: who is told of which event. An event is a type and a tag; there is one handler for each pair."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
+
+from ._machine import Listeners
+from .states import STATES
+
+if TYPE_CHECKING:
+    from .run import TaskRun
+
+__all__ = [
+    "AsyncDispatcher",
+    "AsyncTaskDispatcher",
+    "BaseDispatcher",
+    "Dispatcher",
+    "Event",
+    "MessageHandlerType",
+    "MessageType",
+    "TaskDispatcher",
+]
+
+MessageType = TypeVar("MessageType")
+MessageHandlerType = TypeVar("MessageHandlerType")
+
+logger = logging.getLogger(__name__)
+
+
+class Event(NamedTuple):
+    """What a handler is registered for. The tag tells handlers of one event type apart."""
+
+    type: str
+    tag: str = ""
+
+    @classmethod
+    def from_string(cls, event: str) -> Self:
+        """``"success"`` or ``"success.mytag"``: the tag is what follows the first dot."""
+        type_, _, tag = event.partition(".")
+        return cls(type_, tag)
+
+    @classmethod
+    def from_string_or_event(cls, event: "str | Event") -> "Event":
+        """The event itself, or the one that the string stands for."""
+        return cls.from_string(event) if isinstance(event, str) else event
+
+
+class BaseDispatcher(ABC, Generic[MessageType, MessageHandlerType]):
+    """Keeps handlers by event; subclasses say what type a message has and how its handlers are called."""
+
+    def __init__(self) -> None:
+        # event type -> tag -> handler. An inner dict is never changed, only replaced, so that whoever iterates over
+        # one is not disturbed by handlers that come and go meanwhile.
+        self._handlers: dict[str, dict[str, MessageHandlerType]] = {}
+
+    @abstractmethod
+    def event_type(self, message: MessageType) -> str:
+        """The type of the event that the message is."""
+
+    def register_handler(self, event: Event | str, handler: MessageHandlerType) -> MessageHandlerType | None:
+        """Have ``handler`` called for ``event`` and return the handler that it replaces, if any.
+
+        Several handlers for one type need different tags: ``"success.log"``, ``"success.mail"``.
+        """
+        type_, tag = self._event(event)
+        present = self._handlers.get(type_, {})
+        self._handlers[type_] = {**present, tag: handler}
+        return present.get(tag)
+
+    def unregister_handler(self, event: Event | str) -> MessageHandlerType | None:
+        """Forget the handler of ``event`` and return it; None if there is none."""
+        type_, tag = self._event(event)
+        remaining = dict(self._handlers.get(type_, ()))
+        handler = remaining.pop(tag, None)
+        if remaining:
+            self._handlers[type_] = remaining
+        else:
+            self._handlers.pop(type_, None)
+        return handler
+
+    def get_handlers(self, message: MessageType) -> dict[str, MessageHandlerType] | None:
+        """The handlers for the type of ``message``, by tag; None if there are none.
+
+        The dict does not follow later registrations.
+        """
+        return self._handlers.get(self.event_type(message))
+
+    def _event(self, event: Event | str) -> Event:
+        return Event.from_string_or_event(event)
+
+
+class Dispatcher(BaseDispatcher[MessageType, Callable[[MessageType], None]]):
+    """A dispatcher of plain functions."""
+
+    def dispatch(self, message: MessageType) -> int:
+        """Call the message's handlers one after the other, in order of registration, and return how many there are.
+
+        What a handler raises is passed on; the handlers after it are not called.
+        """
+        handlers = self.get_handlers(message)
+        if not handlers:
+            return 0
+        for handler in handlers.values():
+            handler(message)
+        return len(handlers)
+
+
+class AsyncDispatcher(BaseDispatcher[MessageType, Callable[[MessageType], Awaitable[None]]]):
+    """A dispatcher of coroutine functions."""
+
+    async def dispatch(self, message: MessageType) -> int:
+        """Await the message's handlers, all at the same time, and return how many there are.
+
+        Returns when the last one is done. Then the first error, in order of registration, is passed on; other errors
+        are logged. If the caller is cancelled, so are the handlers.
+        """
+        handlers = self.get_handlers(message)
+        if not handlers:
+            return 0
+        if len(handlers) == 1:
+            for tag, handler in handlers.items():
+                await self._call(handler, message, tag)
+            return 1
+        results = await asyncio.gather(
+            *(self._call(handler, message, tag) for tag, handler in handlers.items()), return_exceptions=True
+        )
+        errors = [result for result in results if result is not None]
+        for error in errors[1:]:
+            logger.error("one more handler of the same message failed", exc_info=error)
+        if errors:
+            raise errors[0]
+        return len(handlers)
+
+    async def _call(self, handler: Callable[[MessageType], Awaitable[None]], message: MessageType, tag: str) -> None:
+        await handler(message)
+
+
+def _task_event(event: Event | str) -> Event:
+    """The event, with "queue" read as "init": what the reference page of aio-fluid 1.2 calls it."""
+    found = Event.from_string_or_event(event)
+    return found._replace(type="init") if found.type == "queue" else found
+
+
+def _log_failure(run: "TaskRun", tag: str) -> None:
+    """One line, with the traceback of the exception that is being handled."""
+    logger.exception("handler of event %s, tag %r, failed for run %s", run.state, tag, run.id)
+
+
+class TaskDispatcher(Dispatcher["TaskRun"]):
+    """Tells plain functions of the states that runs enter. The event type is the state's name.
+
+    Handlers must not block: they are called where the state changes. A handler that raises is logged; neither the
+    other handlers nor the run notice. The event "queue" is another name of "init". Types that are no state are
+    accepted.
+
+    ``listeners`` knows for which states there is a handler, so that a state without one costs nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners = Listeners()
+
+    def event_type(self, message: "TaskRun") -> str:
+        """The run's state."""
+        return message.state
+
+    def register_handler(
+        self, event: Event | str, handler: Callable[["TaskRun"], None]
+    ) -> Callable[["TaskRun"], None] | None:
+        """Have ``handler`` called for ``event`` and return the handler that it replaces, if any."""
+        replaced = super().register_handler(event, handler)
+        self._count_listeners()
+        return replaced
+
+    def unregister_handler(self, event: Event | str) -> Callable[["TaskRun"], None] | None:
+        """Forget the handler of ``event`` and return it; None if there is none."""
+        handler = super().unregister_handler(event)
+        self._count_listeners()
+        return handler
+
+    def dispatch(self, message: "TaskRun") -> int:
+        """Pass the run to the handlers of its state, one after the other, and return how many there are.
+
+        Handlers get the object that is passed here. Their errors are logged.
+        """
+        handlers = self.get_handlers(message)
+        if not handlers:
+            return 0
+        for tag, handler in handlers.items():
+            try:
+                handler(message)
+            except Exception:
+                _log_failure(message, tag)
+        return len(handlers)
+
+    def _event(self, event: Event | str) -> Event:
+        return _task_event(event)
+
+    def _count_listeners(self) -> None:
+        self.listeners.mask = sum(1 << number for number, state in enumerate(STATES) if state in self._handlers)
+
+
+class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):
+    """Tells coroutine functions of the states that runs enter. The event type is the state's name.
+
+    A handler that raises is logged; neither the other handlers nor the caller notice. The event "queue" is another
+    name of "init". Types that are no state are accepted.
+    """
+
+    def event_type(self, message: "TaskRun") -> str:
+        """The run's state."""
+        return message.state
+
+    def _event(self, event: Event | str) -> Event:
+        return _task_event(event)
+
+    async def _call(self, handler: Callable[["TaskRun"], Awaitable[None]], message: "TaskRun", tag: str) -> None:
+        try:
+            await handler(message)
+        except Exception:
+            _log_failure(message, tag)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # nobody cancels the caller: it was something that the handler waited for
+            _log_failure(message, tag)

@@ -1,0 +1,77 @@
+"""One run: calls the task, bounds its time, decides what the outcome is and whether it is tried again."""
+
+import asyncio
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from ._clock import now_micros
+from ._run import TaskRun
+from .errors import TaskAbortedError
+from .states import TaskState
+from .task import TaskExecutor, is_async
+
+__all__ = ["Retry", "call", "execute", "retry_after_failure", "retry_when_limited"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A run that is queued once more, in so many seconds."""
+
+    delay: float
+    run: TaskRun[Any, Any]
+
+
+async def call(executor: TaskExecutor, run: TaskRun[Any, Any]) -> None:
+    """Call a task's function with its run: a coroutine function here, any other in a thread of the loop's pool."""
+    if is_async(executor):
+        await executor(run)
+        return
+    loop = asyncio.get_running_loop()
+    result = await loop.run_in_executor(None, functools.partial(executor, run))
+    if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
+        await result
+
+
+async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
+    """Run a task here and now, and set the state that it ends in.
+
+    ``in_process``: also if it is CPU-bound and would have a process of its own.
+
+    Raises:
+        TaskAbortedError: the task aborted itself.
+        TimeoutError: it took longer than its ``timeout_seconds``.
+        Exception: whatever the task raised.
+    """
+    run.set_state(TaskState.running)
+    try:
+        async with asyncio.timeout(run.task.timeout_seconds):
+            await call(run.task.run_executor(in_process=in_process), run)
+    except TaskAbortedError:
+        run.set_state(TaskState.aborted)
+        raise
+    except asyncio.CancelledError:
+        run.set_state(TaskState.interrupted)
+        raise
+    except BaseException:
+        run.set_state(TaskState.failure)
+        raise
+    run.set_state(TaskState.success)
+
+
+def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException) -> Retry | None:
+    """The next try of a run that failed, if its task's ``retry`` grants one."""
+    policy = run.task.retry
+    if policy is None or not policy.allows(run.retry_attempt) or not policy.matches(exc):
+        return None
+    delay = policy.delay(run.retry_attempt + 1)
+    return Retry(delay, run._again(now_micros() + int(delay * 1e6), False))
+
+
+def retry_when_limited(run: TaskRun[Any, Any]) -> Retry | None:
+    """The next try of a run that found no slot under ``max_concurrency``, if ``rate_limit_retry`` grants one."""
+    policy = run.task.rate_limit_retry
+    if policy is None or not policy.allows(run.rate_limit_attempt):
+        return None
+    delay = policy.delay(run.rate_limit_attempt + 1)
+    return Retry(delay, run._again(now_micros() + int(delay * 1e6), True))

@@ -1,0 +1,102 @@
+"""Every Redis key, in one place. All of one broker stand on one hash tag, so one Cluster slot.
+
+The first group is aio-fluid's, so that both libraries share one set of queues; the ``ff:`` group is ours and
+invisible to it.
+"""
+
+from dataclasses import dataclass
+
+from .states import TaskPriority
+
+__all__ = ["DEFAULT_NAME", "Keys"]
+
+DEFAULT_NAME = "redis-task-broker"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of the broker called ``name``."""
+
+    name: str = DEFAULT_NAME
+
+    @property
+    def prefix(self) -> str:
+        return "{" + self.name + "}"
+
+    # shared with aio-fluid
+
+    def queue(self, priority: TaskPriority | str) -> str:
+        """List of payloads: LPUSH in, RPOP out."""
+        return f"{self.prefix}-queue-{priority}"
+
+    def task(self, task_name: str) -> str:
+        """Hash of a task's dynamic info (``enabled``, ``last_run_*``), values in JSON."""
+        return f"{self.prefix}-tasks-{task_name}"
+
+    def task_run(self, task_name: str, run_id: str) -> str:
+        """String with a TTL for each running run of a task with ``max_concurrency``."""
+        return f"{self.prefix}-task-run-{task_name}-{run_id}"
+
+    def manager(self, manager_id: str) -> str:
+        """String with a TTL: status of a running manager, in JSON."""
+        return f"{self.prefix}-manager-{manager_id}"
+
+    def aborted(self, run_id: str) -> str:
+        """String with a TTL: why a run was aborted."""
+        return f"{self.prefix}-aborted-{run_id}"
+
+    # ours (the scripts in lua/ derive the same names from the prefix)
+
+    def lease(self, batch: str) -> str:
+        """Hash: field (priority letter and index) -> payload, of one claimed batch."""
+        return f"{self.prefix}-ff:lease:{batch}"
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: batch -> deadline, in server milliseconds."""
+        return f"{self.prefix}-ff:leases"
+
+    @property
+    def consumers(self) -> str:
+        """Sorted set: consumer id -> when it was last seen, in server milliseconds."""
+        return f"{self.prefix}-ff:consumers"
+
+    def inbox(self, consumer: str, priority: TaskPriority | str) -> str:
+        """List: what a blocked consumer's wake-up moved to it."""
+        return f"{self.prefix}-ff:inbox:{consumer}:{priority}"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: priority letter and payload -> when it is due, in server milliseconds."""
+        return f"{self.prefix}-ff:delayed"
+
+    @property
+    def strikes(self) -> str:
+        """Hash: SHA-1 of a payload -> how many workers died holding it."""
+        return f"{self.prefix}-ff:strikes"
+
+    @property
+    def suspect(self) -> str:
+        """List: what may be poison, claimed alone. Priority letter and payload."""
+        return f"{self.prefix}-ff:suspect"
+
+    @property
+    def dead(self) -> str:
+        """List: what gave up. A header line (milliseconds, reason), a newline, the payload's bytes."""
+        return f"{self.prefix}-ff:dead"
+
+    def producer(self, producer: str) -> str:
+        """String with a TTL: the last sequence number that this producer pushed."""
+        return f"{self.prefix}-ff:producer:{producer}"
+
+    def reply(self, manager_id: str) -> str:
+        """List with a TTL: finished runs that this manager waits for."""
+        return f"{self.prefix}-ff:reply:{manager_id}"
+
+    def slots(self, task_name: str) -> str:
+        """Sorted set: run id -> deadline in server milliseconds, of a task with ``max_concurrency``."""
+        return f"{self.prefix}-ff:slots:{task_name}"
+
+    def first(self, key: str) -> str:
+        """String with a TTL: somebody was the first to do this (a due time of a schedule)."""
+        return f"{self.prefix}-ff:first:{key}"

@@ -1,0 +1,16 @@
+-- A slot under max_concurrency, over all consumers.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 task   2 run id   3 limit   4 ms after which the slot of a dead worker is free   5 s that aio-fluid sees it
+-- returns 1 if the slot is held, 0 if all are taken
+-- called by  RedisTaskBroker.acquire
+local slots = KEYS[1] .. '-ff:slots:' .. ARGV[1]
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
+if not redis.call('ZSCORE', slots, ARGV[2]) and redis.call('ZCARD', slots) >= tonumber(ARGV[3]) then
+  return 0
+end
+redis.call('ZADD', slots, now + tonumber(ARGV[4]), ARGV[2])
+redis.call('SET', KEYS[1] .. '-task-run-' .. ARGV[1] .. '-' .. ARGV[2], ARGV[2], 'EX', ARGV[5])
+return 1

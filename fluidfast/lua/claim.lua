@@ -1,0 +1,79 @@
+-- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
+--       4 at most this many bytes (one run is always given)   5 lease in ms
+--       6 letters of the queues to serve, in order   7 "1": the consumer runs nothing, so a suspect may be given
+--       8... names of tasks whose enabled flag is wanted
+-- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
+--          flat list of field and strikes, "1" if what was given must run alone}
+-- called by  RedisTaskBroker.claim
+local prefix = KEYS[1]
+local lease = prefix .. '-ff:lease:' .. ARGV[2]
+local suspect = prefix .. '-ff:suspect'
+local names = {h = 'high', m = 'medium', l = 'low'}
+local given = {}
+local alone = 0
+
+local held = redis.call('HGETALL', lease)
+if #held > 0 then
+  given = held -- the reply to this very claim was lost
+else
+  local want = tonumber(ARGV[3])
+  local bytes = tonumber(ARGV[4])
+  local index = 0
+  local function take(key, letter)
+    if want <= 0 or bytes <= 0 then return end
+    local popped = redis.call('RPOP', key, want)
+    if not popped then return end
+    for i, payload in ipairs(popped) do
+      bytes = bytes - #payload
+      if bytes < 0 and index > 0 then
+        -- over the bound: this one and the rest go back to the end they came from
+        for j = #popped, i, -1 do redis.call('RPUSH', key, popped[j]) end
+        want = 0
+        return
+      end
+      index = index + 1
+      want = want - 1
+      given[#given + 1] = letter .. index
+      given[#given + 1] = payload
+    end
+  end
+  if ARGV[7] == '1' then
+    local member = redis.call('RPOP', suspect)
+    if member then
+      given = {string.sub(member, 1, 1) .. '1', string.sub(member, 2)}
+      alone = 1
+    end
+  end
+  if alone == 0 then
+    for letter in string.gmatch(ARGV[6], '.') do
+      take(prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter], letter)
+      take(prefix .. '-queue-' .. names[letter], letter)
+    end
+  end
+  if #given > 0 then
+    for i = 1, #given, 4000 do
+      redis.call('HSET', lease, unpack(given, i, math.min(#given, i + 3999)))
+    end
+    local t = redis.call('TIME')
+    redis.call('ZADD', prefix .. '-ff:leases', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[2])
+  end
+end
+
+local flags = {}
+for i = 8, #ARGV do
+  flags[#flags + 1] = redis.call('HGET', prefix .. '-tasks-' .. ARGV[i], 'enabled')
+end
+local strikes = {}
+if #given > 0 and redis.call('EXISTS', prefix .. '-ff:strikes') == 1 then
+  for i = 2, #given, 2 do
+    local n = redis.call('HGET', prefix .. '-ff:strikes', redis.sha1hex(given[i]))
+    if n then
+      strikes[#strikes + 1] = given[i - 1]
+      strikes[#strikes + 1] = n
+    end
+  end
+end
+return {given, flags, redis.call('LLEN', suspect), strikes, alone}

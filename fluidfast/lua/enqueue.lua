@@ -1,0 +1,29 @@
+-- Push a batch of runs, once, however often it is sent.
+--
+-- KEYS  1 the broker's prefix, "{NAME}"
+-- ARGV  1 producer id   2 sequence number of the batch   3 ms to remember the producer
+--       4, 5, 6 how many payloads go to high, medium, low   7... the payloads, in that order
+-- returns {1, runs waiting} or {0, runs waiting} if this sequence number was seen before (nothing was pushed)
+-- called by  RedisTaskBroker.send, for Producer
+local prefix = KEYS[1]
+local mark = prefix .. '-ff:producer:' .. ARGV[1]
+local names = {prefix .. '-queue-high', prefix .. '-queue-medium', prefix .. '-queue-low'}
+local pushed = 1
+local last = redis.call('GET', mark)
+if last and tonumber(last) >= tonumber(ARGV[2]) then
+  pushed = 0
+else
+  -- first, because on a server that is full it is refused, and then nothing has been pushed
+  redis.call('SET', mark, ARGV[2], 'PX', ARGV[3])
+  local at = 7
+  for p = 1, 3 do
+    local left = tonumber(ARGV[3 + p])
+    while left > 0 do
+      local n = math.min(left, 4000) -- Lua's stack takes just under 8000 values
+      redis.call('LPUSH', names[p], unpack(ARGV, at, at + n - 1))
+      at = at + n
+      left = left - n
+    end
+  end
+end
+return {pushed, redis.call('LLEN', names[1]) + redis.call('LLEN', names[2]) + redis.call('LLEN', names[3])}

@@ -1,0 +1,19 @@
+-- A consumer leaves: what its wake-ups moved to its inbox goes back, in order.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 consumer
+-- returns how many went back
+-- called by  RedisTaskBroker.farewell
+local prefix = KEYS[1]
+local n = 0
+for _, word in ipairs({'high', 'medium', 'low'}) do
+  local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. word
+  local payload = redis.call('LPOP', inbox)
+  while payload do
+    redis.call('RPUSH', prefix .. '-queue-' .. word, payload)
+    n = n + 1
+    payload = redis.call('LPOP', inbox)
+  end
+end
+redis.call('ZREM', prefix .. '-ff:consumers', ARGV[1])
+return n

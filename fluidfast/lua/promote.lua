@@ -1,0 +1,20 @@
+-- Move what is due from the delayed set to its queues.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 at most this many
+-- returns {moved, ms until the next one is due, or -1}
+-- called by  RedisTaskBroker.promote
+local delayed = KEYS[1] .. '-ff:delayed'
+local names = {h = KEYS[1] .. '-queue-high', m = KEYS[1] .. '-queue-medium', l = KEYS[1] .. '-queue-low'}
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, member in ipairs(due) do
+  redis.call('LPUSH', names[string.sub(member, 1, 1)], string.sub(member, 2))
+  redis.call('ZREM', delayed, member)
+end
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+if #first == 0 then
+  return {#due, -1}
+end
+return {#due, math.max(0, tonumber(first[2]) - now)}

@@ -1,0 +1,77 @@
+-- Take back what dead consumers held. Only what two sweeps of one sweeper saw unchanged: a server clock that jumps,
+-- or a worker that was late once, costs nothing.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 strikes after which a run is suspect   2 strikes after which it is dead   3 ms after which a silent consumer's
+--       inbox is taken   4 header line for the dead   5 how many batches are confirmed, then they and the deadline that
+--       was seen   then how many consumers are confirmed, then they and the time that was seen
+-- returns {flat list of expired batch and deadline, flat list of silent consumer and time, runs taken back}
+-- called by  RedisTaskBroker.reap
+local prefix = KEYS[1]
+local leases = prefix .. '-ff:leases'
+local consumers = prefix .. '-ff:consumers'
+local strikes = prefix .. '-ff:strikes'
+local names = {h = prefix .. '-queue-high', m = prefix .. '-queue-medium', l = prefix .. '-queue-low'}
+local words = {'high', 'medium', 'low'}
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local taken = 0
+
+local at = 6
+for _ = 1, tonumber(ARGV[5]) do
+  local batch, seen = ARGV[at], ARGV[at + 1]
+  at = at + 2
+  local deadline = redis.call('ZSCORE', leases, batch)
+  if deadline and tonumber(deadline) == tonumber(seen) and tonumber(deadline) <= now then
+    local lease = prefix .. '-ff:lease:' .. batch
+    local held = redis.call('HGETALL', lease)
+    local order = {}
+    for i = 1, #held, 2 do
+      order[#order + 1] = {held[i], held[i + 1]}
+    end
+    -- the last claimed goes back first, so that the first claimed is the next to be taken
+    table.sort(order, function(a, b)
+      return tonumber(string.sub(a[1], 2)) > tonumber(string.sub(b[1], 2))
+    end)
+    for _, item in ipairs(order) do
+      local letter = string.sub(item[1], 1, 1)
+      local struck = redis.call('HINCRBY', strikes, redis.sha1hex(item[2]), 1)
+      if struck >= tonumber(ARGV[2]) then
+        redis.call('LPUSH', prefix .. '-ff:dead', ARGV[4] .. '\n' .. item[2])
+        redis.call('HDEL', strikes, redis.sha1hex(item[2]))
+      elseif struck >= tonumber(ARGV[1]) then
+        redis.call('LPUSH', prefix .. '-ff:suspect', letter .. item[2])
+      else
+        redis.call('RPUSH', names[letter], item[2])
+      end
+      taken = taken + 1
+    end
+    redis.call('UNLINK', lease)
+    redis.call('ZREM', leases, batch)
+  end
+end
+
+local confirmed = tonumber(ARGV[at])
+at = at + 1
+for _ = 1, confirmed do
+  local consumer, seen = ARGV[at], ARGV[at + 1]
+  at = at + 2
+  local last = redis.call('ZSCORE', consumers, consumer)
+  if last and tonumber(last) == tonumber(seen) then
+    for _, word in ipairs(words) do
+      local inbox = prefix .. '-ff:inbox:' .. consumer .. ':' .. word
+      -- what came last goes back first
+      local payload = redis.call('LPOP', inbox)
+      while payload do
+        redis.call('RPUSH', prefix .. '-queue-' .. word, payload)
+        taken = taken + 1
+        payload = redis.call('LPOP', inbox)
+      end
+    end
+    redis.call('ZREM', consumers, consumer)
+  end
+end
+
+local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
+local silent = redis.call('ZRANGEBYSCORE', consumers, '-inf', now - tonumber(ARGV[3]), 'WITHSCORES', 'LIMIT', 0, 200)
+return {expired, silent, taken}

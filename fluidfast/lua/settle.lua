@@ -1,0 +1,92 @@
+-- What became of runs under a lease. All of it, or nothing if the lease is gone.
+--
+-- KEYS  1 the broker's prefix
+-- ARGV  1 batch   2 ms to keep a reply   then seven lists, each with its length in front:
+--       fields that are settled (length "*": all that the lease holds, and no fields follow)
+--       retries: ms from now, priority letter and new payload
+--       dead: field, header line
+--       info: task, last_run_end, last_run_duration, last_run_state (JSON texts)
+--       replies: manager, payload
+--       slots: task, run id (held under max_concurrency)
+--       strikes: field of a run that had strikes and has survived
+-- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed
+-- called by  RedisTaskBroker.settle
+local prefix = KEYS[1]
+local batch = ARGV[1]
+local lease = prefix .. '-ff:lease:' .. batch
+local leases = prefix .. '-ff:leases'
+if not redis.call('ZSCORE', leases, batch) then
+  return 0
+end
+local at = 3
+local function names(per)
+  local from = at + 1
+  local n = tonumber(ARGV[at])
+  at = at + 1 + n * per
+  return from, n
+end
+local whole = ARGV[at] == '*'
+local fields, n_fields = at, 0
+if whole then
+  at = at + 1
+else
+  fields, n_fields = names(1)
+end
+local retries, n_retries = names(2)
+local dead, n_dead = names(2)
+local info, n_info = names(4)
+local replies, n_replies = names(2)
+local slots, n_slots = names(2)
+local survived, n_survived = names(1)
+
+-- What is needed of the lease is read first. Then what frees memory: a server that is full refuses a script only at its
+-- first write, and only if that could grow.
+local corpses = {}
+for i = dead, dead + 2 * (n_dead - 1), 2 do
+  corpses[i] = redis.call('HGET', lease, ARGV[i])
+end
+local marks = {}
+for i = survived, survived + n_survived - 1 do
+  local payload = redis.call('HGET', lease, ARGV[i])
+  if payload then marks[#marks + 1] = redis.sha1hex(payload) end
+end
+if whole then
+  redis.call('ZREM', leases, batch)
+  redis.call('UNLINK', lease)
+else
+  for i = fields, fields + n_fields - 1, 4000 do
+    redis.call('HDEL', lease, unpack(ARGV, i, math.min(fields + n_fields - 1, i + 3999)))
+  end
+  if redis.call('EXISTS', lease) == 0 then
+    redis.call('ZREM', leases, batch)
+  end
+end
+if n_retries > 0 then
+  local t = redis.call('TIME')
+  local now = t[1] * 1000 + math.floor(t[2] / 1000)
+  for i = retries, retries + 2 * (n_retries - 1), 2 do
+    redis.call('ZADD', prefix .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
+  end
+end
+for i, payload in pairs(corpses) do
+  if payload then
+    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. payload)
+  end
+end
+for i = info, info + 4 * (n_info - 1), 4 do
+  redis.call('HSET', prefix .. '-tasks-' .. ARGV[i], 'last_run_end', ARGV[i + 1],
+    'last_run_duration', ARGV[i + 2], 'last_run_state', ARGV[i + 3])
+end
+for i = replies, replies + 2 * (n_replies - 1), 2 do
+  local key = prefix .. '-ff:reply:' .. ARGV[i]
+  redis.call('RPUSH', key, ARGV[i + 1])
+  redis.call('PEXPIRE', key, ARGV[2])
+end
+for i = slots, slots + 2 * (n_slots - 1), 2 do
+  redis.call('ZREM', prefix .. '-ff:slots:' .. ARGV[i], ARGV[i + 1])
+  redis.call('DEL', prefix .. '-task-run-' .. ARGV[i] .. '-' .. ARGV[i + 1])
+end
+for _, mark in ipairs(marks) do
+  redis.call('HDEL', prefix .. '-ff:strikes', mark)
+end
+return 1

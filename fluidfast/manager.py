@@ -1,0 +1,297 @@
+"""``TaskManager``: composes codec, producer and broker, and owns their life."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from ._clock import now_micros
+from ._run import TaskRun
+from .broker import TaskBroker, TaskRegistry
+from .config import TaskManagerConfig
+from .errors import TaskAbortedError
+from .events import Event, TaskDispatcher
+from .executor import execute
+from .plugin import TaskManagerPlugin
+from .producer import Producer
+from .replies import Replies
+from .state import State
+from .states import TaskPriority
+from .task import Task
+
+__all__ = ["AsyncHandler", "TaskManager"]
+
+AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
+T = TypeVar("T")
+
+WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+INIT_BIT = 1 << 0
+QUEUED_BIT = 1 << 1
+
+
+class TaskManager:
+    """The main way in: registers tasks, queues runs, executes them in place.
+
+    ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or ``config``
+    is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``State``).
+
+    Use it as an async context manager, or call ``on_startup`` and ``on_shutdown``; a script that only queues may do
+    neither, and call ``on_shutdown`` at its end.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+        BrokerURLError: the broker's URL is none.
+    """
+
+    def __init__(self, *, deps: Any = None, config: TaskManagerConfig | None = None, **kwargs: Any) -> None:
+        self.deps: Any = State() if deps is None else deps
+        self.state = State()
+        self.config = TaskManagerConfig.of(**kwargs) if config is None else config
+        self.dispatcher = TaskDispatcher()
+        self.broker = TaskBroker.from_url(self.config.broker_url)
+        self.broker.use(
+            lease_seconds=self.config.lease_seconds, max_payload_bytes=self.config.max_payload_bytes
+        )
+        self.manager_id = self.broker.new_uuid()
+        self._listeners = self.dispatcher.listeners
+        self._producer = Producer(self.broker)
+        self._replies = Replies(self.broker, self)
+        self._plugins: list[TaskManagerPlugin] = []
+        self._async_contexts: list[Any] = []
+        self._stack = AsyncExitStack()
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        for context in self._async_contexts:
+            await self._stack.enter_async_context(context)
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        try:
+            await self._stack.__aexit__(*exc_info)
+        finally:
+            try:
+                await self._replies.close()
+                await self._producer.close()
+            finally:
+                await self.broker.close()
+
+    async def on_startup(self) -> None:
+        """Enter the contexts that were added."""
+        await self.__aenter__()
+
+    async def on_shutdown(self) -> None:
+        """Close the contexts in reverse order, wait for what was queued, close the broker. Twice is harmless."""
+        await self.__aexit__(None, None, None)
+
+    async def enter_async_context(self, cm: Any) -> Any:
+        """Enter an async context manager now; it is closed at shutdown. Returns what entering gives."""
+        return await self._stack.enter_async_context(cm)
+
+    def add_async_context_manager(self, cm: Any) -> None:
+        """Enter an async context manager at start, and close it at shutdown."""
+        self._async_contexts.append(cm)
+
+    def with_plugin(self, plugin: TaskManagerPlugin) -> Self:
+        """Let a plugin register itself with this manager."""
+        self._plugins.append(plugin)
+        plugin.register(self)
+        return self
+
+    # -- tasks
+
+    @property
+    def registry(self) -> TaskRegistry:
+        """The registered tasks by name."""
+        return self.broker.registry
+
+    @property
+    def type(self) -> str:
+        """The class's name in snake case, such as ``task_manager``."""
+        return WORD_START.sub("_", type(self).__name__).lower()
+
+    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None) -> None:
+        """Register a task (with ``tags`` added to its own): only what is registered can be executed here."""
+        if tags:
+            task = task._replace(tags=task.tags | frozenset(tags))
+        self.broker.register_task(task)
+
+    def register_from_module(self, module: ModuleType, tags: Sequence[str] | None = None) -> None:
+        """Register every task that is a public name of a module."""
+        self.register_from_dict({name: getattr(module, name) for name in dir(module)}, tags=tags)
+
+    def register_from_dict(self, data: Mapping[str, Any], tags: Sequence[str] | None = None) -> None:
+        """Register every task among the values of a mapping whose key has no leading underscore."""
+        for name, value in data.items():
+            if not name.startswith("_") and isinstance(value, Task):
+                self.register_task(value, tags=tags)
+
+    # -- runs
+
+    def create_task_run(
+        self,
+        task: str | Task[Any],
+        run_id: str = "",
+        priority: TaskPriority | str | None = None,
+        *,
+        from_task_run: TaskRun[Any, Any] | None = None,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """A run in state ``init``.
+
+        The params are the keywords. ``params=`` gives them as one mapping or object instead, which is the way for
+        params named like one of our own keywords; for a task whose model has a field ``params`` it is that field.
+
+        Raises:
+            UnknownTaskError: a name that is not registered.
+            ParamsError: the params do not fit the task's model; names the task and the field.
+            ValueError: a priority that is none.
+        """
+        codec = self.broker.codec
+        if params is None:
+            return codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+        if codec.has_field(task, "params"):
+            kwargs["params"] = params
+            return codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+        if kwargs:
+            if not isinstance(params, Mapping):
+                raise TypeError("give the params as one object or as keywords, not both")
+            params = {**params, **kwargs}
+        return codec.create_with(task, priority, run_id, params, self, self._listeners, from_task_run)
+
+    async def queue(
+        self,
+        task: str | Task[Any],
+        priority: TaskPriority | str | None = None,
+        *,
+        run_id: str = "",
+        from_task_run: TaskRun[Any, Any] | None = None,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """Queue a run; it is safe on the broker when this returns.
+
+        Params as in ``create_task_run``. Fires the events ``init`` (also known as ``queue``), before it is sent, and
+        ``queued``, after. If the caller is cancelled the run may have been queued.
+
+        Raises:
+            UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
+            PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
+            BrokerFullError: the server has no memory left; nothing was queued.
+            BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
+                come back, whether the run was queued is unknown.
+        """
+        codec = self.broker.codec
+        if params is None:
+            run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+        else:
+            run = self.create_task_run(
+                task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs
+            )
+        mask = self._listeners.mask
+        if mask & INIT_BIT:
+            run._emit()
+        confirmed = self._producer.submit(run.prio, codec.submit(run))
+        if confirmed is not None:
+            await confirmed
+        if mask & QUEUED_BIT:
+            run._emit()
+        return run
+
+    async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0) -> TaskRun[Any, Any]:
+        """Queue a run that was made already, ``delay`` seconds from now."""
+        run._emit()
+        payload = self.broker.codec.submit(run)
+        if run.execute_after is not None:
+            delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
+        if delay > 0:
+            await self.broker.delay([(delay, run.prio, payload)])
+        elif (confirmed := self._producer.submit(run.prio, payload)) is not None:
+            await confirmed
+        run._emit()
+        return run
+
+    async def queue_and_wait(
+        self,
+        task: str | Task[Any],
+        *,
+        timeout: float | None = None,
+        run_id: str = "",
+        priority: TaskPriority | str | None = None,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """Queue a run and wait until some consumer has finished it, in whichever process. Returns the finished run.
+
+        ``timeout``: seconds to wait, None: the task's own ``timeout_seconds``.
+
+        Raises:
+            TimeoutError: it is not finished in time. It goes on all the same.
+            Others: as ``queue``.
+        """
+        run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
+        run.extra = {"reply": msgspec.json.encode(self.manager_id)}
+        finished = self._replies.expect(run.id)
+        try:
+            await self._queue_run(run)
+            async with asyncio.timeout(run.task.timeout_seconds if timeout is None else timeout):
+                return await finished
+        finally:
+            self._replies.forget(run.id)
+
+    async def execute(
+        self,
+        task: str | Task[Any],
+        *,
+        run_id: str = "",
+        priority: TaskPriority | str | None = None,
+        in_process: bool = False,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """Run a task here and now, past the queue, and wait for it. Returns the run; an aborted one too.
+
+        ``in_process``: also a CPU-bound task, which has a process of its own otherwise.
+
+        Raises:
+            UnknownTaskError, ParamsError, ValueError: as ``create_task_run``.
+            TimeoutError: it took longer than the task's ``timeout_seconds``.
+            Exception: whatever the task raises.
+        """
+        run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
+        try:
+            await execute(run, in_process=in_process)
+        except TaskAbortedError as exc:
+            await self.broker.set_task_aborted(run.id, str(exc))
+        return run
+
+    def execute_sync(
+        self,
+        task: str | Task[Any],
+        *,
+        run_id: str = "",
+        priority: TaskPriority | str | None = None,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """``execute`` for code without an event loop: starts the manager, runs the task in this process, shuts down."""
+        return asyncio.run(self._execute_and_exit(task, run_id=run_id, priority=priority, params=params, **kwargs))
+
+    async def _execute_and_exit(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
+        async with self:
+            return await self.execute(task, in_process=True, **kwargs)
+
+    # -- events
+
+    def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
+        """Nothing: only a consumer has async handlers. ``dispatcher.register_handler`` takes sync ones."""
+
+    def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
+        """Nothing, as ``register_async_handler``; returns None."""
+        return None

@@ -1,0 +1,434 @@
+"""The broker contract without a server, in one process: the compiled queue, the real codec, real leases.
+
+``memory://NAME`` is shared by all managers of this process that name it (``memory://`` is a name too). It is gone with the
+process, and another process that names it has one of its own: nothing can tell it so.
+"""
+
+import asyncio
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from ._clock import new_id, now_micros
+from ._pqueue import PriorityQueue
+from .broker import (
+    LETTERS,
+    BrokerURL,
+    Channel,
+    Claim,
+    Claimed,
+    Settlement,
+    TaskBroker,
+    TaskManagersStatus,
+    TaskManagerStatus,
+)
+from .states import PRIORITIES, TaskPriority
+from .task import Task, TaskInfo, TaskInfoUpdate
+
+__all__ = ["MemoryTaskBroker"]
+
+SUSPECT_AFTER = 2
+DEAD_AFTER = 3
+DEAD_KEPT = 10_000
+
+
+class Store:
+    """What the brokers of one name share."""
+
+    def __init__(self) -> None:
+        self.queue = PriorityQueue()
+        self.leases: dict[str, Lease] = {}
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.strikes: dict[bytes, int] = {}
+        self.suspects: deque[tuple[int, bytes]] = deque()
+        self.dead: deque[tuple[str, bytes]] = deque(maxlen=DEAD_KEPT)
+        self.replies: dict[str, deque[bytes]] = {}
+        self.reply_waiters: dict[str, asyncio.Future[None]] = {}
+        self.info: dict[str, dict[str, Any]] = {}
+        self.slots: dict[str, dict[str, float]] = {}
+        self.statuses: dict[str, tuple[float, dict[str, Any]]] = {}
+        self.aborted: dict[str, tuple[float, str]] = {}
+        self.firsts: dict[str, float] = {}
+        self.locks: dict[str, MemoryLock] = {}
+
+
+class Lease:
+    """A claimed batch: payloads by field, and when it runs out (monotonic seconds)."""
+
+    __slots__ = ("deadline", "held", "seen")
+
+    def __init__(self, deadline: float, held: dict[str, bytes]) -> None:
+        self.deadline = deadline
+        self.held = held
+        self.seen = 0.0  # the deadline that the last sweep found expired
+
+
+_stores: "weakref.WeakValueDictionary[str, Store]" = weakref.WeakValueDictionary()
+
+
+def wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class MemoryTaskBroker(TaskBroker):
+    """A broker within this process: ``memory://NAME?lease_seconds=...``."""
+
+    def __init__(self, url: BrokerURL | str) -> None:
+        super().__init__(url)
+        if self.url.host:
+            self.options.name = self.url.host
+        store = _stores.get(self.name)
+        if store is None:
+            store = _stores[self.name] = Store()
+        self.store = store
+        self._push = store.queue.push
+        self._waiters = store.waiters
+        self._mask = sum(1 << PRIORITIES.index(priority) for priority in self.options.queues)
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the queues' names."""
+        return "{" + self.name + "}"
+
+    def task_queue_name(self, priority: TaskPriority) -> str:
+        """Name of the queue of a priority."""
+        return f"{self.prefix}-queue-{priority}"
+
+    @property
+    def task_queue_names(self) -> tuple[str, ...]:
+        return tuple(self.task_queue_name(priority) for priority in self.options.queues)
+
+    # -- producing
+
+    def push(self, priority: int, payload: bytes) -> bool:
+        self._push(priority, payload)
+        if self._waiters:
+            self._wake_one()
+        return True
+
+    def _wake_one(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if waiter.done():
+                continue
+            loop = waiter.get_loop()
+            if loop is asyncio._get_running_loop():
+                waiter.set_result(None)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(wake, waiter)
+            else:
+                continue
+            return
+
+    async def channel(self) -> Channel:
+        raise AssertionError("push always takes")
+
+    async def forget(self, producer: str) -> None:
+        return None
+
+    async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
+        now = now_micros()
+        for seconds, priority, payload in entries:
+            self.store.queue.push_later(now + int(max(0.0, seconds) * 1e6), priority, payload)
+        self._wake_one()  # so that somebody sees when the first is due
+
+    # -- consuming
+
+    async def claim(
+        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+    ) -> Claim:
+        store = self.store
+        alone = False
+        if idle and store.suspects:
+            taken = [store.suspects.popleft()]
+            alone = True
+        else:
+            taken = store.queue.pop_many(min(limit, 1000), max_bytes, self._mask)
+        items = [
+            Claimed(f"{LETTERS[priority]}{index}", payload) for index, (priority, payload) in enumerate(taken, 1)
+        ]
+        batch = new_id()
+        if items:
+            deadline = monotonic() + self.options.lease_seconds
+            store.leases[batch] = Lease(deadline, {item.field: item.payload for item in items})
+            if store.strikes:
+                for item in items:
+                    item.strikes = store.strikes.get(item.payload, 0)
+        enabled = {name: bool(store.info.get(name, {}).get("enabled", True)) for name in tasks}
+        return Claim(batch, items, enabled, alone=alone, suspects=len(store.suspects))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        store = self.store
+        lease = store.leases.get(settlement.batch)
+        if lease is None:
+            return False
+        held = lease.held
+        for field in settlement.survived:
+            store.strikes.pop(held.get(field, b""), None)
+        for field, reason in settlement.dead:
+            if field in held:
+                store.dead.appendleft((header(reason), held[field]))
+        if settlement.whole:
+            del store.leases[settlement.batch]
+        else:
+            for field in settlement.done:
+                held.pop(field, None)
+            if not held:
+                del store.leases[settlement.batch]
+        if settlement.retries:
+            await self.delay(settlement.retries)
+        for task, (end, duration, state) in settlement.info.items():
+            store.info.setdefault(task, {}).update(last_run_end=end, last_run_duration=duration, last_run_state=state)
+        for manager_id, payload in settlement.replies:
+            store.replies.setdefault(manager_id, deque()).append(payload)
+            if (waiter := store.reply_waiters.pop(manager_id, None)) is not None and not waiter.done():
+                waiter.get_loop().call_soon_threadsafe(wake, waiter)
+        for task, run_id in settlement.slots:
+            store.slots.get(task, {}).pop(run_id, None)
+        return True
+
+    async def release(self, batch: str, fields: Sequence[str]) -> int:
+        lease = self.store.leases.get(batch)
+        if lease is None:
+            return 0
+        count = 0
+        for field in reversed(fields):
+            payload = lease.held.pop(field, None)
+            if payload is not None:
+                self.store.queue.push_front(LETTERS.index(field[0]), payload)
+                count += 1
+        if not lease.held:
+            del self.store.leases[batch]
+        for _ in range(count):
+            self._wake_one()
+        return count
+
+    async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
+        deadline = monotonic() + self.options.lease_seconds
+        lost = []
+        for batch in batches:
+            lease = self.store.leases.get(batch)
+            if lease is None:
+                lost.append(batch)
+            else:
+                lease.deadline = max(lease.deadline, deadline)
+        for task, run_id in slots:
+            if run_id in self.store.slots.get(task, {}):
+                self.store.slots[task][run_id] = deadline
+        return lost
+
+    async def reap(self) -> int:
+        store = self.store
+        now = monotonic()
+        taken = 0
+        for batch, lease in list(store.leases.items()):
+            if lease.deadline > now:
+                continue
+            if lease.seen != lease.deadline:
+                lease.seen = lease.deadline
+                continue
+            for field, payload in sorted(lease.held.items(), key=lambda item: -int(item[0][1:])):
+                priority = LETTERS.index(field[0])
+                strikes = store.strikes[payload] = store.strikes.get(payload, 0) + 1
+                if strikes >= DEAD_AFTER:
+                    del store.strikes[payload]
+                    store.dead.appendleft((header(f"its worker died {DEAD_AFTER} times while holding it"), payload))
+                elif strikes >= SUSPECT_AFTER:
+                    store.suspects.append((priority, payload))
+                else:
+                    store.queue.push_front(priority, payload)
+                taken += 1
+                self._wake_one()
+            del store.leases[batch]
+        return taken
+
+    async def promote(self) -> float | None:
+        queue = self.store.queue
+        moved = queue.promote(now_micros())
+        for _ in range(min(moved, len(self._waiters))):
+            self._wake_one()
+        due = queue.next_due()
+        return None if due is None else max(0.0, (due - now_micros()) / 1e6)
+
+    async def wait(self, consumer: str, timeout: float) -> None:
+        if any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1) or self.store.suspects:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            elif waiter.done() and not waiter.cancelled() and len(self.store.queue):
+                # woken and cancelled at once: somebody else has to look
+                self._wake_one()
+
+    async def farewell(self, consumer: str) -> None:
+        return None
+
+    async def acquire(self, task: Task[Any], run_id: str) -> bool:
+        now = monotonic()
+        slots = self.store.slots.setdefault(task.name, {})
+        for other in [other for other, deadline in slots.items() if deadline <= now]:
+            del slots[other]
+        if run_id not in slots and len(slots) >= task.max_concurrency:
+            return False
+        slots[run_id] = now + self.options.lease_seconds
+        return True
+
+    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+        store = self.store
+        if not store.replies.get(manager_id):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            store.reply_waiters[manager_id] = waiter
+            try:
+                async with asyncio.timeout(timeout):
+                    await waiter
+            except TimeoutError:
+                pass
+            finally:
+                store.reply_waiters.pop(manager_id, None)
+        return list(store.replies.pop(manager_id, ()))
+
+    # -- what is there
+
+    async def queue_length(self) -> dict[str, int]:
+        return {str(priority): n for priority, n in zip(PRIORITIES, self.store.queue.lengths(), strict=True)}
+
+    async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
+        targets = tuple(TaskPriority(priority) for priority in priorities) or PRIORITIES
+        removed = self.store.queue.clear(sum(1 << PRIORITIES.index(priority) for priority in targets))
+        return {str(priority): removed[PRIORITIES.index(priority)] for priority in targets}
+
+    async def clear(self) -> int:
+        store = self.store
+        count = sum(1 for n in (*store.queue.lengths(), store.queue.delayed_length()) if n)
+        count += len(store.leases) + len(store.info) + len(store.statuses) + len(store.aborted) + len(store.replies)
+        store.queue.clear()
+        store.queue.clear_delayed()
+        for kept in (store.leases, store.strikes, store.suspects, store.dead, store.replies, store.info, store.slots):
+            kept.clear()  # type: ignore[attr-defined]
+        store.statuses.clear()
+        store.aborted.clear()
+        store.firsts.clear()
+        return count
+
+    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
+        return list(self.store.dead)[:limit]
+
+    async def delayed_length(self) -> int:
+        return self.store.queue.delayed_length()
+
+    async def leased_length(self) -> int:
+        return sum(len(lease.held) for lease in self.store.leases.values())
+
+    # -- tasks and managers
+
+    async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:
+        names = [name for name in (task_names or self.registry) if name in self.registry]
+        return [self._info(self.registry[name]) for name in names]
+
+    def _info(self, task: Task[Any]) -> TaskInfo:
+        update = msgspec.convert(self.store.info.get(task.name, {}), TaskInfoUpdate, strict=False)
+        return task.info(**{name: getattr(update, name) for name in self.store.info.get(task.name, {})})
+
+    async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
+        update = msgspec.convert(dict(params), TaskInfoUpdate)
+        self.store.info.setdefault(task.name, {}).update((name, getattr(update, name)) for name in params)
+        return self._info(task)
+
+    async def set_manager_status(self, manager_id: str, data: dict[str, Any], ttl: int) -> None:
+        self.store.statuses[manager_id] = (monotonic() + ttl, data)
+
+    async def get_all_manager_statuses(self) -> TaskManagersStatus:
+        now = monotonic()
+        alive = [data for end, data in self.store.statuses.values() if end > now]
+        return TaskManagersStatus(
+            workers=[msgspec.convert(data, TaskManagerStatus) for data in alive], queues=await self.queue_length()
+        )
+
+    async def current_task_runs(self, task_name: str) -> int:
+        now = monotonic()
+        return sum(deadline > now for deadline in self.store.slots.get(task_name, {}).values())
+
+    async def set_task_aborted(self, run_id: str, reason: str) -> None:
+        now = monotonic()
+        aborted = self.store.aborted
+        for old in [old for old, (end, _) in aborted.items() if end <= now]:
+            del aborted[old]
+        aborted[run_id] = (now + 60, reason)
+
+    async def get_task_aborted(self, run_id: str) -> str | None:
+        end, reason = self.store.aborted.get(run_id, (0.0, ""))
+        return reason if end > monotonic() else None
+
+    def lock(self, name: str, timeout: float | None = None) -> Any:
+        return MemoryLock(self.store.locks, name, timeout)
+
+    async def first(self, key: str, seconds: float) -> bool:
+        now = monotonic()
+        firsts = self.store.firsts
+        for old in [old for old, end in firsts.items() if end <= now]:
+            del firsts[old]
+        if key in firsts:
+            return False
+        firsts[key] = now + seconds
+        return True
+
+    async def close(self) -> None:
+        return None
+
+
+class MemoryLock:
+    """One holder at a time of a name; opens by itself ``timeout`` seconds after it was taken (None: never)."""
+
+    def __init__(self, held: "dict[str, MemoryLock]", name: str, timeout: float | None) -> None:
+        self.held = held
+        self.name = name
+        self.timeout = timeout
+        self.deadline = float("inf")
+        self.released: asyncio.Future[None] | None = None
+
+    async def acquire(self) -> bool:
+        """Wait until the lock is free, and take it."""
+        loop = asyncio.get_running_loop()
+        while (holder := self.held.get(self.name)) is not None and holder.deadline > monotonic():
+            assert holder.released is not None
+            left = holder.deadline - monotonic()
+            try:
+                async with asyncio.timeout(None if left == float("inf") else left):
+                    await asyncio.shield(holder.released)
+            except TimeoutError:
+                continue
+        self.released = loop.create_future()
+        self.deadline = float("inf") if self.timeout is None else monotonic() + self.timeout
+        self.held[self.name] = self
+        return True
+
+    async def release(self) -> None:
+        """Let go of the lock; of one that has opened by itself: nothing."""
+        if self.held.get(self.name) is self:
+            del self.held[self.name]
+        if self.released is not None and not self.released.done():
+            self.released.set_result(None)
+
+    async def __aenter__(self) -> "MemoryLock":
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.release()
+
+
+def header(reason: str) -> str:
+    return f"{int(time.time() * 1000)} {' '.join(reason.split())}"

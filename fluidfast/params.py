@@ -1,0 +1,256 @@
+"""Params of a task: the kinds of model that a task may name, and how each is validated, written and read.
+
+``msgspec.Struct``, dataclass, TypedDict, attrs class and ``dict`` go through msgspec; a pydantic model or pydantic
+dataclass through pydantic, which is imported by whoever defined that model and never by us. A task that names no
+model gets ``Params``, a mapping that also reads as attributes and keeps every key.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args, is_typeddict
+
+import msgspec
+
+from .errors import ParamsError, TaskDecoratorError
+
+__all__ = ["Params", "ParamsAdapter", "adapter_for", "params_error"]
+
+PATH = re.compile(r"at `\$\.?([^`]*)`")
+MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
+
+
+class Params(dict[str, Any]):
+    """Params of a task that names no model: ``ctx.params["a"]`` and ``ctx.params.a`` are the same."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the params have no {name!r}, they have: {', '.join(self) or 'nothing'}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParamsAdapter:
+    """What the codec needs of a params model. The callables raise whatever their library raises."""
+
+    model: Any
+    validate: Callable[[Any], Any]
+    """A mapping, or an object of the model -> an object of the model."""
+    encode: Callable[[Any], bytes]
+    """An object of the model -> JSON, secrets revealed."""
+    decode: Callable[[bytes], Any]
+    """JSON -> an object of the model."""
+    to_builtins: Callable[[Any], Any]
+    """An object of the model -> what msgspec's encoders take."""
+    from_builtins: Callable[[Any], Any]
+    """The reverse, for params that came by MessagePack."""
+    fields: frozenset[str]
+    """Names of the model's fields; empty for a mapping."""
+
+
+def reveal(value: Any) -> Any:
+    """``enc_hook``: pydantic's secrets, and whatever else shows its value by ``get_secret_value``."""
+    if hasattr(value, "get_secret_value"):
+        return value.get_secret_value()
+    raise TypeError(f"values of type {type(value).__name__} cannot be written to a queue")
+
+
+def adapter_for(model: Any) -> ParamsAdapter:
+    """The adapter of a params model.
+
+    Raises:
+        TaskDecoratorError: the model is of no kind that params can have.
+    """
+    if model is Params:
+        return mapping_adapter()
+    if isinstance(model, type) and hasattr(model, "model_validate") and hasattr(model, "model_fields"):
+        return pydantic_adapter(model)
+    if isinstance(model, type) and dataclasses.is_dataclass(model) and hasattr(model, "__pydantic_validator__"):
+        return pydantic_dataclass_adapter(model)
+    return msgspec_adapter(model)
+
+
+def mapping_adapter() -> ParamsAdapter:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+    return ParamsAdapter(
+        model=Params,
+        validate=Params,
+        encode=json_encoder().encode,
+        decode=lambda raw: Params(decode(raw)),
+        to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
+        from_builtins=Params,
+        fields=frozenset(),
+    )
+
+
+def msgspec_adapter(model: Any) -> ParamsAdapter:
+    try:
+        decoder = msgspec.json.Decoder(model)
+    except TypeError as exc:
+        raise TaskDecoratorError(f"{model!r} cannot be a params model: {exc}") from exc
+    origin = getattr(model, "__origin__", model)
+    is_mapping = is_typeddict(origin) or (isinstance(origin, type) and issubclass(origin, Mapping))
+    convert = msgspec.convert
+
+    if is_mapping:
+
+        def validate(value: Any) -> Any:
+            return convert(value, model)
+
+    else:
+
+        def validate(value: Any) -> Any:
+            return value if isinstance(value, origin) else convert(value, model)
+
+    return ParamsAdapter(
+        model=model,
+        validate=validate,
+        encode=json_encoder().encode,
+        decode=decoder.decode,
+        to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
+        from_builtins=lambda value: convert(value, model, strict=False),
+        fields=frozenset() if is_mapping and not is_typeddict(origin) else frozenset(field_names(origin)),
+    )
+
+
+def field_names(model: Any) -> Iterator[str]:
+    if fields := getattr(model, "__struct_fields__", None):
+        yield from fields
+    elif dataclasses.is_dataclass(model):
+        yield from (field.name for field in dataclasses.fields(model))
+    elif attrs := getattr(model, "__attrs_attrs__", None):
+        yield from (field.name for field in attrs)
+    else:
+        yield from getattr(model, "__annotations__", ())
+
+
+def json_encoder() -> msgspec.json.Encoder:
+    return msgspec.json.Encoder(enc_hook=reveal)
+
+
+def pydantic_adapter(model: Any) -> ParamsAdapter:
+    fields = model.model_fields
+    config = model.model_config
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    by_alias = not by_name and any(field.alias or field.validation_alias for field in fields.values())
+    validator = model.__pydantic_validator__
+    serializer = model.__pydantic_serializer__
+    secret = has_secret(model, set())
+
+    def encode(params: Any) -> bytes:
+        if secret:
+            return sys.modules["pydantic_core"].to_json(params.model_dump(by_alias=by_alias), fallback=reveal)  # type: ignore[no-any-return]
+        return serializer.to_json(params, by_alias=by_alias)  # type: ignore[no-any-return]
+
+    return ParamsAdapter(
+        model=model,
+        validate=lambda value: value if isinstance(value, model) else validator.validate_python(value),
+        encode=encode,
+        decode=validator.validate_json,
+        to_builtins=lambda params: msgspec.json.decode(encode(params)),
+        from_builtins=lambda value: validator.validate_json(msgspec.json.encode(value)),
+        fields=frozenset(fields),
+    )
+
+
+def has_secret(annotation: Any, seen: set[int]) -> bool:
+    """Whether a type holds, at any depth, a type that hides its value (``get_secret_value``)."""
+    if id(annotation) in seen:
+        return False
+    seen.add(id(annotation))
+    if isinstance(annotation, type) and hasattr(annotation, "get_secret_value"):
+        return True
+    if any(has_secret(argument, seen) for argument in get_args(annotation)):
+        return True
+    fields = getattr(annotation, "model_fields", None) or getattr(annotation, "__pydantic_fields__", None)
+    if isinstance(fields, dict):
+        return any(has_secret(field.annotation, seen) for field in fields.values())
+    return False
+
+
+def pydantic_dataclass_adapter(model: Any) -> ParamsAdapter:
+    validator = model.__pydantic_validator__
+    serializer = model.__pydantic_serializer__
+
+    def encode(params: Any) -> bytes:
+        return sys.modules["pydantic_core"].to_json(serializer.to_python(params), fallback=reveal)  # type: ignore[no-any-return]
+
+    return ParamsAdapter(
+        model=model,
+        validate=lambda value: value if isinstance(value, model) else validator.validate_python(value),
+        encode=encode,
+        decode=validator.validate_json,
+        to_builtins=lambda params: msgspec.json.decode(encode(params)),
+        from_builtins=lambda value: validator.validate_json(msgspec.json.encode(value)),
+        fields=frozenset(field.name for field in dataclasses.fields(model)),
+    )
+
+
+def params_error(task_name: str, exc: Exception, params: Any = None) -> ParamsError:
+    """Says which field of a task's params is wrong, without repeating any value of theirs."""
+    errors = getattr(exc, "errors", None)
+    if callable(errors):  # pydantic
+        first, *others = errors(include_url=False, include_input=False)
+        field = ".".join(str(part) for part in first["loc"])
+        why = str(first["msg"]) + (f" (and {len(others)} more)" if others else "")
+    else:
+        why = str(exc)
+        found = PATH.search(why)
+        missing = MISSING.search(why)
+        field = (found.group(1) if found else "") or (missing.group(1) if missing else "")
+        if not field and params is not None:
+            field = unwritable_field(params)
+    where = f", field {field!r}" if field else ""
+    return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
+
+
+def unwritable_field(params: Any) -> str:
+    encode = json_encoder().encode
+    for name, value in items(params):
+        try:
+            encode(value)
+        except Exception:
+            return name
+    return ""
+
+
+def items(params: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(params, Mapping):
+        yield from ((str(name), value) for name, value in params.items())
+    else:
+        yield from ((name, getattr(params, name, None)) for name in field_names(type(params)))
+
+
+def non_finite_field(params: Any) -> str | None:
+    """The path of the first NaN or infinity in params, or None. JSON has no number for them."""
+    for name, value in items(params):
+        if is_non_finite(value):
+            return name
+    return None
+
+
+def is_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(is_non_finite(item) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(is_non_finite(item) for item in value)
+    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value):
+        return any(is_non_finite(item) for _, item in items(value))
+    return False

@@ -1,0 +1,708 @@
+"""The broker contract on Redis or Valkey (6.2 or newer). The only file of the core, with its link, that knows Redis.
+
+Verbs are Lua scripts (``lua/``), so that a run moves from one place to the next in one step. They go over one ``Link``
+that all of a process's managers of this broker share; what blocks has links of its own; the rest (task info, locks,
+statuses) goes through redis-py, as ``redis_cli``.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import redis.exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+
+from . import settings
+from ._clock import new_id
+from .broker import (
+    LETTERS,
+    Batch,
+    BrokerURL,
+    Channel,
+    Claim,
+    Claimed,
+    Settlement,
+    TaskBroker,
+    TaskManagersStatus,
+    TaskManagerStatus,
+)
+from .errors import (
+    BrokerAuthError,
+    BrokerConnectionError,
+    BrokerError,
+    BrokerFullError,
+    BrokerURLError,
+    ConnectionLostError,
+)
+from .keys import DEFAULT_NAME, Keys
+from .redis_link import Link, LinkLost, ServerReply, pack
+from .scripts import NAMES, load
+from .states import PRIORITIES, TaskPriority
+from .task import Task, TaskInfo, TaskInfoUpdate
+
+__all__ = ["RedisTaskBroker"]
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+RECONNECT_SECONDS = 30.0
+"""How long a verb waits for a server that was there before to come back."""
+REPLY_SECONDS = 15.0
+"""A server that answers nothing for this long has its connection ended."""
+PRODUCER_MS = 3_600_000
+REPLY_MS = 300_000
+SUSPECT_AFTER = 2
+DEAD_AFTER = 3
+REDIS_OPTIONS = (
+    "db",
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+    "ssl_keyfile_password",
+)
+TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+
+
+class RedisTaskBroker(TaskBroker):
+    """A broker on one Redis or Valkey server: ``redis://``, ``rediss://`` (TLS), ``unix://``.
+
+    The URL is redis-py's (user, password, host, port, ``/db``); behind ``?`` stand our options (``BrokerOptions``) and
+    redis-py's for TLS (``ssl_ca_certs`` ...).
+
+    Raises:
+        BrokerURLError: the URL is none, or an option of it.
+    """
+
+    default_name = DEFAULT_NAME
+    url_options = REDIS_OPTIONS
+
+    def __init__(self, url: BrokerURL | str, redis_cli: "Redis | None" = None) -> None:
+        super().__init__(url)
+        self.keys = Keys(self.name)
+        self._prefix = self.keys.prefix.encode()
+        try:
+            connection_options = parse_url(redis_url(self.url))
+        except (ValueError, TypeError) as exc:
+            raise BrokerURLError(f"broker {self.url}: {exc}") from exc
+        connection_options.update(
+            protocol=2, socket_connect_timeout=CONNECT_SECONDS, socket_keepalive=True, decode_responses=False
+        )
+        self._pool = BlockingConnectionPool(
+            max_connections=max(2, settings.get_settings().redis_max_connections), timeout=20, **connection_options
+        )
+        self.redis_cli: Redis = redis_cli or Redis(connection_pool=self._pool)
+        self._link: Link | None = None
+        self._link_loop: asyncio.AbstractEventLoop | None = None
+        self._connecting: asyncio.Lock | None = None
+        self._was_connected = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._blocked: set[Link] = set()
+        self._wakeups: dict[str, WakeUp] = {}
+        self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
+        self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
+
+    # -- names (aio-fluid's)
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of all keys, with the braces that make it a Cluster hash tag."""
+        return self.keys.prefix
+
+    def task_queue_name(self, priority: TaskPriority) -> str:
+        """Key of the queue of a priority."""
+        return self.keys.queue(priority)
+
+    @property
+    def task_queue_names(self) -> tuple[str, ...]:
+        return tuple(self.keys.queue(priority) for priority in self.options.queues)
+
+    def task_hash_name(self, name: str) -> str:
+        """Key of a task's info."""
+        return self.keys.task(name)
+
+    def task_run_key(self, task_name: str, run_id: str) -> str:
+        """Key that marks a run of a task with ``max_concurrency`` as running."""
+        return self.keys.task_run(task_name, run_id)
+
+    def manager_status_key(self, manager_id: str) -> str:
+        """Key of a manager's status."""
+        return self.keys.manager(manager_id)
+
+    def task_aborted_key(self, run_id: str) -> str:
+        """Key of why a run was aborted."""
+        return self.keys.aborted(run_id)
+
+    # -- connections
+
+    async def new_link(self) -> Link:
+        """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
+        connection = self._pool.make_connection()
+        try:
+            await connection.connect()
+            return Link(connection)
+        except redis.exceptions.AuthenticationError as exc:
+            raise BrokerAuthError(f"broker {self.url}: the server refused the user or the password: {exc}") from exc
+        except (redis.exceptions.RedisError, OSError, asyncio.TimeoutError) as exc:
+            raise BrokerConnectionError(f"broker {self.url}: cannot connect: {exc}") from exc
+
+    async def link(self) -> Link:
+        """The shared connection, with the scripts loaded; made anew if it is gone."""
+        loop = asyncio.get_running_loop()
+        if self._link_loop is not loop:
+            self._link, self._link_loop, self._connecting = None, loop, asyncio.Lock()
+            self._was_connected = False
+            self._wakeups.clear()
+            self._blocked.clear()
+            self._watch = None
+        link = self._link
+        if link is not None and not link.closed:
+            return link
+        assert self._connecting is not None
+        async with self._connecting:
+            if self._link is not None and not self._link.closed:
+                return self._link
+            link = await self.new_link()
+            try:
+                # on every connection: it may be a server that was restarted or took over
+                for name in NAMES:
+                    loaded = link.call(pack(("SCRIPT", "LOAD", load(name).text)))
+                await loaded
+            except (LinkLost, ServerReply) as exc:
+                link.abort()
+                raise self.error(exc) from exc
+            self._link = link
+            self._was_connected = True
+            if self._watch is None:
+                self._watch = loop.call_later(1.0, self._check_links)
+            return link
+
+    def _check_links(self) -> None:
+        """End connections to a server that hangs, so that their callers hear of it."""
+        assert self._link_loop is not None
+        self._watch = self._link_loop.call_later(1.0, self._check_links)
+        for link, patience in ((self._link, REPLY_SECONDS), *((b, REPLY_SECONDS + self.block_seconds) for b in self._blocked)):
+            if link is not None and not link.closed and link.stalled(patience):
+                logger.warning("broker %s: no answer for %.0f s, connecting again", self.url, patience)
+                link.abort()
+
+    async def patiently(self, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Do what may be done twice, again after the connection was lost, while the server may still come back.
+
+        Raises:
+            BrokerConnectionError: it was not there from the start, or is not back after RECONNECT_SECONDS.
+            BrokerError: the server refused.
+        """
+        end = 0.0
+        pause = 0.02
+        while True:
+            try:
+                return await action()
+            except BrokerAuthError:
+                raise
+            except BrokerConnectionError:
+                if not self._was_connected:
+                    raise
+                now = monotonic()
+                end = end or now + RECONNECT_SECONDS
+                if now + pause > end:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    async def script(self, name: str, *arguments: Any) -> Any:
+        """Run a script of ``lua/`` that may run twice. Raises as ``patiently``."""
+        command = pack(("EVALSHA", load(name).sha, 1, self._prefix, *arguments))
+
+        async def once() -> Any:
+            link = await self.link()
+            try:
+                return await link.call(command)
+            except (ServerReply, LinkLost) as exc:
+                raise self.error(exc, link) from exc
+
+        return await self.patiently(once)
+
+    def error(self, exc: Exception, link: Link | None = None) -> BrokerError:
+        """What a reply or a lost connection means to our callers."""
+        text = str(exc)
+        if isinstance(exc, LinkLost):
+            return ConnectionLostError(f"broker {self.url}: {text}")
+        if "OOM command not allowed" in text:
+            return BrokerFullError(
+                f"broker {self.url}: the server is at its maxmemory and evicts nothing; nothing was stored. "
+                "Add memory, or let consumers catch up"
+            )
+        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+            return BrokerAuthError(f"broker {self.url}: {text}")
+        if text.startswith("NOSCRIPT") or any(word in text for word in TRANSIENT):
+            if link is not None:  # a new connection loads the scripts, or finds the new primary
+                link.abort()
+            return ConnectionLostError(f"broker {self.url}: {text}")
+        return BrokerError(f"broker {self.url}: {text}")
+
+    async def redis(self, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Something by redis-py, its errors in our terms."""
+        try:
+            return await action()
+        except redis.exceptions.AuthenticationError as exc:
+            raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
+            raise BrokerConnectionError(f"broker {self.url}: {exc}") from exc
+        except redis.exceptions.RedisError as exc:
+            raise self.error(ServerReply(str(exc))) from exc
+
+    async def connect(self) -> None:
+        await self.link()
+
+    async def close(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+        for wakeup in list(self._wakeups.values()):
+            await wakeup.close()
+        self._wakeups.clear()
+        link, self._link = self._link, None
+        if link is not None and self._link_loop is asyncio.get_running_loop():
+            await link.close()
+        await self.redis_cli.aclose()
+        await self._pool.disconnect()
+
+    # -- producing
+
+    def push(self, priority: int, payload: bytes) -> bool:
+        return False
+
+    async def channel(self) -> Channel:
+        link = await self.patiently(self.link)
+        sha = load("enqueue").sha
+        prefix = self._prefix
+        loop = asyncio.get_running_loop()
+
+        def send(batch: Batch) -> asyncio.Future[int]:
+            high, medium, low = batch.groups
+            reply = link.call(
+                pack(
+                    (
+                        "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS,
+                        len(high), len(medium), len(low), *high, *medium, *low,
+                    )
+                )
+            )  # fmt: skip
+            outcome: asyncio.Future[int] = loop.create_future()
+
+            def settle(reply: asyncio.Future[Any]) -> None:
+                if outcome.done():
+                    return
+                if (exc := reply.exception()) is None:
+                    outcome.set_result(reply.result()[1])
+                else:
+                    outcome.set_exception(self.error(exc, link))  # type: ignore[arg-type]
+
+            reply.add_done_callback(settle)
+            return outcome
+
+        return send
+
+    async def forget(self, producer: str) -> None:
+        link = await self.link()
+        try:
+            await link.call(pack(("DEL", self.keys.producer(producer))))
+        except (ServerReply, LinkLost) as exc:
+            raise self.error(exc) from exc
+
+    async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
+        flat: list[Any] = []
+        for seconds, priority, payload in entries:
+            flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
+        await self.script("delay", *flat)
+
+    # -- consuming
+
+    async def claim(
+        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+    ) -> Claim:
+        batch = new_id()
+        letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
+        given, flags, suspects, strikes, alone = await self.script(
+            "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
+            letters, int(idle), *tasks,
+        )  # fmt: skip
+        items = [Claimed(given[i].decode(), given[i + 1]) for i in range(0, len(given), 2)]
+        if strikes:
+            struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
+            for item in items:
+                item.strikes = struck.get(item.field, 0)
+        enabled = {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
+        return Claim(batch, items, enabled, alone=bool(alone), suspects=suspects)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        s = settlement
+        arguments: list[Any] = [s.batch, REPLY_MS]
+        if s.whole:
+            arguments.append("*")
+        else:
+            arguments += (len(s.done), *s.done)
+        arguments.append(len(s.retries))
+        for seconds, priority, payload in s.retries:
+            arguments += (milliseconds(seconds), LETTERS[priority].encode() + payload)
+        arguments.append(len(s.dead))
+        for field, reason in s.dead:
+            arguments += (field, header(reason))
+        arguments.append(len(s.info))
+        for task, (end, duration, state) in s.info.items():
+            arguments += (task, f'"{end}"', msgspec.json.encode(timedelta(seconds=duration)), f'"{state}"')
+        arguments.append(len(s.replies))
+        for manager_id, payload in s.replies:
+            arguments += (manager_id, payload)
+        arguments.append(len(s.slots))
+        for task, run_id in s.slots:
+            arguments += (task, run_id)
+        arguments += (len(s.survived), *s.survived)
+        return bool(await self.script("settle", *arguments))
+
+    async def release(self, batch: str, fields: Sequence[str]) -> int:
+        return int(await self.script("release", batch, *fields))
+
+    async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
+        lease = milliseconds(self.options.lease_seconds)
+        flat = [part for slot in slots for part in slot]
+        lost = await self.script("renew", consumer, lease, len(batches), *batches, *flat)
+        return [batch.decode() for batch in lost]
+
+    @property
+    def block_seconds(self) -> float:
+        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
+        return min(5.0, self.options.lease_seconds)
+
+    async def reap(self) -> int:
+        now = monotonic()
+        spacing = self.options.lease_seconds / 2  # more than a third, in which the living renew
+        # A consumer whose inbox is taken must not be able to get more into it: its last blocking call has run out.
+        silent_ms = milliseconds(self.options.lease_seconds + self.block_seconds + 2)
+        batches = [(b, d) for b, (d, since) in self._seen_expired.items() if now - since >= spacing]
+        consumers = [(c, t) for c, (t, since) in self._seen_silent.items() if now - since >= spacing]
+        expired, silent, taken = await self.script(
+            "reap", SUSPECT_AFTER, DEAD_AFTER, silent_ms,
+            header(f"its worker died {DEAD_AFTER} times while holding it"),
+            len(batches), *(part for pair in batches for part in pair),
+            len(consumers), *(part for pair in consumers for part in pair),
+        )  # fmt: skip
+        self._seen_expired = sightings(self._seen_expired, expired, now)
+        self._seen_silent = sightings(self._seen_silent, silent, now)
+        if taken:
+            logger.warning("broker %s: took back %d runs of consumers that fell silent", self.url, taken)
+        return int(taken)
+
+    async def promote(self) -> float | None:
+        moved, wait = await self.script("promote", 1000)
+        if moved >= 1000:
+            return 0.0
+        return None if wait < 0 else wait / 1000
+
+    async def wait(self, consumer: str, timeout: float) -> None:
+        wakeup = self._wakeups.get(consumer)
+        if wakeup is None:
+            await self.renew(consumer, ())  # known before anything may be moved to its inbox
+            wakeup = self._wakeups[consumer] = WakeUp(self, consumer)
+        await wakeup.wait(timeout)
+
+    async def idle_no_more(self, consumer: str) -> None:
+        """Nothing more is to be moved to this consumer's inbox until it waits again."""
+        if (wakeup := self._wakeups.get(consumer)) is not None:
+            await wakeup.unblock()
+
+    async def farewell(self, consumer: str) -> None:
+        wakeup = self._wakeups.pop(consumer, None)
+        if wakeup is not None:
+            try:
+                await wakeup.unblock()
+            finally:
+                await wakeup.close()
+        await self.script("farewell", consumer)
+
+    async def acquire(self, task: Task[Any], run_id: str) -> bool:
+        lease = self.options.lease_seconds
+        visible = math.ceil(task.timeout_seconds + min(10, max(1, task.timeout_seconds / 2)))
+        granted = await self.script("acquire", task.name, run_id, task.max_concurrency, milliseconds(lease), visible)
+        return bool(granted)
+
+    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+        link = await self.blocking_link()
+        try:
+            try:
+                reply = await link.call(pack(("BLPOP", self.keys.reply(manager_id), f"{timeout:.3f}")))
+            except (ServerReply, LinkLost) as exc:
+                raise self.error(exc) from exc
+            return [] if reply is None else [reply[1]]
+        finally:
+            self._blocked.discard(link)
+            await link.close()
+
+    async def blocking_link(self) -> Link:
+        await self.patiently(self.link)
+        link: Link = await self.patiently(self.new_link)
+        self._blocked.add(link)
+        return link
+
+    # -- what is there
+
+    async def queue_length(self) -> dict[str, int]:
+        lengths = await self._each("llen", PRIORITIES)
+        return {str(priority): length for priority, length in zip(PRIORITIES, lengths, strict=True)}
+
+    async def _each(self, command: str, priorities: Sequence[TaskPriority]) -> list[Any]:
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=False)
+            for priority in priorities:
+                getattr(pipe, command)(self.keys.queue(priority))
+            return await pipe.execute()
+
+        return await self.redis(action)  # type: ignore[no-any-return]
+
+    async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
+        targets = tuple(TaskPriority(priority) for priority in priorities) or PRIORITIES
+
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=True)
+            for priority in targets:
+                pipe.llen(self.keys.queue(priority))
+                pipe.unlink(self.keys.queue(priority))
+            return await pipe.execute()
+
+        results = await self.redis(action)
+        return {str(priority): results[2 * i] for i, priority in enumerate(targets)}
+
+    async def clear(self) -> int:
+        async def action() -> int:
+            count = 0
+            keys = []
+            async for key in self.redis_cli.scan_iter(glob_escaped(self.prefix) + "-*", count=1000):
+                keys.append(key)
+                if len(keys) >= 1000:
+                    count += await self.redis_cli.unlink(*keys)
+                    keys = []
+            return count + (await self.redis_cli.unlink(*keys) if keys else 0)
+
+        return int(await self.redis(action))
+
+    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
+        entries = await self.redis(lambda: self.redis_cli.lrange(self.keys.dead, 0, limit - 1))
+        split = (entry.partition(b"\n") for entry in entries)
+        return [(head.decode("utf-8", "replace"), payload) for head, _, payload in split]
+
+    async def delayed_length(self) -> int:
+        return int(await self.redis(lambda: self.redis_cli.zcard(self.keys.delayed)))
+
+    async def leased_length(self) -> int:
+        async def action() -> int:
+            batches = await self.redis_cli.zrange(self.keys.leases, 0, -1)
+            pipe = self.redis_cli.pipeline(transaction=False)
+            for batch in batches:
+                pipe.hlen(self.keys.lease(batch.decode()))
+            return sum(await pipe.execute())
+
+        return int(await self.redis(action))
+
+    # -- tasks and managers
+
+    async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:
+        names = [name for name in (task_names or self.registry) if name in self.registry]
+        if not names:
+            return []
+
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=False)
+            for name in names:
+                pipe.hgetall(self.keys.task(name))
+            return await pipe.execute()
+
+        hashes = await self.redis(action)
+        return [decode_info(self.registry[name], fields) for name, fields in zip(names, hashes, strict=True)]
+
+    async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
+        update = msgspec.convert(dict(params), TaskInfoUpdate)
+        mapping = {name: msgspec.json.encode(getattr(update, name)) for name in params}
+
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=True)
+            if mapping:
+                pipe.hset(self.keys.task(task.name), mapping=mapping)
+            pipe.hgetall(self.keys.task(task.name))
+            return await pipe.execute()
+
+        return decode_info(task, (await self.redis(action))[-1])
+
+    async def set_manager_status(self, manager_id: str, data: dict[str, Any], ttl: int) -> None:
+        value = msgspec.json.encode(data)
+        await self.redis(lambda: self.redis_cli.set(self.keys.manager(manager_id), value, ex=ttl))
+
+    async def get_all_manager_statuses(self) -> TaskManagersStatus:
+        async def action() -> Any:
+            pattern = glob_escaped(self.prefix) + "-manager-*"
+            keys = [key async for key in self.redis_cli.scan_iter(pattern, count=1000)]
+            return await self.redis_cli.mget(*keys) if keys else []
+
+        values = await self.redis(action)
+        return TaskManagersStatus(
+            workers=[msgspec.json.decode(value, type=TaskManagerStatus) for value in values if value is not None],
+            queues=await self.queue_length(),
+        )
+
+    async def current_task_runs(self, task_name: str) -> int:
+        return int(await self.redis(lambda: self.redis_cli.zcard(self.keys.slots(task_name))))
+
+    async def set_task_aborted(self, run_id: str, reason: str) -> None:
+        await self.redis(lambda: self.redis_cli.set(self.keys.aborted(run_id), reason, ex=60))
+
+    async def get_task_aborted(self, run_id: str) -> str | None:
+        value = await self.redis(lambda: self.redis_cli.get(self.keys.aborted(run_id)))
+        return value.decode() if value else None
+
+    def lock(self, name: str, timeout: float | None = None) -> Any:
+        return self.redis_cli.lock(name, timeout=timeout)
+
+    async def first(self, key: str, seconds: float) -> bool:
+        full = self.keys.first(key)
+        return bool(await self.redis(lambda: self.redis_cli.set(full, b"1", nx=True, px=milliseconds(seconds))))
+
+
+class WakeUp:
+    """Blocks for one consumer: BLMOVE from each queue to its inbox, one connection a priority.
+
+    What is moved is safe in the inbox, and one push wakes one waiter.
+    """
+
+    def __init__(self, broker: RedisTaskBroker, consumer: str) -> None:
+        self.broker = broker
+        self.consumer = consumer
+        self.links: dict[TaskPriority, tuple[Link, int]] = {}
+        self.pending: dict[TaskPriority, asyncio.Future[Any]] = {}
+        self.woken: asyncio.Future[None] | None = None
+
+    async def wait(self, timeout: float) -> None:
+        """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
+        for priority in self.broker.options.queues:
+            if priority not in self.pending:
+                await self.block(priority)
+        self.woken = asyncio.get_running_loop().create_future()
+        if any(future.done() for future in self.pending.values()):
+            self.woken.set_result(None)
+        try:
+            async with asyncio.timeout(timeout):
+                await self.woken
+        except TimeoutError:
+            return
+        finally:
+            self.woken = None
+            for priority, future in list(self.pending.items()):
+                if future.done():
+                    del self.pending[priority]
+                    if not future.cancelled() and (exc := future.exception()) is not None:
+                        self.drop(priority)
+                        logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+
+    async def block(self, priority: TaskPriority) -> None:
+        broker = self.broker
+        held = self.links.get(priority)
+        if held is None or held[0].closed:
+            self.drop(priority)
+            link = await broker.blocking_link()
+            held = self.links[priority] = (link, await link.call(pack(("CLIENT", "ID"))))
+        command = pack(
+            (
+                "BLMOVE", broker.keys.queue(priority), broker.keys.inbox(self.consumer, priority),
+                "RIGHT", "LEFT", f"{broker.block_seconds:.3f}",
+            )
+        )  # fmt: skip
+        future = held[0].call(command)
+        future.add_done_callback(self._wake)
+        self.pending[priority] = future
+
+    def _wake(self, future: "asyncio.Future[Any]") -> None:
+        if not future.cancelled():
+            future.exception()
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
+
+    async def unblock(self) -> None:
+        """End the blocking calls; what they moved by then is in the inbox."""
+        blocked = [(self.links[p][1], f) for p, f in self.pending.items() if not f.done() and p in self.links]
+        if not blocked:
+            return
+        link = await self.broker.link()
+        try:
+            for client, _ in blocked:
+                await link.call(pack(("CLIENT", "UNBLOCK", client)))
+        except (ServerReply, LinkLost) as exc:
+            raise self.broker.error(exc) from exc
+        await asyncio.wait([future for _, future in blocked], timeout=self.broker.block_seconds + 1)
+
+    def drop(self, priority: TaskPriority) -> None:
+        held = self.links.pop(priority, None)
+        if held is not None:
+            self.broker._blocked.discard(held[0])
+            held[0].abort()
+
+    async def close(self) -> None:
+        """End the connections."""
+        for priority in list(self.links):
+            self.drop(priority)
+        self.pending.clear()
+
+
+def redis_url(url: BrokerURL) -> str:
+    """The URL without our own options."""
+    parts = urlsplit(url.raw)
+    query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in REDIS_OPTIONS)
+    return urlunsplit(parts._replace(query=query))
+
+
+def milliseconds(seconds: float) -> int:
+    return max(0, math.ceil(seconds * 1000))
+
+
+def header(reason: str) -> bytes:
+    """First line of an entry in the dead list: when, and why, on one line."""
+    line = " ".join(reason.split())
+    return f"{int(time.time() * 1000)} {line}"[:1000].encode("utf-8", "replace")
+
+
+def sightings(
+    before: dict[bytes, tuple[bytes, float]], flat: list[bytes], now: float
+) -> dict[bytes, tuple[bytes, float]]:
+    """What is seen now, with since when it has been seen unchanged."""
+    after = {}
+    for i in range(0, len(flat), 2):
+        name, mark = flat[i], flat[i + 1]
+        known = before.get(name)
+        after[name] = known if known is not None and known[0] == mark else (mark, now)
+    return after
+
+
+def decode_info(task: Task[Any], fields: Mapping[bytes, bytes]) -> TaskInfo:
+    update = {}
+    for name, value in fields.items():
+        key = name.decode()
+        if key not in TaskInfoUpdate.__struct_fields__:
+            continue
+        kind = TaskInfoUpdate.__annotations__[key]
+        try:
+            update[key] = msgspec.json.decode(value, type=kind)
+        except msgspec.DecodeError:
+            logger.warning("task %s: its info %s on the broker cannot be read", task.name, key)
+    return task.info(**update)
+
+
+def glob_escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "*?[]\\^" else c for c in text)

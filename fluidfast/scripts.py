@@ -1,0 +1,26 @@
+"""The Lua scripts by name, with the SHA-1 that the server knows them by."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+__all__ = ["NAMES", "Script", "load"]
+
+NAMES = ("enqueue", "delay", "promote", "claim", "settle", "release", "renew", "reap", "acquire", "farewell")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script: its file name, its text and the SHA-1 of it, in hex, that EVALSHA takes."""
+
+    name: str
+    text: bytes
+    sha: bytes
+
+
+@cache
+def load(name: str) -> Script:
+    """The script in ``lua/NAME.lua``."""
+    text = resources.files("fluidfast.lua").joinpath(f"{name}.lua").read_bytes()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

@@ -1,0 +1,131 @@
+"""Settings from the environment, read at first use; importing this module reads nothing.
+
+Names of environment variables are compared without regard to case; where several spellings are set, the upper-case
+one counts. A variable that is set to nothing counts as not set.
+
+==========================  =====================================  =====================================
+field                       variable                               default
+==========================  =====================================  =====================================
+broker_url                  FLUID_BROKER_URL, REDIS_DEFAULT_URL    memory://
+max_concurrent_tasks        FLUID_MAX_CONCURRENT_TASKS             5
+sleep_millis                FLUID_SLEEP_MILLIS                     1000
+scheduler_heartbeat_millis  FLUID_SCHEDULER_HEARTBEAT_MILLIS       100
+stopping_grace_period       FLUID_STOPPING_GRACE_PERIOD            10
+redis_max_connections       MAX_REDIS_CONNECTIONS                  5
+app_name                    APP_NAME                               fluid
+log_level                   LOG_LEVEL                              INFO
+==========================  =====================================  =====================================
+
+``FLUID_ENV_PREFIX`` puts another prefix in the place of ``FLUID_``; set to nothing, it means no prefix at all.
+"""
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from .errors import ConfigError
+
+__all__ = ["Settings", "get_settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment asks for. Every upper-case field name is also an attribute of this module.
+
+    ``broker_url``: where runs are kept. It may hold a password, so it is not part of ``repr``.
+    ``max_concurrent_tasks``: how many runs one consumer executes at a time; 0: none.
+    ``sleep_millis``: how long an idle consumer waits, in milliseconds.
+    ``scheduler_heartbeat_millis``: how often schedules are looked at, in milliseconds, at least 1.
+    ``stopping_grace_period``: how long a worker that is asked to stop may take, in seconds.
+    ``redis_max_connections``: size of the connection pool, at least 1.
+    ``app_name``: the root of the names of task loggers.
+    ``log_level``: in upper case.
+    """
+
+    broker_url: str = field(default="memory://", repr=False)
+    max_concurrent_tasks: int = 5
+    sleep_millis: int = 1000
+    scheduler_heartbeat_millis: int = 100
+    stopping_grace_period: float = 10
+    redis_max_connections: int = 5
+    app_name: str = "fluid"
+    log_level: str = "INFO"
+
+
+class _Environment:
+    """The environment at one moment, by lower-case name."""
+
+    def __init__(self) -> None:
+        # an upper-case name sorts before its other spellings, so it is the last to be written
+        self._variables = {name.lower(): (name, os.environ[name]) for name in sorted(os.environ, reverse=True)}
+        self.prefix = self._variables.get("fluid_env_prefix", ("", "fluid_"))[1].lower()
+
+    def _get(self, name: str) -> tuple[str, str]:
+        """The variable's name as it is spelled in the environment, and its value; both empty if it is not set."""
+        found, value = self._variables.get(name, ("", ""))
+        value = value.strip()
+        return (found, value) if value else ("", "")
+
+    def text(self, default: str, *names: str) -> str:
+        return next((value for _, value in map(self._get, names) if value), default)
+
+    def whole(self, default: int, name: str, at_least: int = 0) -> int:
+        variable, text = self._get(name)
+        if not text:
+            return default
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if value < at_least:
+            raise ConfigError(f"{variable}={text!r}: a whole number, {at_least} or more, is expected")
+        return value
+
+    def seconds(self, default: float, name: str) -> float:
+        variable, text = self._get(name)
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{variable}={text!r}: a number of seconds, 0 or more, is expected")
+        return value
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process: read at the first call, then kept.
+
+    ``get_settings.cache_clear()`` makes the next call read the environment again.
+
+    Raises:
+        ConfigError: a value that is not a number of its kind; names the variable and the value.
+    """
+    default = Settings()
+    env = _Environment()
+    return Settings(
+        broker_url=env.text(default.broker_url, f"{env.prefix}broker_url", "redis_default_url"),
+        max_concurrent_tasks=env.whole(default.max_concurrent_tasks, f"{env.prefix}max_concurrent_tasks"),
+        sleep_millis=env.whole(default.sleep_millis, f"{env.prefix}sleep_millis"),
+        scheduler_heartbeat_millis=env.whole(
+            default.scheduler_heartbeat_millis, f"{env.prefix}scheduler_heartbeat_millis", at_least=1
+        ),
+        stopping_grace_period=env.seconds(default.stopping_grace_period, f"{env.prefix}stopping_grace_period"),
+        redis_max_connections=env.whole(default.redis_max_connections, "max_redis_connections", at_least=1),
+        app_name=env.text(default.app_name, "app_name"),
+        log_level=env.text(default.log_level, "log_level").upper(),
+    )
+
+
+_FIELDS = frozenset(item.name.upper() for item in fields(Settings))
+
+
+def __getattr__(name: str) -> Any:
+    """A setting by its upper-case name, such as ``settings.APP_NAME``."""
+    if name in _FIELDS:
+        return getattr(get_settings(), name.lower())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
