@@ -10,7 +10,6 @@ The table holds, for each pair (from, to), the states entered, one bit each. A p
 order of their numbers, so the bits need no order of their own.
 """
 
-cimport cython
 from datetime import datetime, timedelta, timezone
 
 from .errors import TaskRunError

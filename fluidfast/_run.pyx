@@ -7,7 +7,6 @@ It is a compiled class because one is made for each run on both sides: times are
 ``datetime``, state and priority are numbers until somebody asks for the enum.
 """
 
-cimport cython
 import types
 from datetime import datetime, timedelta, timezone
 
@@ -64,7 +63,6 @@ cdef TaskRun make_run(str id, object task, int prio, object params, object manag
     return run
 
 
-@cython.freelist(256)
 cdef class TaskRun(RunState):
     """One run of a task.
 

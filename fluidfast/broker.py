@@ -27,6 +27,7 @@ __all__ = [
     "Channel",
     "Claim",
     "Claimed",
+    "Confirm",
     "Settlement",
     "TaskBroker",
     "TaskManagerStatus",
@@ -235,9 +236,12 @@ class Batch:
         return len(self.groups[0]) + len(self.groups[1]) + len(self.groups[2])
 
 
-Channel = Callable[[Batch], "asyncio.Future[int]"]
-"""Sends a batch on one live connection. The future gives how many runs wait in all; it raises ConnectionLostError if the
-connection ended before the answer, and BrokerError if the server refused, in which case nothing of the batch was kept."""
+Confirm = Callable[[int, Exception | None], None]
+"""What became of a batch: how many runs wait in all, and None; or 0 and ConnectionLostError if the connection ended before
+the answer, or another BrokerError if the server refused, in which case nothing of the batch was kept."""
+
+Channel = Callable[[Batch, Confirm], None]
+"""Sends a batch on one live connection; what became of it is said in the order of sending."""
 
 
 class TaskBroker(ABC):
@@ -482,7 +486,18 @@ class TaskBroker(ABC):
             groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
             groups[task_run.prio].append(payload)
             producer = self.new_uuid()
-            await (await self.channel())(Batch(producer, 1, groups))
+            confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def confirm(waiting: int, exc: Exception | None) -> None:
+                if confirmed.done():
+                    return
+                if exc is None:
+                    confirmed.set_result(None)
+                else:
+                    confirmed.set_exception(exc)
+
+            (await self.channel())(Batch(producer, 1, groups), confirm)
+            await confirmed
             await self.forget(producer)
 
     async def get_task_run(self, task_manager: Any) -> TaskRun[Any, Any] | None:

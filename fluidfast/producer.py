@@ -30,13 +30,12 @@ SEND_SECONDS = 30.0
 class Sending:
     """A batch on its way, and who waits for it."""
 
-    __slots__ = ("answer", "batch", "since", "waiters")
+    __slots__ = ("batch", "since", "waiters")
 
     def __init__(self, batch: Batch, waiters: list[tuple[asyncio.Future[int], int]]) -> None:
         self.batch = batch
         self.waiters = waiters
         self.since = monotonic()
-        self.answer: asyncio.Future[int] | None = None
 
 
 class Producer:
@@ -121,27 +120,27 @@ class Producer:
             self._opening = self._loop.create_task(self._open())
 
     def _send(self, sending: Sending) -> None:
-        assert self._channel is not None
-        sending.answer = self._channel(sending.batch)
-        sending.answer.add_done_callback(self._answered)
+        channel = self._channel
+        assert channel is not None
 
-    def _answered(self, answer: "asyncio.Future[int]") -> None:
-        in_flight = self._in_flight
-        while in_flight and (first := in_flight[0]).answer is not None and first.answer.done():
-            exc = first.answer.exception()
+        def confirm(waiting: int, exc: Exception | None) -> None:
+            if self._channel is not channel:
+                return  # an answer of a connection that was given up: the batch is on its way again
             if isinstance(exc, ConnectionLostError):
                 # Everything behind it was lost with it. They are sent again in their order, under their numbers.
-                if self._opening is None:
-                    self._channel = None
-                    assert self._loop is not None
+                self._channel = None
+                if self._opening is None and self._loop is not None:
                     self._opening = self._loop.create_task(self._open())
                 return
-            in_flight.popleft()
+            first = self._in_flight.popleft()
+            assert first is sending
             if exc is None:
-                self.waiting_total = first.answer.result()
+                self.waiting_total = waiting
             self._resolve(first, exc)
-        if self._count and not self._scheduled:
-            self._flush()
+            if self._count and not self._scheduled:
+                self._flush()
+
+        channel(sending.batch, confirm)
 
     def _resolve(self, sending: Sending, exc: BaseException | None) -> None:
         for future, result in sending.waiters:

@@ -29,6 +29,7 @@ from .broker import (
     Channel,
     Claim,
     Claimed,
+    Confirm,
     Settlement,
     TaskBroker,
     TaskManagersStatus,
@@ -108,6 +109,7 @@ class RedisTaskBroker(TaskBroker):
         self._was_connected = False
         self._watch: asyncio.TimerHandle | None = None
         self._blocked: set[Link] = set()
+        self._reply_link: Link | None = None
         self._wakeups: dict[str, WakeUp] = {}
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
@@ -164,6 +166,7 @@ class RedisTaskBroker(TaskBroker):
             self._was_connected = False
             self._wakeups.clear()
             self._blocked.clear()
+            self._reply_link = None
             self._watch = None
         link = self._link
         if link is not None and not link.closed:
@@ -272,6 +275,10 @@ class RedisTaskBroker(TaskBroker):
         for wakeup in list(self._wakeups.values()):
             await wakeup.close()
         self._wakeups.clear()
+        for blocked in self._blocked:
+            blocked.abort()
+        self._blocked.clear()
+        self._reply_link = None
         link, self._link = self._link, None
         if link is not None and self._link_loop is asyncio.get_running_loop():
             await link.close()
@@ -287,30 +294,25 @@ class RedisTaskBroker(TaskBroker):
         link = await self.patiently(self.link)
         sha = load("enqueue").sha
         prefix = self._prefix
-        loop = asyncio.get_running_loop()
 
-        def send(batch: Batch) -> asyncio.Future[int]:
+        def send(batch: Batch, confirm: Confirm) -> None:
             high, medium, low = batch.groups
-            reply = link.call(
+
+            def answered(reply: Any, exc: Exception | None) -> None:
+                if exc is None:
+                    confirm(reply[1], None)
+                else:
+                    confirm(0, self.error(exc, link))
+
+            link.send(
                 pack(
                     (
                         "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS,
                         len(high), len(medium), len(low), *high, *medium, *low,
                     )
-                )
+                ),
+                answered,
             )  # fmt: skip
-            outcome: asyncio.Future[int] = loop.create_future()
-
-            def settle(reply: asyncio.Future[Any]) -> None:
-                if outcome.done():
-                    return
-                if (exc := reply.exception()) is None:
-                    outcome.set_result(reply.result()[1])
-                else:
-                    outcome.set_exception(self.error(exc, link))  # type: ignore[arg-type]
-
-            reply.add_done_callback(settle)
-            return outcome
 
         return send
 
@@ -438,16 +440,21 @@ class RedisTaskBroker(TaskBroker):
         return bool(granted)
 
     async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
-        link = await self.blocking_link()
+        link = self._reply_link
+        if link is None or link.closed:
+            link = self._reply_link = await self.blocking_link()
+        key = self.keys.reply(manager_id)
         try:
-            try:
-                reply = await link.call(pack(("BLPOP", self.keys.reply(manager_id), f"{timeout:.3f}")))
-            except (ServerReply, LinkLost) as exc:
-                raise self.error(exc) from exc
-            return [] if reply is None else [reply[1]]
-        finally:
-            self._blocked.discard(link)
-            await link.close()
+            first = await link.call(pack(("BLPOP", key, f"{min(timeout, REPLY_SECONDS / 2):.3f}")))
+            if first is None:
+                return []
+            more = await link.call(pack(("LPOP", key, 1000)))
+            return [first[1], *(more or ())]
+        except (ServerReply, LinkLost) as exc:
+            raise self.error(exc) from exc
+        except asyncio.CancelledError:
+            link.abort()  # it blocks still, and what it pops would be nobody's
+            raise
 
     async def blocking_link(self) -> Link:
         await self.patiently(self.link)

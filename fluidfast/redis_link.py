@@ -6,13 +6,14 @@ protocol. A round trip costs a fifth of what redis-py's own does, and commands t
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Link", "LinkLost", "ServerReply", "pack"]
+__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "pack"]
 
 pack = hiredis.pack_command
 
@@ -25,13 +26,17 @@ class LinkLost(ConnectionError):
     """The connection went away before a reply came: whether the command took effect is unknown."""
 
 
+Sink = Callable[[Any, Exception | None], None]
+"""Gets a reply and None, or None and what came instead of one: ServerReply or LinkLost."""
+
+
 class Link(asyncio.Protocol):
     """A connection to one server. Lives in the event loop that made it."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._reader = hiredis.Reader(protocolError=LinkLost, replyError=ServerReply)
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[asyncio.Future[Any] | Sink] = deque()
         self._oldest = 0.0
         self._loop = asyncio.get_running_loop()
         self.closed = False
@@ -57,14 +62,22 @@ class Link(asyncio.Protocol):
         The future raises ServerReply for an error reply, LinkLost if the connection ends first.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
+        self._write(command, future)
+        return future
+
+    def send(self, command: bytes, sink: Sink) -> None:
+        """Write a packed command; ``sink`` is called with its reply, straight out of the event loop's reading."""
+        self._write(command, sink)
+
+    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink") -> None:
         if self.closed:
-            future.set_exception(LinkLost("the connection is closed"))
-            return future
+            # not from within: the caller has not seen our return yet
+            self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
+            return
         if not self._waiting:
             self._oldest = monotonic()
-        self._waiting.append(future)
+        self._waiting.append(taker)
         self._transport.write(command)
-        return future
 
     def data_received(self, data: bytes) -> None:
         self._oldest = monotonic()
@@ -73,13 +86,11 @@ class Link(asyncio.Protocol):
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not False:
-                future = waiting.popleft()
-                if future.done():  # its caller was cancelled
-                    continue
+                taker = waiting.popleft()
                 if isinstance(reply, ServerReply):
-                    future.set_exception(reply)
+                    give(taker, None, reply)
                 else:
-                    future.set_result(reply)
+                    give(taker, reply, None)
         except (LinkLost, IndexError) as exc:  # not RESP, or more replies than commands
             self.abort()
             self.connection_lost(LinkLost(f"the server's answer is not understood: {exc}"))
@@ -87,10 +98,8 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.closed = True
         waiting, self._waiting = self._waiting, deque()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(LinkLost(str(exc) or "the server closed the connection"))
-                future.exception()  # a caller that is gone is no reason for a warning
+        for taker in waiting:
+            give(taker, None, LinkLost(str(exc or "the server closed the connection")))
 
     def abort(self) -> None:
         """End the connection now."""
@@ -101,3 +110,15 @@ class Link(asyncio.Protocol):
         """End the connection after what was written is out."""
         self.closed = True
         self._transport.close()
+
+
+def give(taker: "asyncio.Future[Any] | Sink", reply: Any, exc: Exception | None) -> None:
+    if not isinstance(taker, asyncio.Future):
+        taker(reply, exc)
+    elif taker.done():  # its caller was cancelled
+        return
+    elif exc is None:
+        taker.set_result(reply)
+    else:
+        taker.set_exception(exc)
+        taker.exception()  # a caller that is gone is no reason for a warning
