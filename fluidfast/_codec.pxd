@@ -21,4 +21,5 @@ cdef class Codec:
     cdef TaskPlan plan_named(self, object name)
     cdef TaskPlan plan_of(self, object task)
     cpdef bytes encode(self, TaskRun run)
+    cdef bytes encode_with(self, TaskPlan plan, TaskRun run)
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ._machine import Listeners
@@ -48,6 +48,17 @@ class Codec:
         listeners: Listeners | None,
         parent: TaskRun[Any, Any] | None = None,
     ) -> TaskRun[Any, Any]: ...
+    def take(
+        self,
+        task: str | Task[Any],
+        priority: TaskPriority | str | None,
+        items: Iterator[Any],
+        max_count: int,
+        max_bytes: int,
+        errors: list[tuple[int, Exception]] | None,
+        ids: list[str] | None,
+        base: int,
+    ) -> tuple[list[bytes], int, int, bool]: ...
     def has_field(self, task: str | Task[Any], field: str) -> bool: ...
     def encode(self, run: TaskRun[Any, Any]) -> bytes: ...
     def encode_many(self, runs: Iterable[TaskRun[Any, Any]]) -> list[bytes]: ...

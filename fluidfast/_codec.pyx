@@ -371,6 +371,48 @@ cdef class Codec:
             run.root_run_id = parent.root_run_id or parent.id
         return run
 
+    def take(self, task, priority, items, Py_ssize_t max_count, Py_ssize_t max_bytes, errors, ids, Py_ssize_t base) -> tuple:
+        """Payloads of as many queued runs as fit, one for each item (params as a mapping or an object) of an iterator.
+
+        No run object is made: who wants events makes them one by one. ``errors``: a list that gets (index, exception) for
+        items that do not fit, or None: the exception is raised, and what was taken before it stands in its ``taken``.
+        ``ids``: a list that gets the runs' ids, or None. ``base``: index of the first item. Returns (payloads, their bytes,
+        items consumed, whether the iterator has ended).
+        """
+        cdef TaskPlan plan = self.plan_of(task)
+        cdef TaskRun run = make_run("", plan.task, priority_number(plan.task.priority if priority is None else priority),
+                                    None, None, None)
+        cdef list payloads = []
+        cdef Py_ssize_t size = 0, count = 0
+        cdef bytes payload
+        cdef bint ended = True
+        run._state = QUEUED
+        run.queued_us = now_us()
+        for item in items:
+            count += 1
+            try:
+                try:
+                    run.params = plan.validate(item)
+                except Exception as exc:
+                    raise params_error(plan.name, exc) from exc
+                run.id = make_id()
+                payload = self.encode_with(plan, run)
+            except (ParamsError, PayloadTooLargeError) as exc:
+                if errors is None:
+                    exc.index = base + count - 1
+                    exc.taken = payloads
+                    raise
+                errors.append((base + count - 1, exc))
+            else:
+                payloads.append(payload)
+                size += PyBytes_GET_SIZE(payload)
+                if ids is not None:
+                    ids.append(run.id)
+            if count >= max_count or size >= max_bytes:
+                ended = False
+                break
+        return payloads, size, count, ended
+
     def has_field(self, task, str field) -> bool:
         """Whether the task's params model names a field like this."""
         return field in self.plan_of(task).adapter.fields
@@ -383,10 +425,12 @@ cdef class Codec:
             PayloadTooLargeError: it would be larger than ``max_bytes``.
         """
         cdef TaskPlan plan = self.plan_named(run.task.name)
-        cdef bytes payload
         if plan is None or plan.task is not run.task:
             plan = TaskPlan(run.task)
-        payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
+        return self.encode_with(plan, run)
+
+    cdef bytes encode_with(self, TaskPlan plan, TaskRun run):
+        cdef bytes payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
         if PyBytes_GET_SIZE(payload) > self.max_bytes:
             raise PayloadTooLargeError(
                 f"a run of task {plan.name!r} takes {len(payload)} bytes, the broker's limit is {self.max_bytes}; "

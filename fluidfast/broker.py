@@ -296,6 +296,10 @@ class TaskBroker(ABC):
     def push(self, priority: int, payload: bytes) -> bool:
         """Queue a payload at once, where that needs no waiting. False: it does, use a channel."""
 
+    def waiting(self) -> int | None:
+        """Runs waiting, where that is known without asking; None: it is not."""
+        return None
+
     @abstractmethod
     async def channel(self) -> Channel:
         """A live way in for batches. Raises BrokerConnectionError."""

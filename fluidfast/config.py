@@ -22,6 +22,13 @@ class TaskManagerConfig:
     and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
     ``lease_seconds``: how long a silent consumer keeps what it claimed (None: the URL's, else 30).
     ``max_payload_bytes``: largest run, encoded (None: the URL's, else 1 MiB).
+    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns when the
+    run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once and
+    confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is raised by the
+    next ``queue`` and by ``flush``.
+    ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number); counted by
+    the last confirmed batch, so producers at work together overshoot by what they have in flight.
+    ``on_full``: then ``"block"``, for ``full_timeout`` seconds at most (None: for ever), or ``"raise"`` QueueFullError.
 
     Raises:
         ConfigError: a value is out of range.
@@ -34,11 +41,23 @@ class TaskManagerConfig:
     broker_url: str = ""
     lease_seconds: float | None = None
     max_payload_bytes: int | None = None
+    delivery: str = "confirmed"
+    buffer_runs: int = 50_000
+    buffer_bytes: int = 64 << 20
+    max_queue_length: int | None = None
+    on_full: str = "block"
+    full_timeout: float | None = None
 
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)
         if self.max_concurrent_tasks < 0:
             raise ConfigError(f"max_concurrent_tasks is {self.max_concurrent_tasks}, it must be at least 0")
+        for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
+        for name in ("buffer_runs", "buffer_bytes", "max_queue_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, it must be at least 1")
         if self.sleep_millis < 0:
             raise ConfigError(f"sleep_millis is {self.sleep_millis}, it must be at least 0")
 

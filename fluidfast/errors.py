@@ -8,6 +8,7 @@ __all__ = [
     "BrokerError",
     "BrokerFullError",
     "BrokerURLError",
+    "BufferedRunsLost",
     "ConfigError",
     "ConnectionLostError",
     "CpuBoundEntryPointError",
@@ -15,6 +16,7 @@ __all__ = [
     "ParamsError",
     "PayloadError",
     "PayloadTooLargeError",
+    "QueueFullError",
     "TaskAbortedError",
     "TaskDecoratorError",
     "TaskError",
@@ -26,7 +28,13 @@ __all__ = [
 
 
 class TaskError(RuntimeError):
-    """The root of the tree."""
+    """The root of the tree.
+
+    ``summary``: set by ``queue_many``, what was confirmed before the error (``QueueSummary``). ``index``: there, which item.
+    """
+
+    summary: Any = None
+    index: int = -1
 
 
 class ConfigError(TaskError, ValueError):
@@ -110,6 +118,21 @@ class ConnectionLostError(BrokerConnectionError):
 
 class BrokerAuthError(BrokerConnectionError):
     """The server refused the user name or the password."""
+
+
+class QueueFullError(BrokerError):
+    """``max_queue_length`` runs wait, and did so for as long as the caller may be kept. Nothing was sent."""
+
+
+class BufferedRunsLost(BrokerError):
+    """Runs that ``queue`` had accepted with ``delivery="buffered"`` could not be confirmed.
+
+    ``run_ids`` are they, ``__cause__`` is why; after a BrokerConnectionError they may have been queued all the same.
+    """
+
+    def __init__(self, message: str, run_ids: list[str]) -> None:
+        super().__init__(message)
+        self.run_ids = run_ids
 
 
 class BrokerFullError(BrokerError):

@@ -2,31 +2,32 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from time import monotonic
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
 
 from ._clock import now_micros
 from ._run import TaskRun
 from .broker import TaskBroker, TaskRegistry
+from .bulk import QueueSummary, queue_many
 from .config import TaskManagerConfig
-from .errors import TaskAbortedError
+from .errors import ConfigError, QueueFullError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
 from .producer import Producer
 from .replies import Replies
 from .state import State
-from .states import TaskPriority
+from .states import TaskPriority, TaskState
 from .task import Task
 
 __all__ = ["AsyncHandler", "TaskManager"]
 
 AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
-T = TypeVar("T")
 
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 INIT_BIT = 1 << 0
@@ -58,7 +59,10 @@ class TaskManager:
         )
         self.manager_id = self.broker.new_uuid()
         self._listeners = self.dispatcher.listeners
-        self._producer = Producer(self.broker)
+        self._producer = Producer(
+            self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
+        )
+        self._plain = self.config.delivery == "confirmed" and self.config.max_queue_length is None
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
         self._async_contexts: list[Any] = []
@@ -197,12 +201,93 @@ class TaskManager:
         mask = self._listeners.mask
         if mask & INIT_BIT:
             run._emit()
-        confirmed = self._producer.submit(run.prio, codec.submit(run))
-        if confirmed is not None:
-            await confirmed
+        if self._plain:
+            confirmed = self._producer.submit(run.prio, codec.submit(run))
+            if confirmed is not None:
+                await confirmed
+        else:
+            await self._submit(run.prio, codec.submit(run))
         if mask & QUEUED_BIT:
             run._emit()
         return run
+
+    async def _submit(self, priority: int, payload: bytes) -> None:
+        """Hand a payload over as the config says."""
+        producer = self._producer
+        if self.config.max_queue_length is not None:
+            await self._admit(1)
+        if self.config.delivery == "buffered":
+            producer.accept(priority, payload)
+            if producer.crowded:
+                await producer.make_room()
+        elif (confirmed := producer.submit(priority, payload)) is not None:
+            await confirmed
+
+    async def _admit(self, count: int) -> None:
+        """Wait until ``count`` runs more are within ``max_queue_length``. Raises QueueFullError."""
+        limit = self.config.max_queue_length
+        if limit is None or self._producer.waiting_total + self._producer.pending + count <= limit:
+            known = self.broker.waiting()
+            if limit is None or known is None or known + count <= limit:
+                return
+        deadline = None if self.config.full_timeout is None else monotonic() + self.config.full_timeout
+        while True:
+            waiting = sum((await self.broker.queue_length()).values())
+            self._producer.waiting_total = waiting
+            if waiting + self._producer.pending + count <= max(limit, count):
+                return
+            if self.config.on_full == "raise" or (deadline is not None and monotonic() >= deadline):
+                raise QueueFullError(
+                    f"broker {self.broker.url}: {waiting} runs wait, max_queue_length is {limit}; nothing was queued"
+                )
+            await asyncio.sleep(0.02)
+
+    async def flush(self) -> None:
+        """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.
+
+        Raises:
+            BufferedRunsLost: some could not be; names their ids.
+        """
+        await self._producer.flush()
+
+    async def queue_many(
+        self,
+        task: str | Task[Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        priority: TaskPriority | str | None = None,
+        on_error: Literal["raise", "collect"] = "raise",
+        return_ids: bool = False,
+        progress: Callable[[QueueSummary], object] | None = None,
+    ) -> QueueSummary:
+        """Queue a run for each item of an iterable or async iterable of any length: mappings of params, or param objects.
+
+        They are validated, encoded and sent in batches, a few in flight, so memory stays flat; all are confirmed when this
+        returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued, it and
+        those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the summary so far
+        after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or ``queued``.
+
+        Raises:
+            As ``queue``; the exception's ``summary`` says what was confirmed before it, and ``index`` which item did
+            not fit. Cancelled, it leaves its summary on the CancelledError.
+        """
+        if on_error not in ("raise", "collect"):
+            raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
+        found = self.broker.task_from_registry(task)
+        admit = self._admit if self.config.max_queue_length is not None else None
+        announce = self._announce if self._listeners.mask & (INIT_BIT | QUEUED_BIT) else None
+        return await queue_many(
+            self.broker.codec, self._producer, found, items, priority=priority, on_error=on_error,
+            return_ids=return_ids, progress=progress, admit=admit, announce=announce,
+        )  # fmt: skip
+
+    def _announce(self, payloads: list[bytes], state: TaskState) -> None:
+        """Fire the event of a state for runs that ``queue_many`` made as bytes only."""
+        if not self._listeners.mask & (INIT_BIT if state is TaskState.init else QUEUED_BIT):
+            return
+        for run in self.broker.codec.decode_many(payloads, self, self._listeners):
+            if isinstance(run, TaskRun):
+                (run.model_copy(update={"state": state, "queued": None}) if state is TaskState.init else run)._emit()
 
     async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0) -> TaskRun[Any, Any]:
         """Queue a run that was made already, ``delay`` seconds from now."""

@@ -126,6 +126,9 @@ class MemoryTaskBroker(TaskBroker):
                 continue
             return
 
+    def waiting(self) -> int:
+        return len(self.store.queue)
+
     async def channel(self) -> Channel:
         raise AssertionError("push always takes")
 

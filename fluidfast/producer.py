@@ -8,13 +8,14 @@ together with whatever else came in that turn; what comes while a batch is in fl
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable
 from time import monotonic
 
 from ._clock import new_id
 from .broker import Batch, Channel, TaskBroker
-from .errors import BrokerConnectionError, ConnectionLostError
+from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 
-__all__ = ["Producer"]
+__all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Producer"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,77 +26,152 @@ MAX_IN_FLIGHT = 4
 """Batches on their way at a time."""
 SEND_SECONDS = 30.0
 """How long a batch is sent again after its connection was lost."""
+BUFFERED_TURN = 500
+"""Buffered payloads after which the event loop gets its turn."""
+
+Groups = tuple[list[bytes], list[bytes], list[bytes]]
 
 
 class Sending:
-    """A batch on its way, and who waits for it."""
+    """A batch on its way, and who waits for it. ``buffered``: some of it nobody waits for."""
 
-    __slots__ = ("batch", "since", "waiters")
+    __slots__ = ("batch", "buffered", "bytes", "since", "waiters")
 
-    def __init__(self, batch: Batch, waiters: list[tuple[asyncio.Future[int], int]]) -> None:
+    def __init__(self, batch: Batch, size: int, waiters: list[asyncio.Future[None]], buffered: bool) -> None:
         self.batch = batch
+        self.bytes = size
         self.waiters = waiters
+        self.buffered = buffered
         self.since = monotonic()
 
 
 class Producer:
-    """The way of one manager's payloads into its broker. Belongs to the event loop that it is used in."""
+    """The way of one manager's payloads into its broker. Belongs to the event loop that it is used in.
 
-    def __init__(self, broker: TaskBroker) -> None:
+    ``buffer_runs``, ``buffer_bytes``: how much ``accept`` may leave unconfirmed.
+    """
+
+    def __init__(self, broker: TaskBroker, *, buffer_runs: int = 50_000, buffer_bytes: int = 64 << 20) -> None:
         self.broker = broker
-        self.id = new_id()
+        self.buffer_runs = buffer_runs
+        self.buffer_bytes = buffer_bytes
         self.waiting_total = 0
         """Runs waiting on the broker, as the last confirmed batch saw it."""
+        self.pending = 0
+        """Payloads that are not confirmed."""
+        self.pending_bytes = 0
+        self.crowded = False
+        """``accept`` wants the caller to await ``make_room`` before it goes on."""
+        self._lost: tuple[Exception, list[str]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.id = new_id()
         self._sequence = 0
-        self._groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
-        self._waiters: list[asyncio.Future[int]] = []
+        self._groups: Groups = ([], [], [])
+        self._waiters: list[asyncio.Future[None]] = []
         self._count = 0
         self._bytes = 0
+        self._buffered = 0
         self._in_flight: deque[Sending] = deque()
         self._channel: Channel | None = None
         self._opening: asyncio.Task[None] | None = None
         self._scheduled = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._room: asyncio.Future[None] | None = None
+        self.pending = self.pending_bytes = 0
 
-    @property
-    def pending(self) -> int:
-        """Payloads that are not confirmed."""
-        return self._count + sum(len(sending.batch) for sending in self._in_flight)
+    def _enter_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # Another event loop, after asyncio.run ended the last one: who waited there was cancelled with it.
+            self._remember_lost(
+                (sending for sending in self._in_flight if sending.buffered),
+                BrokerConnectionError("the event loop ended before they were confirmed"),
+            )
+            self._loop = loop
+            self._start_anew()
+        return loop
 
-    def submit(self, priority: int, payload: bytes) -> "asyncio.Future[int] | None":
+    # -- handing over
+
+    def submit(self, priority: int, payload: bytes) -> "asyncio.Future[None] | None":
         """Hand over a payload. None: it is queued. A future: it is when this is done.
 
         The future raises BrokerConnectionError (whether it was queued is unknown), or another BrokerError (it was not).
         """
         if self.broker.push(priority, payload):
             return None
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._reset(loop)
-        future: asyncio.Future[int] = loop.create_future()
-        self._groups[priority].append(payload)
+        loop = self._loop
+        if loop is not asyncio.get_running_loop():
+            loop = self._enter_loop()
+        assert loop is not None
+        future: asyncio.Future[None] = loop.create_future()
         self._waiters.append(future)
+        self._add(loop, priority, payload)
+        return future
+
+    def accept(self, priority: int, payload: bytes) -> None:
+        """Hand over a payload that nobody waits for. If ``crowded`` is set after it, await ``make_room``.
+
+        Raises:
+            BufferedRunsLost: payloads accepted before could not be confirmed. This one was not accepted.
+        """
+        if self._lost is not None:
+            self._raise_lost()
+        if self.broker.push(priority, payload):
+            return
+        loop = self._loop
+        if loop is not asyncio.get_running_loop():
+            loop = self._enter_loop()
+        assert loop is not None
+        self._buffered += 1
+        self._add(loop, priority, payload)
+        if self._buffered % BUFFERED_TURN == 0 or self.pending >= self.buffer_runs or self.pending_bytes >= self.buffer_bytes:
+            self.crowded = True
+
+    def _add(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None:
+        self._groups[priority].append(payload)
+        size = len(payload)
         self._count += 1
-        self._bytes += len(payload)
+        self._bytes += size
+        self.pending += 1
+        self.pending_bytes += size
         if self._count >= MAX_BATCH or self._bytes >= MAX_BATCH_BYTES:
             self._flush()
         elif not self._scheduled and not self._in_flight:
             self._scheduled = True
             loop.call_soon(self._flush_soon)
+
+    def submit_batch(self, priority: int, payloads: list[bytes]) -> "asyncio.Future[None]":
+        """Hand over payloads of one priority as a batch of their own, behind what came before. As ``submit``."""
+        loop = self._enter_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        if payloads and self.broker.push(priority, payloads[0]):
+            for payload in payloads[1:]:
+                self.broker.push(priority, payload)
+            future.set_result(None)
+            return future
+        if self._count:
+            self._dispatch()
+        groups: Groups = ([], [], [])
+        groups[priority].extend(payloads)
+        size = sum(map(len, payloads))
+        self.pending += len(payloads)
+        self.pending_bytes += size
+        self._dispatch_batch(groups, size, [future], False)
         return future
 
-    def _reset(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Another event loop, after asyncio.run ended the last one: what was pending there was told so.
-        self._loop = loop
-        self.id = new_id()
-        self._sequence = 0
-        self._groups = ([], [], [])
-        self._waiters = []
-        self._count = self._bytes = 0
-        self._in_flight.clear()
-        self._channel = None
-        self._opening = None
-        self._scheduled = False
+    async def make_room(self) -> None:
+        """Let the event loop send, and wait until the buffer is within its bounds."""
+        self.crowded = False
+        await asyncio.sleep(0)
+        while self.pending >= self.buffer_runs or self.pending_bytes >= self.buffer_bytes:
+            if self._room is None or self._room.done():
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
+
+    # -- sending
 
     def _flush_soon(self) -> None:
         self._scheduled = False
@@ -103,19 +179,31 @@ class Producer:
             self._flush()
 
     def _flush(self) -> None:
-        """Make a batch of what came, and send it if the way is open."""
-        if len(self._in_flight) >= MAX_IN_FLIGHT and self._channel is not None and self._count < 8 * MAX_BATCH:
-            return  # an answer will call again
+        """Make a batch of what came, if one more may be on its way; else an answer will call again."""
+        if len(self._in_flight) < MAX_IN_FLIGHT or self._count >= 8 * MAX_BATCH:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        groups, self._groups = self._groups, ([], [], [])
+        waiters, self._waiters = self._waiters, []
+        size, self._bytes = self._bytes, 0
+        buffered, self._buffered = self._buffered > 0, 0
+        self._count = 0
+        self._dispatch_batch(groups, size, waiters, buffered)
+
+    def _dispatch_batch(
+        self, groups: Groups, size: int, waiters: list["asyncio.Future[None]"], buffered: bool
+    ) -> None:
         self._sequence += 1
-        waiters = [(future, 1) for future in self._waiters]
-        sending = Sending(Batch(self.id, self._sequence, self._groups), waiters)
-        self._groups = ([], [], [])
-        self._waiters = []
-        self._count = self._bytes = 0
+        sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
         self._in_flight.append(sending)
         if self._channel is not None:
             self._send(sending)
-        elif self._opening is None:
+        else:
+            self._open_soon()
+
+    def _open_soon(self) -> None:
+        if self._opening is None:
             assert self._loop is not None
             self._opening = self._loop.create_task(self._open())
 
@@ -129,8 +217,7 @@ class Producer:
             if isinstance(exc, ConnectionLostError):
                 # Everything behind it was lost with it. They are sent again in their order, under their numbers.
                 self._channel = None
-                if self._opening is None and self._loop is not None:
-                    self._opening = self._loop.create_task(self._open())
+                self._open_soon()
                 return
             first = self._in_flight.popleft()
             assert first is sending
@@ -141,15 +228,6 @@ class Producer:
                 self._flush()
 
         channel(sending.batch, confirm)
-
-    def _resolve(self, sending: Sending, exc: BaseException | None) -> None:
-        for future, result in sending.waiters:
-            if future.done():
-                continue
-            if exc is None:
-                future.set_result(result)
-            else:
-                future.set_exception(exc)
 
     async def _open(self) -> None:
         """Open a channel, anew if it was lost, and send what is in flight."""
@@ -187,35 +265,82 @@ class Producer:
             )
 
     def _fail(self, exc: Exception) -> None:
+        if self._count:
+            self._dispatch_failed()
         in_flight, self._in_flight = self._in_flight, deque()
         for sending in in_flight:
             self._resolve(sending, exc)
+
+    def _dispatch_failed(self) -> None:
+        groups, self._groups = self._groups, ([], [], [])
         waiters, self._waiters = self._waiters, []
-        self._groups = ([], [], [])
-        self._count = self._bytes = 0
-        for future in waiters:
-            if not future.done():
+        sending = Sending(Batch(self.id, 0, groups), self._bytes, waiters, self._buffered > 0)
+        self._count = self._bytes = self._buffered = 0
+        self._in_flight.append(sending)
+
+    def _resolve(self, sending: Sending, exc: Exception | None) -> None:
+        self.pending -= len(sending.batch)
+        self.pending_bytes -= sending.bytes
+        for future in sending.waiters:
+            if future.done():
+                continue
+            if exc is None:
+                future.set_result(None)
+            else:
                 future.set_exception(exc)
+        if exc is not None and sending.buffered:
+            self._remember_lost([sending], exc)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    # -- what was buffered and lost
+
+    def _remember_lost(self, sendings: Iterable[Sending], exc: Exception) -> None:
+        ids = []
+        for sending in sendings:
+            for group in sending.batch.groups:
+                for payload in group:
+                    try:
+                        ids.append(self.broker.codec.decode(payload, None).id)
+                    except TaskError:  # a task that was taken out of the registry since
+                        ids.append(repr(payload[:60]))
+        if ids:
+            before = self._lost[1] if self._lost is not None else []
+            self._lost = (exc, before + ids)
+
+    def _raise_lost(self) -> None:
+        assert self._lost is not None
+        (exc, ids), self._lost = self._lost, None
+        raise BufferedRunsLost(f"{len(ids)} buffered runs were not confirmed: {exc}", ids) from exc
 
     async def flush(self) -> None:
-        """Wait until everything handed over so far is confirmed or refused; who handed it over hears which."""
-        futures = [future for sending in self._in_flight for future, _ in sending.waiters] + self._waiters
-        if futures:
-            await asyncio.wait(futures)
+        """Wait until everything handed over so far is confirmed or refused.
+
+        Raises:
+            BufferedRunsLost: payloads that nobody waits for could not be confirmed.
+        """
+        if self._loop is asyncio.get_running_loop():
+            if self._count:
+                self._dispatch()
+            last = self._in_flight[-1] if self._in_flight else None
+            while last is not None and last in self._in_flight:
+                self._room = self._room if self._room is not None and not self._room.done() else self._loop.create_future()
+                await asyncio.shield(self._room)
+        if self._lost is not None:
+            self._raise_lost()
 
     async def close(self) -> None:
-        """Wait for what was handed over. The producer may be used again."""
-        if self._loop is not asyncio.get_running_loop():
-            return
-        await self.flush()
-        if self._sequence and self._channel is not None:
-            sequence, self._sequence = self._sequence, 0
-            old, self.id = self.id, new_id()
-            try:
-                await self.broker.forget(old)
-            except Exception as exc:  # it is forgotten by itself later
-                logger.debug("producer %s, %d batches: %s", old, sequence, exc)
+        """Wait for what was handed over. The producer may be used again. Raises as ``flush``."""
+        try:
+            await self.flush()
+        finally:
+            if self._sequence and self._channel is not None and self._loop is asyncio.get_running_loop():
+                self._sequence = 0
+                old, self.id = self.id, new_id()
+                try:
+                    await self.broker.forget(old)
+                except Exception as exc:  # the server forgets it by itself later
+                    logger.debug("producer %s: %s", old, exc)
 
     def __repr__(self) -> str:
         return f"<Producer of {self.broker.url}: {self.pending} pending>"
-
