@@ -225,7 +225,8 @@ class Settlement:
 class Batch:
     """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
 
-    ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their order.
+    ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their
+    order.
     """
 
     producer: str
@@ -237,8 +238,8 @@ class Batch:
 
 
 Confirm = Callable[[int, Exception | None], None]
-"""What became of a batch: how many runs wait in all, and None; or 0 and ConnectionLostError if the connection ended before
-the answer, or another BrokerError if the server refused, in which case nothing of the batch was kept."""
+"""What became of a batch: how many runs wait in all, and None; or 0 and ConnectionLostError if the connection ended
+before the answer, or another BrokerError if the server refused, in which case nothing of the batch was kept."""
 
 Channel = Callable[[Batch, Confirm], None]
 """Sends a batch on one live connection; what became of it is said in the order of sending."""
@@ -333,9 +334,7 @@ class TaskBroker(ABC):
         """Give back what was claimed and not started, in the order given, to where it came from."""
 
     @abstractmethod
-    async def renew(
-        self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()
-    ) -> list[str]:
+    async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
         """Prolong leases (and slots: task, run id). Gives the batches that hold none any more."""
 
     @abstractmethod

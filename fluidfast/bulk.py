@@ -21,9 +21,10 @@ IN_FLIGHT = 4
 class QueueSummary:
     """What became of the items of a ``queue_many``.
 
-    ``queued``: runs that the broker has confirmed. ``bytes``: their payloads. ``seconds``: since the start. ``errors``: index
-    and exception of each item that was left out (``on_error="collect"``). ``run_ids``: ids of the confirmed runs, in the
-    order of the items, if they were asked for.
+    ``queued``: runs that the broker has confirmed. ``bytes``: their payloads. ``seconds``: since the start.
+    ``errors``: index
+    and exception of each item that was left out (``on_error="collect"``). ``run_ids``: ids of the confirmed runs, in
+    the order of the items, if they were asked for.
     """
 
     queued: int = 0
@@ -51,7 +52,8 @@ async def queue_many(
     admit: Callable[[int], Awaitable[None]] | None = None,
     announce: Callable[[list[bytes], TaskState], None] | None = None,
 ) -> QueueSummary:
-    """See ``TaskManager.queue_many``. ``admit`` is awaited with the size of each batch before it is sent; ``announce`` is
+    """See ``TaskManager.queue_many``. ``admit`` is awaited with the size of each batch before it is sent;
+    ``announce`` is
     called with each batch and the state ``init`` before it is sent, ``queued`` after it was confirmed."""
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
@@ -135,10 +137,10 @@ async def queue_many(
 async def chunks(items: Iterable[Any] | AsyncIterable[Any]) -> Any:
     """Iterators over the items: one for an iterable, one for every MAX_BATCH of an async iterable."""
     if not hasattr(items, "__aiter__"):
-        yield iter(items)  # type: ignore[arg-type]
+        yield iter(items)
         return
     held: list[Any] = []
-    async for item in items:  # type: ignore[union-attr]
+    async for item in items:
         held.append(item)
         if len(held) >= MAX_BATCH:
             yield iter(held)

@@ -18,16 +18,18 @@ class TaskManagerConfig:
     ``broker_url``: where runs are kept (``""``: FLUID_BROKER_URL, else ``memory://``).
     ``schedule_tasks``, ``consume_tasks``: whether a scheduler fires and a consumer consumes.
     ``max_concurrent_tasks``: runs at the same time in one consumer.
-    ``sleep_millis``: how long an idle consumer of a broker without wake-ups would sleep, in milliseconds; ours are woken
-    and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
+    ``sleep_millis``: how long an idle consumer of a broker without wake-ups would sleep, in milliseconds; ours are
+    woken and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
     ``lease_seconds``: how long a silent consumer keeps what it claimed (None: the URL's, else 30).
     ``max_payload_bytes``: largest run, encoded (None: the URL's, else 1 MiB).
-    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns when the
-    run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once and
-    confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is raised by the
-    next ``queue`` and by ``flush``.
-    ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number); counted by
-    the last confirmed batch, so producers at work together overshoot by what they have in flight.
+    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns
+    when the
+    run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once
+    and
+    confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is raised by
+    the next ``queue`` and by ``flush``.
+    ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number);
+    counted by the last confirmed batch, so producers at work together overshoot by what they have in flight.
     ``on_full``: then ``"block"``, for ``full_timeout`` seconds at most (None: for ever), or ``"raise"`` QueueFullError.
 
     Raises:

@@ -1,7 +1,9 @@
 """The consumer: claim, execute, settle.
 
-``Engine`` keeps up to ``max_concurrent_tasks`` slots busy. A slot is one long-lived asyncio task that awaits one handler
-after the other, so that starting a run costs no Task object; ``current_task()`` in a handler is the slot. What is claimed
+``Engine`` keeps up to ``max_concurrent_tasks`` slots busy. A slot is one long-lived asyncio task that awaits one
+handler
+after the other, so that starting a run costs no Task object; ``current_task()`` in a handler is the slot. What is
+claimed
 and not started waits in ``ready``; how much more than the free slots is claimed follows the observed pace. What is
 finished is settled when its batch is through, or after SETTLE_SECONDS.
 """
@@ -208,7 +210,9 @@ class Engine(Worker):
             try:
                 await self.broker.release(batch, [held.field for held in helds])
             except BrokerError as exc:
-                logger.warning("%s: cannot give back %d runs, their lease will run out: %s", self.worker_name, len(helds), exc)
+                logger.warning(
+                    "%s: cannot give back %d runs, their lease will run out: %s", self.worker_name, len(helds), exc
+                )
             if lease.left <= 0 and not lease.sending:
                 self._finish_lease(lease)
 
@@ -226,7 +230,7 @@ class Engine(Worker):
         failing = False
         while not self._draining:
             if self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
-                await self._sleep_or_stop(1.0)
+                await self._wait_stop(1.0)
                 continue
             want = self._want()
             if want == 0:
@@ -237,28 +241,28 @@ class Engine(Worker):
                 claim = await self.broker.claim(self.id, want, idle=idle, tasks=tuple(self._known))
                 failing = False
                 if claim.items:
-                    await self._accept(claim)
+                    try:
+                        await self._accept(claim)
+                    except BaseException:
+                        # What was not taken in is not renewed either: its lease runs out, and others get it.
+                        self._leases.pop(claim.batch, None)
+                        raise
                 elif not self._draining:
                     self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
                     try:
                         await self._waiting
                     finally:
                         self._waiting = None
-            except asyncio.CancelledError:
-                if self._draining:
-                    return
-                raise
-            except Exception as exc:
-                if isinstance(exc, BrokerConnectionError):
-                    if not failing:
-                        logger.warning("%s: %s; trying again", self.worker_name, exc)
-                else:
-                    logger.exception("%s: claiming failed; trying again", self.worker_name)
+            except asyncio.CancelledError:  # of the waiting, by _drain
+                return
+            except BrokerConnectionError as exc:
+                if not failing:
+                    logger.warning("%s: %s; trying again", self.worker_name, exc)
                 failing = True
-                await self._sleep_or_stop(0.5)
-
-    async def _sleep_or_stop(self, seconds: float) -> None:
-        await self._wait_stop(seconds)
+                await self._wait_stop(0.5)
+            except Exception:
+                logger.exception("%s: claiming failed; trying again", self.worker_name)
+                await self._wait_stop(0.5)
 
     async def _wait_for_room(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
@@ -303,8 +307,12 @@ class Engine(Worker):
                     continue
                 helds.append(Held(lease, item.field, run, item.strikes))
         if fresh := {held.run.name for held in helds} - self._known.keys():
-            infos = await self.broker.get_tasks_info(*fresh)
-            self._known.update((info.name, info.enabled) for info in infos)
+            try:
+                infos = await self.broker.get_tasks_info(*fresh)
+                self._known.update((info.name, info.enabled) for info in infos)
+            except BrokerError as exc:  # the next claim brings the flags
+                logger.warning("%s: cannot see whether tasks are enabled: %s", self.worker_name, exc)
+                self._known.update((name, True) for name in fresh)
         known = self._known
         ready = self._ready
         for held in helds:
@@ -607,7 +615,9 @@ class Engine(Worker):
                     self._lose(lease, "could not be settled")
                 return
             except BrokerConnectionError as exc:
-                logger.warning("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
+                logger.warning(
+                    "%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc
+                )
             except BrokerError as exc:
                 logger.error("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
             await asyncio.sleep(0.5)
@@ -701,8 +711,8 @@ class Engine(Worker):
 class TaskConsumer(TaskManager, Workers):
     """A manager that also consumes: ``await consumer.startup()``, and ``await consumer.shutdown()`` to drain.
 
-    ``name``: the worker's name. ``stopping_grace_period``: seconds that running tasks have to finish at shutdown (default:
-    FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments as ``TaskManager``.
+    ``name``: the worker's name. ``stopping_grace_period``: seconds that running tasks have to finish at shutdown
+    (default: FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments as ``TaskManager``.
     """
 
     def __init__(
@@ -755,7 +765,8 @@ class TaskConsumer(TaskManager, Workers):
         await Workers.startup(self)
 
     def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
-        """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the latest.
+        """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the
+        latest.
 
         ``delay``: seconds before it may start.
         """
@@ -786,7 +797,7 @@ class TaskConsumer(TaskManager, Workers):
         """Take an async handler away. Returns it, or None if there was none."""
         event = Event.from_string_or_event(event)
         dispatcher = self._async_dispatcher_worker.dispatcher
-        handler: AsyncHandler | None = dispatcher.unregister_handler(event)  # type: ignore[assignment]
+        handler: AsyncHandler | None = dispatcher.unregister_handler(event)
         return handler
 
     async def _tell_status(self) -> None:
@@ -795,4 +806,3 @@ class TaskConsumer(TaskManager, Workers):
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)
-

@@ -30,7 +30,8 @@ __all__ = [
 class TaskError(RuntimeError):
     """The root of the tree.
 
-    ``summary``: set by ``queue_many``, what was confirmed before the error (``QueueSummary``). ``index``: there, which item.
+    ``summary``: set by ``queue_many``, what was confirmed before the error (``QueueSummary``). ``index``: there,
+    which item.
     """
 
     summary: Any = None

@@ -37,8 +37,8 @@ QUEUED_BIT = 1 << 1
 class TaskManager:
     """The main way in: registers tasks, queues runs, executes them in place.
 
-    ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or ``config``
-    is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``State``).
+    ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or
+    ``config`` is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``State``).
 
     Use it as an async context manager, or call ``on_startup`` and ``on_shutdown``; a script that only queues may do
     neither, and call ``on_shutdown`` at its end.
@@ -54,9 +54,7 @@ class TaskManager:
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
         self.dispatcher = TaskDispatcher()
         self.broker = TaskBroker.from_url(self.config.broker_url)
-        self.broker.use(
-            lease_seconds=self.config.lease_seconds, max_payload_bytes=self.config.max_payload_bytes
-        )
+        self.broker.use(lease_seconds=self.config.lease_seconds, max_payload_bytes=self.config.max_payload_bytes)
         self.manager_id = self.broker.new_uuid()
         self._listeners = self.dispatcher.listeners
         self._producer = Producer(
@@ -195,9 +193,7 @@ class TaskManager:
         if params is None:
             run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
         else:
-            run = self.create_task_run(
-                task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs
-            )
+            run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
         mask = self._listeners.mask
         if mask & INIT_BIT:
             run._emit()
@@ -260,12 +256,15 @@ class TaskManager:
         return_ids: bool = False,
         progress: Callable[[QueueSummary], object] | None = None,
     ) -> QueueSummary:
-        """Queue a run for each item of an iterable or async iterable of any length: mappings of params, or param objects.
+        """Queue a run for each item of an iterable or async iterable of any length: mappings of params, or param
+        objects.
 
-        They are validated, encoded and sent in batches, a few in flight, so memory stays flat; all are confirmed when this
-        returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued, it and
-        those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the summary so far
-        after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or ``queued``.
+        They are validated, encoded and sent in batches, a few in flight, so memory stays flat; all are confirmed when
+        this
+        returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued, it
+        and
+        those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the summary so
+        far after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or ``queued``.
 
         Raises:
             As ``queue``; the exception's ``summary`` says what was confirmed before it, and ``index`` which item did

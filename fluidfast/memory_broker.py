@@ -1,7 +1,7 @@
 """The broker contract without a server, in one process: the compiled queue, the real codec, real leases.
 
-``memory://NAME`` is shared by all managers of this process that name it (``memory://`` is a name too). It is gone with the
-process, and another process that names it has one of its own: nothing can tell it so.
+``memory://NAME`` is shared by all managers of this process that name it (``memory://`` is a name too). It is gone
+with the process, and another process that names it has one of its own: nothing can tell it so.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Store:
     """What the brokers of one name share."""
 
     def __init__(self) -> None:
-        self.queue = PriorityQueue()
+        self.queue: PriorityQueue[bytes] = PriorityQueue()
         self.leases: dict[str, Lease] = {}
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.strikes: dict[bytes, int] = {}
@@ -153,9 +153,7 @@ class MemoryTaskBroker(TaskBroker):
             alone = True
         else:
             taken = store.queue.pop_many(min(limit, 1000), max_bytes, self._mask)
-        items = [
-            Claimed(f"{LETTERS[priority]}{index}", payload) for index, (priority, payload) in enumerate(taken, 1)
-        ]
+        items = [Claimed(f"{LETTERS[priority]}{index}", payload) for index, (priority, payload) in enumerate(taken, 1)]
         batch = new_id()
         if items:
             deadline = monotonic() + self.options.lease_seconds
@@ -320,7 +318,7 @@ class MemoryTaskBroker(TaskBroker):
         store.queue.clear()
         store.queue.clear_delayed()
         for kept in (store.leases, store.strikes, store.suspects, store.dead, store.replies, store.info, store.slots):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
         store.statuses.clear()
         store.aborted.clear()
         store.firsts.clear()

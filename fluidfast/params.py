@@ -6,6 +6,7 @@ model gets ``Params``, a mapping that also reads as attributes and keeps every k
 """
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, is_typeddict
 
 import msgspec
+from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, UnionType, type_info
 
 from .errors import ParamsError, TaskDecoratorError
 
@@ -69,6 +71,24 @@ def reveal(value: Any) -> Any:
     raise TypeError(f"values of type {type(value).__name__} cannot be written to a queue")
 
 
+def conceal(kind: Any, value: Any) -> Any:
+    """``dec_hook``, the reverse of ``reveal``."""
+    if hasattr(kind, "get_secret_value"):
+        return kind(value)
+    raise TypeError(f"values of type {getattr(kind, '__name__', kind)} cannot be read from a queue")
+
+
+def reveal_all(value: Any) -> Any:
+    """Plain data with every secret in it, at any depth, replaced by its value."""
+    if hasattr(value, "get_secret_value"):
+        return reveal_all(value.get_secret_value())
+    if isinstance(value, Mapping):
+        return {name: reveal_all(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [reveal_all(item) for item in value]
+    return value
+
+
 def adapter_for(model: Any) -> ParamsAdapter:
     """The adapter of a params model.
 
@@ -93,29 +113,30 @@ def mapping_adapter() -> ParamsAdapter:
         encode=json_encoder().encode,
         decode=lambda raw: Params(decode(raw)),
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
-        from_builtins=Params,
+        from_builtins=lambda value: Params(msgspec.convert(value, dict[str, Any])),
         fields=frozenset(),
     )
 
 
 def msgspec_adapter(model: Any) -> ParamsAdapter:
     try:
-        decoder = msgspec.json.Decoder(model)
-    except TypeError as exc:
+        decoder = msgspec.json.Decoder(model, dec_hook=conceal)
+        kind = type_info(model)
+    except (TypeError, NameError) as exc:
         raise TaskDecoratorError(f"{model!r} cannot be a params model: {exc}") from exc
+    if not is_object(kind):
+        raise TaskDecoratorError(f"{model!r} cannot be a params model: its values are not written as a JSON object")
     origin = getattr(model, "__origin__", model)
     is_mapping = is_typeddict(origin) or (isinstance(origin, type) and issubclass(origin, Mapping))
-    convert = msgspec.convert
+    convert = functools.partial(msgspec.convert, type=model, dec_hook=conceal)
 
     if is_mapping:
-
-        def validate(value: Any) -> Any:
-            return convert(value, model)
+        validate: Callable[[Any], Any] = convert
 
     else:
 
         def validate(value: Any) -> Any:
-            return value if isinstance(value, origin) else convert(value, model)
+            return value if isinstance(value, origin) else convert(value)
 
     return ParamsAdapter(
         model=model,
@@ -123,9 +144,18 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         encode=json_encoder().encode,
         decode=decoder.decode,
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
-        from_builtins=lambda value: convert(value, model, strict=False),
+        from_builtins=lambda value: convert(value, strict=False),
         fields=frozenset() if is_mapping and not is_typeddict(origin) else frozenset(field_names(origin)),
     )
+
+
+def is_object(kind: Any) -> bool:
+    """Whether values of a type, as msgspec describes it, are written as a JSON object."""
+    if isinstance(kind, UnionType):
+        return all(map(is_object, kind.types))
+    if isinstance(kind, StructType):
+        return not kind.array_like
+    return isinstance(kind, DataclassType | TypedDictType | DictType)
 
 
 def field_names(model: Any) -> Iterator[str]:

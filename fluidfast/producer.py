@@ -1,5 +1,5 @@
-"""The producer: coalesces what is queued at the same time into batches, keeps a few in flight, and sends each until it is
-confirmed or refused.
+"""The producer: coalesces what is queued at the same time into batches, keeps a few in flight, and sends each until
+it is confirmed or refused.
 
 Nothing waits for a timer. A payload that comes when nothing is in flight leaves in the same turn of the event loop,
 together with whatever else came in that turn; what comes while a batch is in flight leaves with the next one.
@@ -127,7 +127,11 @@ class Producer:
         assert loop is not None
         self._buffered += 1
         self._add(loop, priority, payload)
-        if self._buffered % BUFFERED_TURN == 0 or self.pending >= self.buffer_runs or self.pending_bytes >= self.buffer_bytes:
+        if (
+            self._buffered % BUFFERED_TURN == 0
+            or self.pending >= self.buffer_runs
+            or self.pending_bytes >= self.buffer_bytes
+        ):
             self.crowded = True
 
     def _add(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None:
@@ -191,9 +195,7 @@ class Producer:
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
 
-    def _dispatch_batch(
-        self, groups: Groups, size: int, waiters: list["asyncio.Future[None]"], buffered: bool
-    ) -> None:
+    def _dispatch_batch(self, groups: Groups, size: int, waiters: list["asyncio.Future[None]"], buffered: bool) -> None:
         self._sequence += 1
         sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
         self._in_flight.append(sending)
@@ -324,7 +326,9 @@ class Producer:
                 self._dispatch()
             last = self._in_flight[-1] if self._in_flight else None
             while last is not None and last in self._in_flight:
-                self._room = self._room if self._room is not None and not self._room.done() else self._loop.create_future()
+                self._room = (
+                    self._room if self._room is not None and not self._room.done() else self._loop.create_future()
+                )
                 await asyncio.shield(self._room)
         if self._lost is not None:
             self._raise_lost()

@@ -93,7 +93,7 @@ class RedisTaskBroker(TaskBroker):
         self.keys = Keys(self.name)
         self._prefix = self.keys.prefix.encode()
         try:
-            connection_options = parse_url(redis_url(self.url))
+            connection_options: dict[str, Any] = dict(parse_url(redis_url(self.url)))
         except (ValueError, TypeError) as exc:
             raise BrokerURLError(f"broker {self.url}: {exc}") from exc
         connection_options.update(
@@ -149,13 +149,13 @@ class RedisTaskBroker(TaskBroker):
 
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
-        connection = self._pool.make_connection()
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()
             return Link(connection)
         except redis.exceptions.AuthenticationError as exc:
             raise BrokerAuthError(f"broker {self.url}: the server refused the user or the password: {exc}") from exc
-        except (redis.exceptions.RedisError, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, redis.exceptions.RedisError, OSError) as exc:
             raise BrokerConnectionError(f"broker {self.url}: cannot connect: {exc}") from exc
 
     async def link(self) -> Link:
@@ -194,7 +194,10 @@ class RedisTaskBroker(TaskBroker):
         """End connections to a server that hangs, so that their callers hear of it."""
         assert self._link_loop is not None
         self._watch = self._link_loop.call_later(1.0, self._check_links)
-        for link, patience in ((self._link, REPLY_SECONDS), *((b, REPLY_SECONDS + self.block_seconds) for b in self._blocked)):
+        for link, patience in (
+            (self._link, REPLY_SECONDS),
+            *((b, REPLY_SECONDS + self.block_seconds) for b in self._blocked),
+        ):
             if link is not None and not link.closed and link.stalled(patience):
                 logger.warning("broker %s: no answer for %.0f s, connecting again", self.url, patience)
                 link.abort()
@@ -513,7 +516,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def leased_length(self) -> int:
         async def action() -> int:
-            batches = await self.redis_cli.zrange(self.keys.leases, 0, -1)
+            batches: Any = await self.redis_cli.zrange(self.keys.leases, 0, -1)
             pipe = self.redis_cli.pipeline(transaction=False)
             for batch in batches:
                 pipe.hlen(self.keys.lease(batch.decode()))
@@ -539,7 +542,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
         update = msgspec.convert(dict(params), TaskInfoUpdate)
-        mapping = {name: msgspec.json.encode(getattr(update, name)) for name in params}
+        mapping: dict[Any, Any] = {name: msgspec.json.encode(getattr(update, name)) for name in params}
 
         async def action() -> Any:
             pipe = self.redis_cli.pipeline(transaction=True)

@@ -1,7 +1,8 @@
 """One connection that writes prebuilt commands and hands replies to futures in order, nothing else.
 
 redis-py finds the server, checks its certificate, authenticates and selects the database; then its transport gets this
-protocol. A round trip costs a fifth of what redis-py's own does, and commands that are written together travel together.
+protocol. A round trip costs a fifth of what redis-py's own does, and commands that are written together travel
+together.
 """
 
 import asyncio
@@ -15,7 +16,12 @@ from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["Link", "LinkLost", "ServerReply", "Sink", "pack"]
 
-pack = hiredis.pack_command
+Argument = str | bytes | int | float
+
+
+def pack(command: "tuple[Argument, ...]") -> bytes:
+    """A command as it goes over the wire (RESP)."""
+    return hiredis.pack_command(command)  # type: ignore[arg-type, no-any-return]  # its stub allows tuples of one only
 
 
 class ServerReply(Exception):

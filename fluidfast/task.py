@@ -192,7 +192,7 @@ class Task(NamedTuple, Generic[P]):
     tags: frozenset[str] = frozenset()
     retry: RetryPolicy | None = None
     rate_limit_retry: RetryPolicy | None = None
-    env: dict[str, str] = {}
+    env: dict[str, str] = {}  # noqa: RUF012  # a field's default, shared and never changed
     """Extra environment of a CPU-bound task's process."""
 
     @property
@@ -212,22 +212,22 @@ class Task(NamedTuple, Generic[P]):
 
     def info(self, **update: Any) -> TaskInfo:
         """The task as data, with what the broker knows of it (``enabled=``, ``last_run_end=`` ...) merged in."""
-        values: dict[str, Any] = dict(
-            name=self.name,
-            short_description=self.short_description,
-            description=self.description,
-            module=self.module,
-            priority=self.priority,
-            cpu_bound=self.cpu_bound,
-            max_concurrency=self.max_concurrency,
-            schedule=str(self.schedule) if self.schedule else None,
-            tags=self.tags,
-            timeout_seconds=self.timeout_seconds,
-            k8s_config=self.k8s_config,
-            retry=self.retry.info() if self.retry else None,
-            rate_limit_retry=self.rate_limit_retry.info() if self.rate_limit_retry else None,
-            env=self.env,
-        )
+        values: dict[str, Any] = {
+            "name": self.name,
+            "short_description": self.short_description,
+            "description": self.description,
+            "module": self.module,
+            "priority": self.priority,
+            "cpu_bound": self.cpu_bound,
+            "max_concurrency": self.max_concurrency,
+            "schedule": str(self.schedule) if self.schedule else None,
+            "tags": self.tags,
+            "timeout_seconds": self.timeout_seconds,
+            "k8s_config": self.k8s_config,
+            "retry": self.retry.info() if self.retry else None,
+            "rate_limit_retry": self.rate_limit_retry.info() if self.rate_limit_retry else None,
+            "env": self.env,
+        }
         values.update((name, value) for name, value in update.items() if value is not None)
         return TaskInfo(**values)
 
