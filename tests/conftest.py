@@ -1,0 +1,204 @@
+"""What every test may ask for: a server that the run started itself, a broker name of its own, a choice of loop.
+
+pytest                          everything, on the default server
+pytest tests/brokers --servers=all
+pytest --servers=redis6,redis7  the contract suite on each, everything else on the first
+pytest --loop=uvloop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
+
+FOUND = pytest.StashKey[dict[str, ServerBinary]]()
+SELECTED = pytest.StashKey[dict[str, ServerBinary]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fluidfast")
+    group.addoption(
+        "--servers",
+        default="default",
+        metavar="KINDS",
+        help="default, all, or a list of valkey, redis8, redis7, redis6; a kind that is not here fails the run",
+    )
+    group.addoption("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="the event loop of async tests")
+
+
+def loop_factory_of(config: pytest.Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    if config.getoption("--loop") == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {config.getoption("--loop"): loop_factory_of(config)}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    try:
+        found = find_servers()
+        selected = select_servers(config.getoption("--servers"), found)
+    except ServerNotFound as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[FOUND] = found
+    config.stash[SELECTED] = selected
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    selected = ", ".join(map(str, config.stash[SELECTED].values()))
+    here = ", ".join(map(str, config.stash[FOUND].values()))
+    return [f"servers: {selected} (found: {here})", f"loop: {config.getoption('--loop')}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in config.getoption("markexpr"):
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "broker_url" not in metafunc.fixturenames:
+        return
+    for marker in metafunc.definition.iter_markers("parametrize"):
+        names = marker.args[0]
+        if "broker_url" in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
+            return
+    metafunc.parametrize("broker_url", ["memory", *metafunc.config.stash[SELECTED]], indirect=True)
+
+
+class Servers:
+    """The servers of the session, each started when it is first asked for."""
+
+    def __init__(self, binaries: dict[str, ServerBinary]) -> None:
+        self.binaries = binaries
+        self.running: dict[str, RedisServer] = {}
+        self.watched: list[tuple[str, str, str, tuple[str, ...]]] = []  # kind, name, test, allowed globs
+
+    def __getitem__(self, kind: str) -> RedisServer:
+        if kind not in self.running:
+            self.running[kind] = RedisServer(self.binaries[kind]).start()
+        return self.running[kind]
+
+    def leaks(self) -> list[str]:
+        lines = []
+        for kind, server in self.running.items():
+            with redis.Redis.from_url(server.url) as client:
+                for watched_kind, name, test, allowed in self.watched:
+                    if watched_kind == kind:
+                        lines += [f"{test}: {key}" for key in leaked_keys(client, name, allowed)]
+        return lines
+
+
+@pytest.fixture(scope="session")
+def session_servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
+    servers = Servers(pytestconfig.stash[SELECTED])
+    try:
+        yield servers
+        leaks = servers.leaks()
+    finally:
+        for server in servers.running.values():
+            server.stop()
+    if leaks:
+        pytest.fail("keys without a TTL are left:\n" + "\n".join(leaks), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def server_kind(pytestconfig: pytest.Config) -> str:
+    """The kind of `redis_server`: the first of those selected."""
+    return next(iter(pytestconfig.stash[SELECTED]))
+
+
+@pytest.fixture(scope="session")
+def redis_server(session_servers: Servers, server_kind: str) -> RedisServer:
+    """The server that the session shares. Do not stop, pause or flush it: `start_server` gives one to maltreat."""
+    return session_servers[server_kind]
+
+
+@pytest.fixture
+def start_server(pytestconfig: pytest.Config, server_kind: str) -> Iterator[Callable[..., RedisServer]]:
+    """Start servers of the test's own, of the kind of `redis_server`, with the options of RedisServer."""
+    binary = pytestconfig.stash[SELECTED][server_kind]
+    started: list[RedisServer] = []
+
+    def start(**options: Any) -> RedisServer:
+        server = RedisServer(binary, **options)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def issued_names() -> list[tuple[str, str]]:
+    """(kind of server, name of broker) of every url that this test was given."""
+    return []
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer, server_kind: str, issued_names: list[tuple[str, str]]) -> str:
+    """A url of the shared server with a broker name that is this test's alone."""
+    return _named(redis_server, server_kind, issued_names)
+
+
+@pytest.fixture
+def broker_url(request: pytest.FixtureRequest, issued_names: list[tuple[str, str]]) -> str:
+    """memory:// and each server that --servers selects, in turn, with a broker name that is this test's alone."""
+    if request.param == "memory":
+        return f"memory://{_unique_name()}"
+    servers: Servers = request.getfixturevalue("session_servers")
+    return _named(servers[request.param], request.param, issued_names)
+
+
+@pytest.fixture(scope="session")
+def loop_factory(pytestconfig: pytest.Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The loop of --loop, for a test that is not async and runs one of its own."""
+    return loop_factory_of(pytestconfig)
+
+
+class LeakCheck:
+    def __init__(self) -> None:
+        self.allowed: list[str] = []
+
+    def allow(self, *globs: str) -> None:
+        """Keys that are meant to stay, such as "*-tasks-*", the registry of tasks."""
+        self.allowed += globs
+
+
+@pytest.fixture
+def no_leaked_keys(
+    request: pytest.FixtureRequest, session_servers: Servers, issued_names: list[tuple[str, str]]
+) -> Iterator[LeakCheck]:
+    """At the end of the session, no key of this test's broker may be left that never expires.
+
+    At the end of the session, and not of the test, since it is the fixtures of the test that close its broker.
+    """
+    check = LeakCheck()
+    yield check
+    test = request.node.nodeid
+    session_servers.watched += [(kind, name, test, tuple(check.allowed)) for kind, name in issued_names]
+
+
+def _unique_name() -> str:
+    return f"t-{uuid.uuid4().hex}"
+
+
+def _named(server: RedisServer, kind: str, issued: list[tuple[str, str]]) -> str:
+    name = _unique_name()
+    issued.append((kind, name))
+    return f"{server.url}?name={name}"

@@ -1,0 +1,1 @@
+"""Slow, plain Python models of the compiled modules: the oracles of their property tests."""
