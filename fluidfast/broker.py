@@ -338,6 +338,10 @@ class TaskBroker(ABC):
         """Prolong leases (and slots: task, run id). Gives the batches that hold none any more."""
 
     @abstractmethod
+    def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
+        """``renew`` as a blocking call for a thread, with a connection of its own."""
+
+    @abstractmethod
     async def reap(self) -> int:
         """One sweep for what dead consumers held. A lease is taken back by the second sweep that sees it expired."""
 
@@ -484,10 +488,26 @@ class TaskBroker(ABC):
 
     async def queue_task(self, task_run: TaskRun[Any, Any]) -> None:
         """Queue one run and wait until it is safe. Managers batch, with a ``Producer``."""
-        payload = self.codec.encode(task_run)
-        if not self.push(task_run.prio, payload):
+        await self._queue_payload(task_run.prio, self.codec.encode(task_run))
+
+    async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
+        """Queue a payload, unless one was queued under this key within ``seconds``, by whichever process.
+
+        Gives whether this call queued it; after an error the same call may be made again. A broker that outlives a
+        process makes one step of it, so that a caller who dies has queued it or has not claimed the key.
+
+        Raises:
+            BrokerError: it is not known to be queued.
+        """
+        if not await self.first(key, seconds):
+            return False
+        await self._queue_payload(priority, payload)
+        return True
+
+    async def _queue_payload(self, priority: int, payload: bytes) -> None:
+        if not self.push(priority, payload):
             groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
-            groups[task_run.prio].append(payload)
+            groups[priority].append(payload)
             producer = self.new_uuid()
             confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -35,6 +35,8 @@ from .errors import (
 )
 from .events import AsyncTaskDispatcher, Event
 from .executor import call, retry_after_failure, retry_when_limited
+from .keeper import Held as Kept
+from .keeper import LeaseKeeper
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task, is_async
@@ -56,6 +58,9 @@ QUICK_SECONDS = 0.02
 SLOW_SECONDS = 0.1
 HOLD_SECONDS = 0.5
 """How long something claimed may wait for a slot here before others get it."""
+QUIET_SECONDS = 2.0
+"""How long a busy consumer stops claiming so that it can run a suspect alone; if it is not idle by then, another
+may be."""
 RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
 ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
 
@@ -63,7 +68,7 @@ ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << 
 class Lease:
     """A claimed batch, and what is to be said of it."""
 
-    __slots__ = ("batch", "claimed_at", "left", "lost", "sending", "settlement", "unstarted")
+    __slots__ = ("batch", "claimed_at", "left", "lost", "partial", "sending", "settlement", "unstarted")
 
     def __init__(self, batch: str, size: int) -> None:
         self.batch = batch
@@ -71,6 +76,7 @@ class Lease:
         self.left = size
         self.unstarted = size
         self.lost = False
+        self.partial = False  # something of it left, or may have to leave, by another way than a settlement
         self.sending = False
         self.settlement = Settlement(batch)
 
@@ -78,13 +84,14 @@ class Lease:
 class Held:
     """One run under a lease."""
 
-    __slots__ = ("field", "lease", "run", "strikes")
+    __slots__ = ("field", "lease", "payload", "run", "strikes")
 
-    def __init__(self, lease: Lease, field: str, run: TaskRun[Any, Any], strikes: int) -> None:
+    def __init__(self, lease: Lease, item: Claimed, run: TaskRun[Any, Any]) -> None:
         self.lease = lease
-        self.field = field
+        self.field = item.field
+        self.payload = item.payload
+        self.strikes = item.strikes
         self.run = run
-        self.strikes = strikes
 
 
 class Slot:
@@ -120,7 +127,10 @@ class Engine(Worker):
         self._limited: dict[str, str] = {}  # run id -> task, of slots held under max_concurrency
         self._prefetch = 0
         self._draining = False
+        self._hurried = False
         self._alone = False
+        self._quiet_until = 0.0  # claiming nothing more until then, so as to be idle for a suspect
+        self._quiet_next = 0.0
         self._room: asyncio.Future[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._dirty: set[Lease] = set()
@@ -144,13 +154,26 @@ class Engine(Worker):
 
     async def run(self) -> None:
         await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
-        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._renew_loop, self._reap_loop, self._promote_loop]
+        loop = asyncio.get_running_loop()
+
+        def lost(batches: list[str]) -> None:
+            loop.call_soon_threadsafe(self._lose_batches, batches)
+
+        keeper = LeaseKeeper(
+            self.broker.renewer(self.id),
+            self._held,
+            lost,
+            period_seconds=self.broker.options.lease_seconds / 3,
+        )
+        keeper.start()
+        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._reap_loop, self._promote_loop]
         upkeep = [asyncio.create_task(loop(), name=f"{self.worker_name}-{loop.__name__}") for loop in loops]
         claiming = asyncio.create_task(self._claim_loop(), name=f"{self.worker_name}-claim")
         try:
             await self._wait_stop()
             await self._drain(claiming)
         finally:
+            keeper.stop()
             claiming.cancel()
             for slot in self._slots:
                 if slot.task is not None:
@@ -161,6 +184,12 @@ class Engine(Worker):
             for timer in (self._flush_timer, self._sweep_timer):
                 if timer is not None:
                     timer.cancel()
+
+    def hurry(self) -> None:
+        """Do not wait for the end of the grace period: what runs when this consumer stops goes back at once."""
+        self._hurried = True
+        if self._draining and self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     async def _drain(self, claiming: "asyncio.Task[None]") -> None:
         """Stop claiming, give back what has not started, let the running finish within the grace period, give back
@@ -173,7 +202,7 @@ class Engine(Worker):
         await asyncio.wait([claiming], timeout=5)
         await self._release_ready()
         deadline = monotonic() + self.grace_seconds
-        while self._running and monotonic() < deadline:
+        while self._running and monotonic() < deadline and not self._hurried:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=min(0.25, max(0.0, deadline - monotonic())))
         for slot in self._slots:
@@ -205,6 +234,7 @@ class Engine(Worker):
         for batch, helds in back.items():
             helds.reverse()
             lease = helds[0].lease
+            lease.partial = True
             lease.left -= len(helds)
             lease.unstarted -= len(helds)
             try:
@@ -222,6 +252,12 @@ class Engine(Worker):
         """How many more to claim."""
         if self._alone:
             return 0
+        if self._quiet_until:
+            if self._running == 0 and not self._ready:
+                return 1
+            if monotonic() < self._quiet_until:
+                return 0
+            self._quiet_until = 0.0
         room = self.concurrency + self._prefetch - self._running - len(self._ready)
         # in big steps: a claim for each freed slot would be a round trip for each run
         return room if room * 2 >= self._prefetch and room > 0 else 0
@@ -240,6 +276,10 @@ class Engine(Worker):
                 idle = self._running == 0 and not self._ready
                 claim = await self.broker.claim(self.id, want, idle=idle, tasks=tuple(self._known))
                 failing = False
+                self._quiet_until = 0.0
+                if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:
+                    self._quiet_until = now + QUIET_SECONDS
+                    self._quiet_next = now + 5 * QUIET_SECONDS
                 if claim.items:
                     try:
                         await self._accept(claim)
@@ -292,7 +332,7 @@ class Engine(Worker):
                 run = codec.decode(item.payload, manager, listeners)
             except TaskParamsError as exc:
                 lease.unstarted -= 1
-                held = Held(lease, item.field, exc.task_run, item.strikes)
+                held = Held(lease, item, exc.task_run)
                 exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
                 self._end(held, FAILURE)
                 self._bury(held, str(exc))
@@ -305,7 +345,7 @@ class Engine(Worker):
                     lease.unstarted -= 1
                     self._postpone(lease, item.field, (after - now) / 1e6, run.prio, item.payload)
                     continue
-                helds.append(Held(lease, item.field, run, item.strikes))
+                helds.append(Held(lease, item, run))
         if fresh := {held.run.name for held in helds} - self._known.keys():
             try:
                 infos = await self.broker.get_tasks_info(*fresh)
@@ -362,9 +402,13 @@ class Engine(Worker):
                 self._drop(held)
                 continue
             self._running += 1
+            slot.deadline = float("inf")  # until it starts
             slot.held = held
             try:
                 await self._run(slot, held)
+            except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
+                logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
+                self._drop(held)
             finally:
                 slot.held = None
                 slot.reason = ""
@@ -414,6 +458,8 @@ class Engine(Worker):
         except TaskAbortedError as exc:
             task.logger.info("%s - aborted - %s", run.id, exc)
             self._end(held, ABORTED)
+        except GeneratorExit:  # the event loop is gone
+            raise
         except BaseException as exc:
             self._failed(held, exc)
         else:
@@ -427,18 +473,22 @@ class Engine(Worker):
             granted = await self.broker.acquire(run.task, run.id)
         except BrokerError as exc:
             logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.name_id, exc)
-            self._retry(held, 1.0, run)
+            self._retry(held, 1.0, self._as_claimed(held))
             return False
         if granted:
             self._limited[run.id] = run.name
             return True
-        retry = retry_when_limited(run)
+        retry = retry_when_limited(self._as_claimed(held))
         if retry is None:
             self._end(held, RATE_LIMITED)
         else:
             run.logger.info("%s - rate limited - again in %.1f s", run.id, retry.delay)
             self._retry(held, retry.delay, retry.run)
         return False
+
+    def _as_claimed(self, held: Held) -> TaskRun[Any, Any]:
+        """The run as it came: what a task did to its params is not what is tried again."""
+        return self.broker.codec.decode(held.payload, self.manager, self._listeners)
 
     def _cancelled(self, slot: Slot, held: Held) -> None:
         run = held.run
@@ -463,7 +513,7 @@ class Engine(Worker):
 
     def _failed(self, held: Held, exc: BaseException) -> None:
         run = held.run
-        retry = retry_after_failure(run, exc)
+        retry = retry_after_failure(self._as_claimed(held), exc)
         if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
             run.logger.error("%s - timeout - %s", run.id, exc)
         elif isinstance(exc, TaskRunError):
@@ -529,7 +579,7 @@ class Engine(Worker):
 
     def _interrupt(self, held: Held) -> None:
         lease = held.lease
-        lease.left -= 1
+        lease.partial = True
         self._free(held.run, lease.settlement)
         self._spawn(self._give_back(lease, held.field))
 
@@ -538,13 +588,13 @@ class Engine(Worker):
             await self.broker.release(lease.batch, [field])
         except BrokerError as exc:
             logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
-        self._settled_rest(lease)
+        self._settled(lease)
 
     def _drop(self, held: Held) -> None:
         """A run whose lease is gone: another consumer has it, and nothing said of it here would count."""
-        held.lease.left -= 1
+        held.lease.partial = True
         self._free(held.run, held.lease.settlement)
-        self._settled_rest(held.lease)
+        self._settled(held.lease)
 
     def _free(self, run: TaskRun[Any, Any], settlement: Settlement) -> None:
         if (task := self._limited.pop(run.id, None)) is not None:
@@ -562,9 +612,6 @@ class Engine(Worker):
 
     def _settled(self, lease: Lease) -> None:
         lease.left -= 1
-        self._settled_rest(lease)
-
-    def _settled_rest(self, lease: Lease) -> None:
         self._dirty.add(lease)
         if lease.left == 0:
             self._start_send(lease)
@@ -595,7 +642,7 @@ class Engine(Worker):
                 lease.settlement = Settlement(lease.batch)
                 if lease.lost or not (settlement.done or settlement.slots):
                     continue
-                settlement.whole = lease.left == 0
+                settlement.whole = lease.left == 0 and not lease.partial
                 for name, run in settlement.info.items():
                     ended: TaskRun[Any, Any] = run  # type: ignore[assignment]
                     end, duration = ended.end, ended.duration
@@ -666,21 +713,24 @@ class Engine(Worker):
         if first != float("inf"):
             self._sweep_by(first)
 
-    async def _renew_loop(self) -> None:
-        period = self.broker.options.lease_seconds / 3
-        while True:
-            await asyncio.sleep(period)
-            try:
-                slots = [(task, run_id) for run_id, task in self._limited.items()]
-                for batch in await self.broker.renew(self.id, list(self._leases), slots):
-                    lease = self._leases.get(batch)
-                    if lease is not None and lease.left > 0 and not lease.sending:
-                        self._lose(lease, "it ran out")
-                if self._ready and monotonic() - self._ready[0].lease.claimed_at > HOLD_SECONDS:
-                    self._prefetch = 0
-                    await self._release_ready()
-            except Exception as exc:
-                logger.warning("%s: renewing leases failed, trying again: %s", self.worker_name, exc)
+    def _held(self) -> Kept:
+        """What is to be prolonged; called in the keeper's thread."""
+        batches = list(self._leases)
+        slots = [(task, run_id) for run_id, task in list(self._limited.items())]
+        # A run that is over its time by more than a lease should have been cancelled: either the event loop is
+        # blocked for good, or the handler does not let itself be cancelled. Then others get it.
+        late = monotonic() - self.broker.options.lease_seconds
+        for slot in list(self._slots):
+            held = slot.held
+            if held is not None and slot.deadline < late and held.lease.batch in batches:
+                batches.remove(held.lease.batch)
+        return batches, slots
+
+    def _lose_batches(self, batches: list[str]) -> None:
+        for batch in batches:
+            lease = self._leases.get(batch)
+            if lease is not None and lease.left > 0 and not lease.sending:
+                self._lose(lease, "it ran out")
 
     async def _reap_loop(self) -> None:
         period = max(0.05, self.broker.options.lease_seconds / 2)
@@ -700,6 +750,9 @@ class Engine(Worker):
                     pause = min(pause, due + 0.001)
             except Exception as exc:
                 logger.warning("%s: promoting delayed runs failed, trying again: %s", self.worker_name, exc)
+            if self._ready and not self._draining and monotonic() - self._ready[0].lease.claimed_at > HOLD_SECONDS:
+                self._prefetch = 0
+                await self._release_ready()
             try:
                 async with asyncio.timeout(pause):
                     await self._promote_soon.wait()

@@ -23,6 +23,7 @@ from .producer import Producer
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
+from .sync import SyncManager
 from .task import Task
 
 __all__ = ["AsyncHandler", "TaskManager"]
@@ -61,6 +62,7 @@ class TaskManager:
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
         self._plain = self.config.delivery == "confirmed" and self.config.max_queue_length is None
+        self._sync: SyncManager | None = None
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
         self._async_contexts: list[Any] = []
@@ -300,6 +302,13 @@ class TaskManager:
             await confirmed
         run._emit()
         return run
+
+    @property
+    def sync(self) -> SyncManager:
+        """The same for code without an event loop: ``manager.sync.queue(...)`` blocks; from any thread."""
+        if self._sync is None:
+            self._sync = SyncManager(self)
+        return self._sync
 
     async def queue_and_wait(
         self,

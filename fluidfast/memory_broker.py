@@ -8,7 +8,7 @@ import asyncio
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -211,6 +211,12 @@ class MemoryTaskBroker(TaskBroker):
         return count
 
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
+        return self._renew(batches, slots)
+
+    def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
+        return self._renew
+
+    def _renew(self, batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
         deadline = monotonic() + self.options.lease_seconds
         lost = []
         for batch in batches:

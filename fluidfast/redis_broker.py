@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
+import redis
 import redis.exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
@@ -326,6 +327,12 @@ class RedisTaskBroker(TaskBroker):
         except (ServerReply, LinkLost) as exc:
             raise self.error(exc) from exc
 
+    async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
+        # A producer of one batch: its mark and the push are one script.
+        counts = [int(priority == number) for number in range(3)]
+        pushed, _ = await self.script("enqueue", f"once:{key}", 1, milliseconds(seconds), *counts, payload)
+        return bool(pushed)
+
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
         flat: list[Any] = []
         for seconds, priority, payload in entries:
@@ -384,6 +391,25 @@ class RedisTaskBroker(TaskBroker):
         flat = [part for slot in slots for part in slot]
         lost = await self.script("renew", consumer, lease, len(batches), *batches, *flat)
         return [batch.decode() for batch in lost]
+
+    def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
+        lease = self.options.lease_seconds
+        client = redis.Redis.from_url(
+            redis_url(self.url), socket_timeout=max(0.5, lease / 3), socket_connect_timeout=max(0.5, lease / 3)
+        )
+        script = load("renew")
+
+        def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
+            flat = [part for slot in slots for part in slot]
+            arguments: list[Any] = [self._prefix, consumer, milliseconds(lease), len(batches), *batches, *flat]
+            lost: Any
+            try:
+                lost = client.evalsha(script.sha.decode(), 1, *arguments)
+            except redis.exceptions.NoScriptError:
+                lost = client.eval(script.text.decode(), 1, *arguments)
+            return [batch.decode() for batch in lost]
+
+        return renew
 
     @property
     def block_seconds(self) -> float:

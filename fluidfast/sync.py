@@ -1,0 +1,126 @@
+"""``manager.sync``: the manager for code without an event loop, from any number of threads.
+
+One event loop runs in a thread of its own, which is started by the first call and ended by ``close``. What many calls
+do at the same time leaves in the same batches, as with the async methods.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from ._run import TaskRun
+from .bulk import QueueSummary
+from .states import TaskPriority
+from .task import Task
+
+if TYPE_CHECKING:
+    from .manager import TaskManager
+
+__all__ = ["SyncManager"]
+
+T = TypeVar("T")
+
+
+class SyncManager:
+    """Blocking forms of a manager's methods. Raises what they raise.
+
+    A manager that is used through this should not be used with ``await`` in another event loop at the same time.
+    ``with manager.sync as sync:`` closes it, and the manager, at the end.
+    """
+
+    def __init__(self, manager: "TaskManager") -> None:
+        self._manager = manager
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                try:
+                    import uvloop
+                except ImportError:
+                    loop = asyncio.new_event_loop()
+                else:
+                    loop = uvloop.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="fluidfast-sync", daemon=True)
+                thread.start()
+                self._loop, self._thread = loop, thread
+            return self._loop
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("manager.sync was called within its own event loop: use await there")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def queue(
+        self,
+        task: str | Task[Any],
+        priority: TaskPriority | str | None = None,
+        *,
+        run_id: str = "",
+        params: Any = None,
+        **kwargs: Any,
+    ) -> TaskRun[Any, Any]:
+        """``TaskManager.queue``, blocking."""
+        return self._call(self._manager.queue(task, priority, run_id=run_id, params=params, **kwargs))
+
+    def queue_many(
+        self,
+        task: str | Task[Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        priority: TaskPriority | str | None = None,
+        on_error: Literal["raise", "collect"] = "raise",
+        return_ids: bool = False,
+        progress: Callable[[QueueSummary], object] | None = None,
+    ) -> QueueSummary:
+        """``TaskManager.queue_many``, blocking. The items are drawn, and ``progress`` is called, in the loop's
+        thread."""
+        return self._call(
+            self._manager.queue_many(
+                task, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
+            )
+        )
+
+    def queue_and_wait(
+        self, task: str | Task[Any], *, timeout: float | None = None, **kwargs: Any
+    ) -> TaskRun[Any, Any]:
+        """``TaskManager.queue_and_wait``, blocking."""
+        return self._call(self._manager.queue_and_wait(task, timeout=timeout, **kwargs))
+
+    def execute(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
+        """``TaskManager.execute``, blocking; the task runs in the loop's thread."""
+        return self._call(self._manager.execute(task, **kwargs))
+
+    def flush(self) -> None:
+        """``TaskManager.flush``, blocking."""
+        self._call(self._manager.flush())
+
+    def close(self) -> None:
+        """Shut the manager down and end the thread. The next call starts a new one."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        try:
+            self._call(self._manager.on_shutdown())
+        finally:
+            with self._lock:
+                self._loop = self._thread = None
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
