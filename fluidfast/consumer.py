@@ -11,7 +11,7 @@ finished is settled when its batch is through, or after SETTLE_SECONDS.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from time import monotonic
 from typing import Any
 
@@ -39,6 +39,7 @@ from .keeper import Held as Kept
 from .keeper import LeaseKeeper
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
+from .states import STATES
 from .task import Task, is_async
 from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers
 
@@ -94,6 +95,26 @@ class Held:
         self.run = run
 
 
+class Group:
+    """Runs of a task that takes a batch, executed as one."""
+
+    __slots__ = ("helds", "lease")
+
+    def __init__(self, helds: list[Held]) -> None:
+        self.helds = helds
+        self.lease = Lease("", 0)  # of their own are several, and what happens to one of them does not stop the others
+
+
+class Collector:
+    """Runs of a task that takes a batch, until there are enough of them or the first has waited for long enough."""
+
+    __slots__ = ("helds", "timer")
+
+    def __init__(self) -> None:
+        self.helds: list[Held] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+
 class Slot:
     """Room for one run at a time."""
 
@@ -101,7 +122,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.held: Held | None = None
+        self.held: Held | Group | None = None
         self.deadline = 0.0
         self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
 
@@ -119,7 +140,10 @@ class Engine(Worker):
         self.finished = 0
         """Runs that this consumer has brought to an end."""
         self._listeners = manager.dispatcher.listeners
-        self._ready: deque[Held] = deque()
+        self._ready: deque[Held | Group] = deque()
+        self._collectors: dict[str, Collector] = {}
+        self._collected = 0  # runs in collectors, and in groups that wait or run
+        self._collectable = 0  # how many more are claimed on their account
         self._slots: list[Slot] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._running = 0
@@ -227,8 +251,22 @@ class Engine(Worker):
     async def _release_ready(self, keep: int = 0) -> None:
         """Give back what waits for a slot, all but the first ``keep``."""
         back: dict[str, list[Held]] = {}
+        taken: list[Held] = []
+        for collector in self._collectors.values():
+            if collector.timer is not None:
+                collector.timer.cancel()
+                collector.timer = None
+            taken += reversed(collector.helds)
+            self._collected -= len(collector.helds)
+            collector.helds = []
         while len(self._ready) > keep:
-            held = self._ready.pop()
+            ready = self._ready.pop()
+            if isinstance(ready, Group):
+                taken += reversed(ready.helds)
+                self._collected -= len(ready.helds)
+            else:
+                taken.append(ready)
+        for held in taken:
             back.setdefault(held.lease.batch, []).append(held)
         # The last claimed goes back first, so that the first claimed is the next to be taken.
         for batch, helds in back.items():
@@ -259,6 +297,8 @@ class Engine(Worker):
                 return 0
             self._quiet_until = 0.0
         room = self.concurrency + self._prefetch - self._running - len(self._ready)
+        if self._collectable:
+            room += self._collectable - self._collected
         # in big steps: a claim for each freed slot would be a round trip for each run
         return room if room * 2 >= self._prefetch and room > 0 else 0
 
@@ -357,7 +397,10 @@ class Engine(Worker):
         ready = self._ready
         for held in helds:
             if known.get(held.run.name, True):
-                ready.append(held)
+                if held.run.task.batch:
+                    self._collect(held)
+                else:
+                    ready.append(held)
             else:
                 lease.unstarted -= 1
                 held.run.logger.info("%s - aborted - the task is disabled", held.run.id)
@@ -394,6 +437,10 @@ class Engine(Worker):
             held = ready.popleft()
             if ready and (self._idle or len(self._slots) < self.concurrency):
                 self._wake_slots()
+            if isinstance(held, Group):
+                await self._work_group(slot, held)
+                yielded = monotonic()
+                continue
             lease = held.lease
             lease.unstarted -= 1
             if lease.unstarted == 0:
@@ -410,17 +457,108 @@ class Engine(Worker):
                 logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
                 self._drop(held)
             finally:
-                slot.held = None
-                slot.reason = ""
-                self._running -= 1
-                if self._room is not None and (self._draining or self._want()):
-                    room, self._room = self._room, None
-                    if not room.done():
-                        room.set_result(None)
+                self._vacate(slot)
             now = monotonic()
             if now - yielded > YIELD_SECONDS:
                 await asyncio.sleep(0)
                 yielded = now
+
+    def _vacate(self, slot: Slot) -> None:
+        slot.held = None
+        slot.reason = ""
+        self._running -= 1
+        if self._room is not None and (self._draining or self._want()):
+            room, self._room = self._room, None
+            if not room.done():
+                room.set_result(None)
+
+    def _collect(self, held: Held) -> None:
+        """Put a run to the others of its task, which are executed together."""
+        task: Task[Any] = held.run.task
+        collector = self._collectors.get(task.name)
+        if collector is None:
+            collector = self._collectors[task.name] = Collector()
+            self._collectable += task.batch * min(self.concurrency, 4)
+        collector.helds.append(held)
+        self._collected += 1
+        if len(collector.helds) >= task.batch:
+            self._group(collector)
+        elif collector.timer is None:
+            collector.timer = asyncio.get_running_loop().call_later(task.batch_wait, self._group, collector)
+
+    def _group(self, collector: Collector) -> None:
+        if collector.timer is not None:
+            collector.timer.cancel()
+            collector.timer = None
+        helds, collector.helds = collector.helds, []
+        if helds:
+            self._ready.append(Group(helds))
+            self._wake_slots()
+
+    async def _work_group(self, slot: Slot, group: Group) -> None:
+        """Run a batch in one slot."""
+        self._running += 1
+        slot.deadline = float("inf")
+        slot.held = group
+        try:
+            for held in group.helds:
+                held.lease.unstarted -= 1
+                if held.lease.unstarted == 0:
+                    self._pace(held.lease)
+                if held.lease.lost:
+                    self._drop(held)
+            await self._run_group(slot, [held for held in group.helds if not held.lease.lost])
+        except Exception:
+            logger.exception("%s: a batch could not be handled", self.worker_name)
+            for held in group.helds:
+                if not held.run.is_done:
+                    self._drop(held)
+        finally:
+            self._collected -= len(group.helds)
+            self._vacate(slot)
+
+    async def _run_group(self, slot: Slot, helds: list[Held]) -> None:
+        if not helds:
+            return
+        task: Task[Any] = helds[0].run.task
+        slot.deadline = deadline = monotonic() + task.timeout_seconds
+        if deadline < self._sweep_at:
+            self._sweep_by(deadline)
+        for held in helds:
+            held.run._enter(RUNNING)
+            if self._listeners.mask & 1 << RUNNING:
+                held.run._emit()
+        failed: Any = None
+        try:
+            failed = await call(task.executor, [held.run for held in helds])
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError:
+            if slot.reason and slot.task is not None:
+                slot.task.uncancel()
+            for held in helds:
+                self._end_of_batch(held, None) if held.run.is_done else self._cancelled(slot, held, uncancel=False)
+            return
+        except BaseException as exc:
+            for held in helds:
+                self._end_of_batch(held, exc)
+            return
+        if slot.reason and slot.task is not None:
+            slot.task.uncancel()
+        errors = failed if isinstance(failed, Mapping) else {}
+        for held in helds:
+            self._end_of_batch(held, errors.get(held.run.id))
+
+    def _end_of_batch(self, held: Held, exc: BaseException | None) -> None:
+        """Settle one run of a batch: in the state that the function set it to, else by how the function ended."""
+        run = held.run
+        if run.is_failure or (exc is not None and not run.is_done):
+            if isinstance(exc, TaskAbortedError):
+                self._end(held, ABORTED)
+            else:
+                self._failed(held, exc or TaskRunError("the batch's function set it to failure"))
+        else:
+            self._end(held, STATES.index(run.state) if run.is_done else SUCCESS)
 
     def _pace(self, lease: Lease) -> None:
         """All of a batch has started: claim more at a time if that was quick, fewer if it was not."""
@@ -490,10 +628,10 @@ class Engine(Worker):
         """The run as it came: what a task did to its params is not what is tried again."""
         return self.broker.codec.decode(held.payload, self.manager, self._listeners)
 
-    def _cancelled(self, slot: Slot, held: Held) -> None:
+    def _cancelled(self, slot: Slot, held: Held, *, uncancel: bool = True) -> None:
         run = held.run
         reason = slot.reason
-        if reason and slot.task is not None:
+        if uncancel and reason and slot.task is not None:
             slot.task.uncancel()
         if reason == "timeout":
             self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
@@ -525,8 +663,10 @@ class Engine(Worker):
             if run.task.retry is not None:
                 self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc}")
             return
+        told = run.is_done
         run._enter(FAILURE)
-        run._emit()
+        if not told:
+            run._emit()
         run.logger.warning("%s - retry %d in %.1f s", run.id, retry.run.retry_attempt, retry.delay)
         self._retry(held, retry.delay, retry.run)
 
@@ -535,8 +675,9 @@ class Engine(Worker):
     def _end(self, held: Held, state: int) -> None:
         """A run has come to its end."""
         run = held.run
+        told = run.is_done  # a batch's function set it
         run._enter(state)
-        if self._listeners.mask & ANY_END:
+        if not told and self._listeners.mask & ANY_END:
             run._emit()
         task: Task[Any] = run.task
         settlement = held.lease.settlement

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,22 @@ class Retry:
     run: TaskRun[Any, Any]
 
 
-async def call(executor: TaskExecutor, run: TaskRun[Any, Any]) -> None:
-    """Call a task's function with its run: a coroutine function here, any other in a thread of the loop's pool."""
+async def call(executor: TaskExecutor, argument: Any) -> Any:
+    """Call a task's function with its run, or its runs if it takes a batch: a coroutine function here, any other in a
+    thread of the loop's pool."""
     if is_async(executor):
-        await executor(run)
-        return
+        return await executor(argument)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(None, functools.partial(executor, run))
+    result = await loop.run_in_executor(None, functools.partial(executor, argument))
     if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
-        await result
+        result = await result
+    return result
+
+
+def raise_failed(result: Any, run: TaskRun[Any, Any]) -> None:
+    """Raise what a batch's function returned for this run: a mapping of run id to exception, or nothing."""
+    if isinstance(result, Mapping) and (exc := result.get(run.id)) is not None:
+        raise exc
 
 
 async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
@@ -46,7 +54,11 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
     run.set_state(TaskState.running)
     try:
         async with asyncio.timeout(run.task.timeout_seconds):
-            await call(run.task.run_executor(in_process=in_process), run)
+            executor = run.task.run_executor(in_process=in_process)
+            if run.task.batch:
+                raise_failed(await call(executor, [run]), run)
+            else:
+                await call(executor, run)
     except TaskAbortedError:
         run.set_state(TaskState.aborted)
         raise

@@ -1,5 +1,6 @@
 """Tasks: what ``@task`` makes of a function, and how a task retries."""
 
+import functools
 import inspect
 import logging
 import random
@@ -37,6 +38,8 @@ TaskExecutor = Callable[..., Any]
 RandomizeType = Callable[[], float | int]
 P = TypeVar("P")
 
+CENTURY = 100 * 365 * 86400.0
+
 EmptyParams = Params
 """The params of a task that names no model (aio-fluid's name for it)."""
 
@@ -47,7 +50,7 @@ class RetryPolicy:
 
     ``max_attempts``: tries after the first one; None: no end.
     ``wait``: seconds before the first retry. ``backoff``: factor from each retry to the next.
-    ``max_wait``: longest wait in seconds. ``exceptions``: types that are retried; empty: all.
+    ``max_wait``: longest wait in seconds (a century at most). ``exceptions``: types that are retried; empty: all.
     ``jitter``: from 0 to 1, the share of the wait that is drawn at random, so that runs that failed together do not
     come back together: a wait of w becomes one between ``w * (1 - jitter)`` and w.
 
@@ -68,15 +71,19 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter is {self.jitter}, it must be from 0 to 1")
         for name in ("wait", "backoff", "max_wait"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0")
+        kinds: Any = self.exceptions
+        object.__setattr__(self, "exceptions", (kinds,) if isinstance(kinds, type) else tuple(kinds))
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.exceptions):
+            raise ValueError(f"exceptions is {kinds!r}, it must be a tuple of exception types")
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait before retry number ``attempt``, which counts from 1."""
         try:
-            wait = min(self.wait * self.backoff ** (attempt - 1), self.max_wait)
+            wait = min(self.wait * self.backoff ** (attempt - 1), self.max_wait, CENTURY)
         except OverflowError:
-            wait = self.max_wait
+            wait = min(self.max_wait, CENTURY) if self.wait else 0.0
         return wait * (1 - self.jitter * random.random()) if self.jitter else wait
 
     def matches(self, exc: BaseException) -> bool:
@@ -194,6 +201,10 @@ class Task(NamedTuple, Generic[P]):
     rate_limit_retry: RetryPolicy | None = None
     env: dict[str, str] = {}  # noqa: RUF012  # a field's default, shared and never changed
     """Extra environment of a CPU-bound task's process."""
+    batch: int = 0
+    """Runs that the function takes at once, as a list; 0: it takes one run."""
+    batch_wait: float = 0.0
+    """Seconds that a batch waits to become full."""
 
     @property
     def cpu_bound(self) -> bool:
@@ -250,6 +261,8 @@ class TaskOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     rate_limit_retry: RetryPolicy | None
     env: dict[str, str] | None
+    batch: int | None
+    batch_wait: float | None
 
 
 @overload
@@ -280,8 +293,6 @@ def task(
     if executor is not None:
         if given:
             raise TaskDecoratorError("@task takes a function or keywords, not both")
-        if not callable(executor):
-            raise TaskDecoratorError(f"@task needs a function, it was given {executor!r}")
         return make_task(executor, given, scope)
     if not options:
         raise TaskDecoratorError("write @task without parentheses, or give it keywords")
@@ -289,6 +300,8 @@ def task(
 
 
 def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict[str, Any]) -> Task[Any]:
+    if not callable(function):
+        raise TaskDecoratorError(f"@task needs a function, it was given {function!r}")
     options = dict(options)
     module = getattr(function, "__module__", None) or ""
     name = options.pop("name", None) or getattr(function, "__name__", type(function).__name__)
@@ -308,10 +321,16 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         priority = TaskPriority(options.pop("priority", TaskPriority.medium))
     except ValueError as exc:
         raise TaskDecoratorError(f"task {name!r}: {exc}") from exc
-    if (timeout := options.get("timeout_seconds", 1)) <= 0:
+    if not isinstance(name, str) or not is_utf8(name):
+        raise TaskDecoratorError(f"a task's name must be text that can be written as UTF-8, not {name!r}")
+    if not (timeout := options.get("timeout_seconds", 1)) > 0:
         raise TaskDecoratorError(f"task {name!r}: timeout_seconds is {timeout}, it must be above 0")
     if (limit := options.get("max_concurrency", 0)) < 0:
         raise TaskDecoratorError(f"task {name!r}: max_concurrency is {limit}, it must be at least 0")
+    if (batch := options.get("batch", 0)) < 0 or options.get("batch_wait", 0) < 0:
+        raise TaskDecoratorError(f"task {name!r}: batch and batch_wait must be at least 0")
+    if batch and (limit or "cpu_executor" in options):
+        raise TaskDecoratorError(f"task {name!r}: a batch goes with neither max_concurrency nor cpu_bound")
     adapter_for(model)
     return Task(
         name=name,
@@ -327,11 +346,21 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
     )
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8: no surrogate stands alone in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def annotated_model(function: Callable[..., Any], name: str, scope: dict[str, Any]) -> Any:
     """The params model in the annotation of the parameter that takes the run; ``Params`` if there is none."""
+    while isinstance(function, functools.partial):
+        function = function.func
     target = function if inspect.isroutine(function) else type(function).__call__
-    raw = getattr(inspect.unwrap(target), "__annotations__", {})
-    # a functools.partial, or a builtin, has nothing to read
+    raw = getattr(inspect.unwrap(target), "__annotations__", {})  # a builtin has none
     for parameter, annotation in raw.items():
         if parameter == "return":
             continue
@@ -366,6 +395,8 @@ def model_of(annotation: Any) -> Any:
             annotation = origin.__value__[get_args(annotation)]
         elif isinstance(annotation, alias_type):
             annotation = annotation.__value__
+    if get_origin(annotation) is list and get_args(annotation):  # of a batch
+        return model_of(get_args(annotation)[0])
     if get_origin(annotation) is not TaskRun:
         return None
     model = get_args(annotation)[0]
