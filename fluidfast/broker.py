@@ -16,7 +16,7 @@ from . import settings
 from ._clock import new_id
 from ._codec import Codec
 from ._run import TaskRun
-from .errors import BrokerURLError, ConfigError, UnknownTaskError
+from .errors import BrokerURLError, ConfigError, TaskError, UnknownTaskError
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo
 
@@ -43,6 +43,10 @@ BUILT_IN = {
     "redis": "fluidfast.redis_broker:RedisTaskBroker",
     "rediss": "fluidfast.redis_broker:RedisTaskBroker",
     "unix": "fluidfast.redis_broker:RedisTaskBroker",
+    "redis+sentinel": "fluidfast.redis_broker:RedisTaskBroker",
+    "rediss+sentinel": "fluidfast.redis_broker:RedisTaskBroker",
+    "redis+cluster": "fluidfast.redis_broker:RedisTaskBroker",
+    "rediss+cluster": "fluidfast.redis_broker:RedisTaskBroker",
 }
 """Brokers by scheme, imported when a URL names them."""
 
@@ -111,7 +115,8 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def priorities(text: str) -> tuple[TaskPriority, ...]:
-    return tuple(TaskPriority(name) for name in text.split(",")) if text else ()
+    named = {TaskPriority(name) for name in text.split(",")} if text else set()
+    return tuple(priority for priority in PRIORITIES if priority in named)
 
 
 @dataclass
@@ -524,13 +529,22 @@ class TaskBroker(ABC):
             await self.forget(producer)
 
     async def get_task_run(self, task_manager: Any) -> TaskRun[Any, Any] | None:
-        """Take one run off the queues, at most once: it is settled before it is given. Consumers use ``claim``."""
+        """Take one run off the queues, at most once: it is settled before it is given. Consumers use ``claim``.
+
+        Raises:
+            PayloadError, UnknownTaskError, TaskParamsError: it cannot be read; it went to the dead.
+        """
         consumer = self.new_uuid()
         claim = await self.claim(consumer, 1)
         if not claim.items:
             return None
-        run = self.codec.decode(claim.items[0].payload, task_manager, task_manager.dispatcher.listeners)
-        await self.settle(Settlement(claim.batch, whole=True))
+        item = claim.items[0]
+        try:
+            run = self.codec.decode(item.payload, task_manager, task_manager.dispatcher.listeners)
+        except TaskError as exc:
+            await self.settle(Settlement(claim.batch, whole=True, dead=[(item.field, str(exc))], survived=[item.field]))
+            raise
+        await self.settle(Settlement(claim.batch, whole=True, survived=[item.field]))
         return run
 
     def use(self, *, lease_seconds: float | None = None, max_payload_bytes: int | None = None) -> None:

@@ -1,4 +1,5 @@
-"""The broker contract on Redis or Valkey (6.2 or newer). The only file of the core, with its link, that knows Redis.
+"""The broker contract on Redis or Valkey (6.2 or newer): ``redis_servers`` finds the server, ``redis_link`` talks to
+it.
 
 Verbs are Lua scripts (``lua/``), so that a run moves from one place to the next in one step. They go over one ``Link``
 that all of a process's managers of this broker share; what blocks has links of its own; the rest (task info, locks,
@@ -13,13 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import redis
 import redis.exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio import Redis
 
 from . import settings
 from ._clock import new_id
@@ -41,11 +40,11 @@ from .errors import (
     BrokerConnectionError,
     BrokerError,
     BrokerFullError,
-    BrokerURLError,
     ConnectionLostError,
 )
 from .keys import DEFAULT_NAME, Keys
 from .redis_link import Link, LinkLost, ServerReply, pack
+from .redis_servers import OPTIONS, finder
 from .scripts import NAMES, load
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
@@ -54,30 +53,22 @@ __all__ = ["RedisTaskBroker"]
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0
 RECONNECT_SECONDS = 30.0
 """How long a verb waits for a server that was there before to come back."""
 REPLY_SECONDS = 15.0
 """A server that answers nothing for this long has its connection ended."""
+REFUSED_SECONDS = 0.5
+"""How long a consumer that the server does not let wait pauses before it looks again."""
 PRODUCER_MS = 3_600_000
 REPLY_MS = 300_000
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
-REDIS_OPTIONS = (
-    "db",
-    "ssl_ca_certs",
-    "ssl_ca_path",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_keyfile",
-    "ssl_keyfile_password",
-)
-TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
 
 
 class RedisTaskBroker(TaskBroker):
-    """A broker on one Redis or Valkey server: ``redis://``, ``rediss://`` (TLS), ``unix://``.
+    """A broker on Redis or Valkey: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://``,
+    ``redis+cluster://``.
 
     The URL is redis-py's (user, password, host, port, ``/db``); behind ``?`` stand our options (``BrokerOptions``) and
     redis-py's for TLS (``ssl_ca_certs`` ...).
@@ -87,23 +78,14 @@ class RedisTaskBroker(TaskBroker):
     """
 
     default_name = DEFAULT_NAME
-    url_options = REDIS_OPTIONS
+    url_options = OPTIONS
 
     def __init__(self, url: BrokerURL | str, redis_cli: "Redis | None" = None) -> None:
         super().__init__(url)
         self.keys = Keys(self.name)
         self._prefix = self.keys.prefix.encode()
-        try:
-            connection_options: dict[str, Any] = dict(parse_url(redis_url(self.url)))
-        except (ValueError, TypeError) as exc:
-            raise BrokerURLError(f"broker {self.url}: {exc}") from exc
-        connection_options.update(
-            protocol=2, socket_connect_timeout=CONNECT_SECONDS, socket_keepalive=True, decode_responses=False
-        )
-        self._pool = BlockingConnectionPool(
-            max_connections=max(2, settings.get_settings().redis_max_connections), timeout=20, **connection_options
-        )
-        self.redis_cli: Redis = redis_cli or Redis(connection_pool=self._pool)
+        self.server = finder(self.url, self.name, max(2, settings.get_settings().redis_max_connections))
+        self.redis_cli: Redis = redis_cli or self.server.client
         self._link: Link | None = None
         self._link_loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
@@ -150,9 +132,9 @@ class RedisTaskBroker(TaskBroker):
 
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
-        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = self.server.connection()
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             return Link(connection)
         except redis.exceptions.AuthenticationError as exc:
             raise BrokerAuthError(f"broker {self.url}: the server refused the user or the password: {exc}") from exc
@@ -253,21 +235,30 @@ class RedisTaskBroker(TaskBroker):
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             return BrokerAuthError(f"broker {self.url}: {text}")
         if text.startswith("NOSCRIPT") or any(word in text for word in TRANSIENT):
+            self.server.moved()
             if link is not None:  # a new connection loads the scripts, or finds the new primary
                 link.abort()
             return ConnectionLostError(f"broker {self.url}: {text}")
         return BrokerError(f"broker {self.url}: {text}")
 
     async def redis(self, action: Callable[[], Awaitable[Any]]) -> Any:
-        """Something by redis-py, its errors in our terms."""
-        try:
-            return await action()
-        except redis.exceptions.AuthenticationError as exc:
-            raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
-            raise BrokerConnectionError(f"broker {self.url}: {exc}") from exc
-        except redis.exceptions.RedisError as exc:
-            raise self.error(ServerReply(str(exc))) from exc
+        """Something by redis-py that may be done twice, its errors in our terms. Raises as ``patiently``."""
+
+        async def once() -> Any:
+            try:
+                return await action()
+            except redis.exceptions.AuthenticationError as exc:
+                raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
+                raise BrokerConnectionError(f"broker {self.url}: {exc}") from exc
+            except redis.exceptions.MovedError as exc:
+                self.server.moved()
+                await self.server.client.connection_pool.disconnect()
+                raise ConnectionLostError(f"broker {self.url}: {exc}") from exc
+            except redis.exceptions.RedisError as exc:
+                raise self.error(ServerReply(str(exc))) from exc
+
+        return await self.patiently(once)
 
     async def connect(self) -> None:
         await self.link()
@@ -287,7 +278,7 @@ class RedisTaskBroker(TaskBroker):
         if link is not None and self._link_loop is asyncio.get_running_loop():
             await link.close()
         await self.redis_cli.aclose()
-        await self._pool.disconnect()
+        await self.server.client.aclose()
 
     # -- producing
 
@@ -394,19 +385,22 @@ class RedisTaskBroker(TaskBroker):
 
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
         lease = self.options.lease_seconds
-        client = redis.Redis.from_url(
-            redis_url(self.url), socket_timeout=max(0.5, lease / 3), socket_connect_timeout=max(0.5, lease / 3)
-        )
+        client = self.server.sync_client(max(0.5, lease / 3))
         script = load("renew")
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
             flat = [part for slot in slots for part in slot]
             arguments: list[Any] = [self._prefix, consumer, milliseconds(lease), len(batches), *batches, *flat]
             lost: Any
+            nonlocal client
             try:
                 lost = client.evalsha(script.sha.decode(), 1, *arguments)
             except redis.exceptions.NoScriptError:
                 lost = client.eval(script.text.decode(), 1, *arguments)
+            except redis.exceptions.RedisError:  # the keys may be elsewhere by now
+                client.close()
+                client = self.server.sync_client(max(0.5, lease / 3))
+                raise
             return [batch.decode() for batch in lost]
 
         return renew
@@ -433,6 +427,8 @@ class RedisTaskBroker(TaskBroker):
         self._seen_silent = sightings(self._seen_silent, silent, now)
         if taken:
             logger.warning("broker %s: took back %d runs of consumers that fell silent", self.url, taken)
+            for wakeup in self._wakeups.values():  # nothing wakes them for a suspect
+                wakeup.wake()
         return int(taken)
 
     async def promote(self) -> float | None:
@@ -449,9 +445,10 @@ class RedisTaskBroker(TaskBroker):
         await wakeup.wait(timeout)
 
     async def idle_no_more(self, consumer: str) -> None:
-        """Nothing more is to be moved to this consumer's inbox until it waits again."""
-        if (wakeup := self._wakeups.get(consumer)) is not None:
+        """Nothing more is to be moved to this consumer's inbox until it waits again; what was, is for others."""
+        if (wakeup := self._wakeups.get(consumer)) is not None and wakeup.pending:
             await wakeup.unblock()
+            await self.script("farewell", consumer, 0)
 
     async def farewell(self, consumer: str) -> None:
         wakeup = self._wakeups.pop(consumer, None)
@@ -460,7 +457,7 @@ class RedisTaskBroker(TaskBroker):
                 await wakeup.unblock()
             finally:
                 await wakeup.close()
-        await self.script("farewell", consumer)
+        await self.script("farewell", consumer, 1)
 
     async def acquire(self, task: Task[Any], run_id: str) -> bool:
         lease = self.options.lease_seconds
@@ -533,6 +530,8 @@ class RedisTaskBroker(TaskBroker):
         return int(await self.redis(action))
 
     async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
+        if limit <= 0:
+            return []
         entries = await self.redis(lambda: self.redis_cli.lrange(self.keys.dead, 0, limit - 1))
         split = (entry.partition(b"\n") for entry in entries)
         return [(head.decode("utf-8", "replace"), payload) for head, _, payload in split]
@@ -596,7 +595,12 @@ class RedisTaskBroker(TaskBroker):
         )
 
     async def current_task_runs(self, task_name: str) -> int:
-        return int(await self.redis(lambda: self.redis_cli.zcard(self.keys.slots(task_name))))
+        async def action() -> int:
+            seconds, micros = await self.redis_cli.time()
+            now = seconds * 1000 + micros // 1000  # slots of dead workers stay until the next acquire
+            return int(await self.redis_cli.zcount(self.keys.slots(task_name), f"({now}", "+inf"))
+
+        return int(await self.redis(action))
 
     async def set_task_aborted(self, run_id: str, reason: str) -> None:
         await self.redis(lambda: self.redis_cli.set(self.keys.aborted(run_id), reason, ex=60))
@@ -634,6 +638,7 @@ class WakeUp:
         self.woken = asyncio.get_running_loop().create_future()
         if any(future.done() for future in self.pending.values()):
             self.woken.set_result(None)
+        refused = False
         try:
             async with asyncio.timeout(timeout):
                 await self.woken
@@ -641,12 +646,26 @@ class WakeUp:
             return
         finally:
             self.woken = None
-            for priority, future in list(self.pending.items()):
-                if future.done():
-                    del self.pending[priority]
-                    if not future.cancelled() and (exc := future.exception()) is not None:
-                        self.drop(priority)
-                        logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+            refused = self.collect()
+        if refused:  # a server that is full, say: it would refuse the next one as fast
+            await asyncio.sleep(min(timeout, REFUSED_SECONDS))
+
+    def collect(self) -> bool:
+        """Forget the calls that have ended. True: the server refused one."""
+        refused = False
+        for priority, future in list(self.pending.items()):
+            if future.done():
+                del self.pending[priority]
+                if not future.cancelled() and (exc := future.exception()) is not None:
+                    self.drop(priority)
+                    refused = refused or isinstance(exc, ServerReply)
+                    logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+        return refused
+
+    def wake(self) -> None:
+        """Let who waits look again."""
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
 
     async def block(self, priority: TaskPriority) -> None:
         broker = self.broker
@@ -668,13 +687,13 @@ class WakeUp:
     def _wake(self, future: "asyncio.Future[Any]") -> None:
         if not future.cancelled():
             future.exception()
-        if self.woken is not None and not self.woken.done():
-            self.woken.set_result(None)
+        self.wake()
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""
         blocked = [(self.links[p][1], f) for p, f in self.pending.items() if not f.done() and p in self.links]
         if not blocked:
+            self.collect()
             return
         link = await self.broker.link()
         try:
@@ -683,6 +702,7 @@ class WakeUp:
         except (ServerReply, LinkLost) as exc:
             raise self.broker.error(exc) from exc
         await asyncio.wait([future for _, future in blocked], timeout=self.broker.block_seconds + 1)
+        self.collect()
 
     def drop(self, priority: TaskPriority) -> None:
         held = self.links.pop(priority, None)
@@ -695,13 +715,6 @@ class WakeUp:
         for priority in list(self.links):
             self.drop(priority)
         self.pending.clear()
-
-
-def redis_url(url: BrokerURL) -> str:
-    """The URL without our own options."""
-    parts = urlsplit(url.raw)
-    query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in REDIS_OPTIONS)
-    return urlunsplit(parts._replace(query=query))
 
 
 def milliseconds(seconds: float) -> int:

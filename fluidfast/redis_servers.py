@@ -1,0 +1,253 @@
+"""Where the server is: one address, the primary that Sentinels name, or the Cluster node that holds our slot.
+
+Each gives redis-py connections that find their server when they connect, so that whoever reconnects after a failover or
+after a slot has moved is at the right place.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import redis
+import redis.exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.sentinel import Sentinel
+from redis.crc import key_slot
+
+from .broker import BrokerURL
+from .errors import BrokerURLError
+
+__all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder"]
+
+SCHEMES = (
+    "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
+)  # fmt: skip
+OPTIONS = (
+    "db",
+    "sentinel_password",
+    "sentinel_username",
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+    "ssl_keyfile_password",
+)
+"""URL options that are passed on to redis-py."""
+CONNECT_SECONDS = 5.0
+
+
+class ServerFinder(ABC):
+    """Makes connections to where the broker's keys are."""
+
+    client: Redis
+    """redis-py's client, over a pool of such connections."""
+
+    def connection(self) -> AbstractConnection:
+        """A connection of its own, not connected yet."""
+        made: AbstractConnection = self.client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        return made
+
+    @abstractmethod
+    def sync_client(self, timeout_seconds: float) -> "redis.Redis":
+        """A blocking client, for a thread."""
+
+    def moved(self) -> None:  # noqa: B027
+        """The server said that it is not the one: look again at the next connection."""
+
+
+def finder(url: BrokerURL, name: str, max_connections: int) -> ServerFinder:
+    """The finder of a broker URL. ``name`` decides the Cluster slot.
+
+    Raises:
+        BrokerURLError: the URL does not say where the server is.
+    """
+    try:
+        if url.scheme.endswith("+sentinel"):
+            return Sentinels(url, max_connections)
+        if url.scheme.endswith("+cluster"):
+            return ClusterNode(url, name, max_connections)
+        return Address(url, max_connections)
+    except (ValueError, TypeError) as exc:
+        if isinstance(exc, BrokerURLError):
+            raise
+        raise BrokerURLError(f"broker {url}: {exc}") from exc
+
+
+def common(**more: Any) -> dict[str, Any]:
+    return {
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_keepalive": True,
+        "decode_responses": False,
+        **more,
+    }
+
+
+def server_options(url: BrokerURL, scheme: str, place: str, db: str = "") -> dict[str, Any]:
+    """redis-py's keyword arguments for one server of a URL that names several."""
+    query = "&".join(
+        f"{name}={value}"
+        for name, value in url.query.items()
+        if name in OPTIONS and name != "db" and not name.startswith("sentinel_")
+    )
+    user = urlsplit(url.raw).netloc.rpartition("@")[0]
+    netloc = f"{user}@{place}" if user else place
+    options: dict[str, Any] = dict(parse_url(urlunsplit((scheme, netloc, f"/{db}" if db else "", query, ""))))
+    return options
+
+
+def places(url: BrokerURL, default_port: int) -> list[tuple[str, int]]:
+    """The host:port pairs between commas in a URL."""
+    hosts = urlsplit(url.raw).netloc.rpartition("@")[2]
+    found = []
+    for text in hosts.split(","):
+        host, _, port = text.strip().rpartition(":") if not text.endswith("]") else (text, "", "")
+        if not host:
+            host, port = text.strip(), ""
+        if not host or (port and not port.isdigit()):
+            raise BrokerURLError(f"broker {url}: {text!r} is no host:port")
+        found.append((host.strip("[]"), int(port) if port else default_port))
+    return found
+
+
+class Address(ServerFinder):
+    """One server: ``redis://``, ``rediss://``, ``unix://``."""
+
+    def __init__(self, url: BrokerURL, max_connections: int) -> None:
+        parts = urlsplit(url.raw)
+        query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in OPTIONS)
+        self.url = urlunsplit(parts._replace(query=query))
+        options: dict[str, Any] = dict(parse_url(self.url))
+        self.pool = BlockingConnectionPool(max_connections=max_connections, timeout=20, **options, **common())
+        self.client = Redis(connection_pool=self.pool)
+
+    def sync_client(self, timeout_seconds: float) -> "redis.Redis":
+        return redis.Redis.from_url(
+            self.url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, protocol=2
+        )
+
+
+class Sentinels(ServerFinder):
+    """``redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB]``: the primary that the Sentinels name.
+
+    ``sentinel_username`` and ``sentinel_password`` are for the Sentinels themselves.
+    """
+
+    def __init__(self, url: BrokerURL, max_connections: int) -> None:
+        self.places = places(url, 26379)
+        path = [unquote(part) for part in urlsplit(url.raw).path.split("/") if part]
+        if not 1 <= len(path) <= 2:
+            raise BrokerURLError(f"broker {url}: the path must be /SERVICE or /SERVICE/DB")
+        self.service = path[0]
+        tls = url.scheme.startswith("rediss")
+        options = server_options(url, "rediss" if tls else "redis", "x", url.query.get("db", "".join(path[1:])))
+        for name in ("host", "port", "connection_class"):
+            options.pop(name, None)
+        if tls:
+            options["ssl"] = True
+        self.options = options
+        self.sentinel_options: dict[str, Any] = {
+            name.removeprefix("sentinel_"): value for name, value in url.query.items() if name.startswith("sentinel_")
+        }
+        if tls:
+            self.sentinel_options.update((k, v) for k, v in options.items() if k.startswith("ssl"))
+        self.sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            self.places, sentinel_kwargs=common(socket_timeout=2.0, **self.sentinel_options), **options, **common()
+        )
+        self.client = self.sentinel.master_for(self.service)
+
+    def sync_client(self, timeout_seconds: float) -> "redis.Redis":
+        from redis.sentinel import Sentinel as SyncSentinel
+
+        timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds, "protocol": 2}
+        sentinel = SyncSentinel(  # type: ignore[no-untyped-call]
+            self.places, sentinel_kwargs={**self.sentinel_options, **timeouts}, **self.options, **timeouts
+        )
+        client: redis.Redis = sentinel.master_for(self.service)  # type: ignore[no-untyped-call]
+        return client
+
+
+class ClusterNode(ServerFinder):
+    """``redis+cluster://[user:password@]host:port,host:port``: the node that holds the slot of the broker's name.
+
+    All keys of a broker stand on one hash tag, so one node serves them all. While the slot is on its way to another
+    node,
+    scripts are answered with ASK (their key, the bare prefix, exists nowhere), and we wait until it has arrived: to
+    follow would split queues over two nodes.
+    """
+
+    def __init__(self, url: BrokerURL, name: str, max_connections: int) -> None:
+        if url.query.get("db", "0") != "0" or urlsplit(url.raw).path.strip("/"):
+            raise BrokerURLError(f"broker {url}: a Cluster has database 0 only, and its URL no path")
+        self.seeds = places(url, 6379)
+        self.slot = key_slot(name.encode())
+        tls = url.scheme.startswith("rediss")
+        options = server_options(url, "rediss" if tls else "redis", "x")
+        for known in ("host", "port", "connection_class"):
+            options.pop(known, None)
+        self.options = options
+        self.tls = tls
+        self.place: tuple[str, int] | None = None
+        found = self
+
+        class SlotConnection(SSLConnection if tls else Connection):  # type: ignore[misc]
+            """Connects to the node that holds the slot at that time."""
+
+            async def connect(self) -> None:
+                self.host, self.port = await found.locate()
+                try:
+                    await super().connect()
+                except redis.exceptions.ConnectionError:
+                    found.moved()
+                    raise
+
+        self.pool = BlockingConnectionPool(
+            connection_class=SlotConnection, max_connections=max_connections, timeout=20, **options, **common()
+        )
+        self.client = Redis(connection_pool=self.pool)
+
+    def moved(self) -> None:
+        self.place = None
+
+    async def locate(self) -> tuple[str, int]:
+        """Ask the nodes that we know who holds the slot."""
+        if self.place is not None:
+            return self.place
+        trouble: Exception = redis.exceptions.ConnectionError("no node was asked")
+        for host, port in self.seeds:
+            client = Redis(host=host, port=port, ssl=self.tls, **self.options, **common(socket_timeout=2.0))
+            try:
+                slots = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+            except (redis.exceptions.RedisError, OSError) as exc:
+                trouble = exc
+                continue
+            finally:
+                await client.aclose()
+            if (place := self.choose(slots, host)) is not None:
+                self.place = place
+                return place
+            trouble = redis.exceptions.ConnectionError(f"no node holds slot {self.slot}")
+        raise redis.exceptions.ConnectionError(f"no node of the cluster could tell: {trouble}") from trouble
+
+    def choose(self, slots: Any, asked: str) -> tuple[str, int] | None:
+        """The primary of our slot in the answer to CLUSTER SLOTS; redis-py gives it parsed, or as the server did."""
+        if isinstance(slots, dict):
+            entries = [(first, last, nodes["primary"]) for (first, last), nodes in slots.items()]
+        else:
+            entries = [(entry[0], entry[1], entry[2]) for entry in slots]
+        for first, last, node in entries:
+            host = node[0].decode() if isinstance(node[0], bytes) else node[0]
+            known = (host or asked, int(node[1]))
+            if known not in self.seeds:
+                self.seeds.append(known)
+            if first <= self.slot <= last:
+                return known
+        return None
+
+    def sync_client(self, timeout_seconds: float) -> "redis.Redis":
+        timeouts: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+        host, port = self.place or self.seeds[0]
+        return redis.Redis(host=host, port=port, ssl=self.tls, protocol=2, **self.options, **timeouts)
