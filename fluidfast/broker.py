@@ -38,6 +38,8 @@ __all__ = [
 LETTERS = ("h", "m", "l")
 """Priority by number, as one letter: first of a lease's field, first of a delayed member."""
 
+DURABILITIES = ("none", "replica", "fsync")
+
 BUILT_IN = {
     "memory": "fluidfast.memory_broker:MemoryTaskBroker",
     "redis": "fluidfast.redis_broker:RedisTaskBroker",
@@ -125,7 +127,11 @@ class BrokerOptions:
 
     ``name``: brokers of the same name on the same server share their queues. ``queues``: the priorities that its
     consumers serve. ``lease_seconds``: how long a silent consumer keeps what it claimed. ``wire``: what producers
-    write, ``json`` or ``msgpack``. ``max_payload_bytes``: the largest run.
+    write, ``json`` or ``msgpack``. ``max_payload_bytes``: the largest run. ``durability``: what a batch that is
+    queued waits
+    for beside the server's answer, for ``durability_seconds`` at most: ``none``, a ``replica`` that has it (WAIT), or
+    its
+    ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2).
     """
 
     name: str
@@ -133,8 +139,18 @@ class BrokerOptions:
     lease_seconds: float = 30.0
     wire: str = "json"
     max_payload_bytes: int = 1 << 20
+    durability: str = "none"
+    durability_seconds: float = 2.0
 
-    NAMES: ClassVar[tuple[str, ...]] = ("name", "queues", "lease_seconds", "wire", "max_payload_bytes")
+    NAMES: ClassVar[tuple[str, ...]] = (
+        "name",
+        "queues",
+        "lease_seconds",
+        "wire",
+        "max_payload_bytes",
+        "durability",
+        "durability_seconds",
+    )
 
     @classmethod
     def from_url(cls, url: BrokerURL, default_name: str, also: Iterable[str] = ()) -> "BrokerOptions":
@@ -154,6 +170,8 @@ class BrokerOptions:
             lease_seconds=option(url, "lease_seconds", positive, 30.0, "a number of seconds above 0"),
             wire=option(url, "wire", one_of("json", "msgpack"), "json", "json or msgpack"),
             max_payload_bytes=int(option(url, "max_payload_bytes", positive, 1 << 20, "a number of bytes above 0")),
+            durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
+            durability_seconds=option(url, "durability_seconds", positive, 2.0, "a number of seconds above 0"),
         )
 
 
@@ -547,8 +565,18 @@ class TaskBroker(ABC):
         await self.settle(Settlement(claim.batch, whole=True, survived=[item.field]))
         return run
 
-    def use(self, *, lease_seconds: float | None = None, max_payload_bytes: int | None = None) -> None:
+    def use(
+        self,
+        *,
+        lease_seconds: float | None = None,
+        max_payload_bytes: int | None = None,
+        durability: str | None = None,
+    ) -> None:
         """What a manager's config says over the URL. Raises ConfigError."""
+        if durability is not None:
+            if durability not in DURABILITIES:
+                raise ConfigError(f"durability is {durability!r}, it must be one of {', '.join(DURABILITIES)}")
+            self.options.durability = durability
         if lease_seconds is not None:
             if not lease_seconds > 0:
                 raise ConfigError(f"lease_seconds is {lease_seconds}, it must be above 0")

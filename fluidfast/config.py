@@ -22,6 +22,8 @@ class TaskManagerConfig:
     woken and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
     ``lease_seconds``: how long a silent consumer keeps what it claimed (None: the URL's, else 30).
     ``max_payload_bytes``: largest run, encoded (None: the URL's, else 1 MiB).
+    ``durability``: what a queued batch waits for beside the server's answer: ``"none"``, ``"replica"`` or ``"fsync"``
+    (None: the URL's, else none); see ``BrokerOptions``. A batch that waits in vain raises NotDurableError.
     ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns
     when the
     run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once
@@ -43,6 +45,7 @@ class TaskManagerConfig:
     broker_url: str = ""
     lease_seconds: float | None = None
     max_payload_bytes: int | None = None
+    durability: str | None = None
     delivery: str = "confirmed"
     buffer_runs: int = 50_000
     buffer_bytes: int = 64 << 20

@@ -13,6 +13,7 @@ __all__ = [
     "ConnectionLostError",
     "CpuBoundEntryPointError",
     "DisabledTaskError",
+    "NotDurableError",
     "ParamsError",
     "PayloadError",
     "PayloadTooLargeError",
@@ -134,6 +135,11 @@ class BufferedRunsLost(BrokerError):
     def __init__(self, message: str, run_ids: list[str]) -> None:
         super().__init__(message)
         self.run_ids = run_ids
+
+
+class NotDurableError(BrokerError):
+    """The runs are queued, but no replica had them (``durability="replica"``), or they were not on disk
+    (``durability="fsync"``), within the time that was set: a failover or a power cut at this moment may lose them."""
 
 
 class BrokerFullError(BrokerError):

@@ -55,7 +55,11 @@ class TaskManager:
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
         self.dispatcher = TaskDispatcher()
         self.broker = TaskBroker.from_url(self.config.broker_url)
-        self.broker.use(lease_seconds=self.config.lease_seconds, max_payload_bytes=self.config.max_payload_bytes)
+        self.broker.use(
+            lease_seconds=self.config.lease_seconds,
+            max_payload_bytes=self.config.max_payload_bytes,
+            durability=self.config.durability,
+        )
         self.manager_id = self.broker.new_uuid()
         self._listeners = self.dispatcher.listeners
         self._producer = Producer(

@@ -41,6 +41,7 @@ from .errors import (
     BrokerError,
     BrokerFullError,
     ConnectionLostError,
+    NotDurableError,
 )
 from .keys import DEFAULT_NAME, Keys
 from .redis_link import Link, LinkLost, ServerReply, pack
@@ -286,30 +287,58 @@ class RedisTaskBroker(TaskBroker):
         return False
 
     async def channel(self) -> Channel:
-        link = await self.patiently(self.link)
+        durable = self.durable_command()
+        link: Link
+        if durable is None:
+            link = await self.patiently(self.link)
+        else:
+            link = await self.blocking_link()  # what waits for a replica must not keep consumers waiting
         sha = load("enqueue").sha
         prefix = self._prefix
 
         def send(batch: Batch, confirm: Confirm) -> None:
             high, medium, low = batch.groups
+            outcome: list[Any] = []
 
             def answered(reply: Any, exc: Exception | None) -> None:
-                if exc is None:
-                    confirm(reply[1], None)
+                if exc is not None:
+                    exc = self.error(exc, link)
+                if durable is None:
+                    confirm(0 if exc is not None else reply[1], exc)
                 else:
-                    confirm(0, self.error(exc, link))
+                    outcome.append((reply, exc))
 
-            link.send(
-                pack(
-                    (
-                        "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS,
-                        len(high), len(medium), len(low), *high, *medium, *low,
+            def safe(reply: Any, exc: Exception | None) -> None:
+                [(queued, refused)] = outcome
+                if refused is None and exc is not None:
+                    refused = self.error(exc, link)
+                if refused is None and not (reply[0] if isinstance(reply, list) else reply):
+                    refused = NotDurableError(
+                        f"broker {self.url}: {len(batch)} runs are queued, but not safe by "
+                        f"durability={self.options.durability!r} within {self.options.durability_seconds} s"
                     )
-                ),
-                answered,
+                confirm(0 if refused is not None else queued[1], refused)
+
+            command = pack(
+                (
+                    "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS,
+                    len(high), len(medium), len(low), *high, *medium, *low,
+                )
             )  # fmt: skip
+            link.send(command, answered)
+            if durable is not None:
+                link.send(durable, safe)
 
         return send
+
+    def durable_command(self) -> bytes | None:
+        """What is sent behind each batch so that its answer comes when the batch is safe."""
+        milli = milliseconds(self.options.durability_seconds)
+        if self.options.durability == "replica":
+            return pack(("WAIT", 1, milli))
+        if self.options.durability == "fsync":
+            return pack(("WAITAOF", 1, 0, milli))
+        return None
 
     async def forget(self, producer: str) -> None:
         link = await self.link()
