@@ -414,8 +414,18 @@ class TaskBroker(ABC):
         """Remove everything that this broker keeps. Gives how many keys that were."""
 
     @abstractmethod
-    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
-        """What gave up, newest first: header (milliseconds since the epoch, a space, the reason), payload."""
+    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
+        """What gave up: header (milliseconds since the epoch, a space, the reason), payload. Newest first, or oldest
+        first; ``offset`` of them are passed over."""
+
+    @abstractmethod
+    async def dead_length(self) -> int:
+        """How many gave up."""
+
+    @abstractmethod
+    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
+        """Take entries of ``dead`` out: header, payload, priority number of the queue that they go to (None: away), and
+        the payload that goes there. Gives how many were there."""
 
     @abstractmethod
     async def delayed_length(self) -> int:

@@ -10,6 +10,8 @@ finished is settled when its batch is through, or after SETTLE_SECONDS.
 
 import asyncio
 import logging
+import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from time import monotonic
@@ -233,8 +235,11 @@ class Engine(Worker):
             if slot.held is not None and slot.task is not None:
                 slot.reason = "shutdown"
                 slot.task.cancel()
-        if self._running:
-            await asyncio.wait([s.task for s in self._slots if s.task is not None and s.held is not None], timeout=1)
+        # for the slots to be empty, not for their tasks: those wait for the next run
+        deadline = monotonic() + 1
+        while self._running and monotonic() < deadline:
+            self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
         self._flush()
         while self._sends or self._dirty:
             if self._sends:
@@ -661,7 +666,8 @@ class Engine(Worker):
         if retry is None:
             self._end(held, FAILURE)
             if run.task.retry is not None:
-                self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc}")
+                tail = " < ".join(innermost_frames(exc, 3))
+                self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc} (at {tail or '?'})")
             return
         told = run.is_done
         run._enter(FAILURE)
@@ -1000,3 +1006,9 @@ class TaskConsumer(TaskManager, Workers):
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)
+
+
+def innermost_frames(exc: BaseException, count: int) -> list[str]:
+    """Where an exception was raised, innermost first: ``file.py:line function``."""
+    frames = traceback.extract_tb(exc.__traceback__)[-count:]
+    return [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames)]

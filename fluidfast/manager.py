@@ -15,6 +15,7 @@ from ._run import TaskRun
 from .broker import TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .config import TaskManagerConfig
+from .dead import DeadLetters
 from .errors import ConfigError, QueueFullError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
@@ -383,6 +384,11 @@ class TaskManager:
     async def _execute_and_exit(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
         async with self:
             return await self.execute(task, in_process=True, **kwargs)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """Runs that gave up: ``list``, ``get``, ``requeue``, ``purge``."""
+        return DeadLetters(self.broker)
 
     # -- events
 

@@ -240,6 +240,7 @@ class MemoryTaskBroker(TaskBroker):
             if lease.seen != lease.deadline:
                 lease.seen = lease.deadline
                 continue
+            suspects = []
             for field, payload in sorted(lease.held.items(), key=lambda item: -int(item[0][1:])):
                 priority = LETTERS.index(field[0])
                 strikes = store.strikes[payload] = store.strikes.get(payload, 0) + 1
@@ -247,11 +248,12 @@ class MemoryTaskBroker(TaskBroker):
                     del store.strikes[payload]
                     store.dead.appendleft((header(f"its worker died {DEAD_AFTER} times while holding it"), payload))
                 elif strikes >= SUSPECT_AFTER:
-                    store.suspects.append((priority, payload))
+                    suspects.append((priority, payload))
                 else:
                     store.queue.push_front(priority, payload)
                 taken += 1
                 self._wake_one()
+            store.suspects.extend(reversed(suspects))
             del store.leases[batch]
         return taken
 
@@ -264,7 +266,7 @@ class MemoryTaskBroker(TaskBroker):
         return None if due is None else max(0.0, (due - now_micros()) / 1e6)
 
     async def wait(self, consumer: str, timeout: float) -> None:
-        if any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1) or self.store.suspects:
+        if any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -273,12 +275,13 @@ class MemoryTaskBroker(TaskBroker):
                 await waiter
         except TimeoutError:
             pass
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # woken and cancelled at once: somebody else has to look
+                self._wake_one()
+            raise
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
-            elif waiter.done() and not waiter.cancelled() and len(self.store.queue):
-                # woken and cancelled at once: somebody else has to look
-                self._wake_one()
 
     async def farewell(self, consumer: str) -> None:
         return None
@@ -330,8 +333,26 @@ class MemoryTaskBroker(TaskBroker):
         store.firsts.clear()
         return count
 
-    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
-        return list(self.store.dead)[:limit]
+    async def dead_length(self) -> int:
+        return len(self.store.dead)
+
+    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
+        count = 0
+        for head, payload, priority, again in actions:
+            try:
+                self.store.dead.remove((head, payload))
+            except ValueError:
+                continue
+            count += 1
+            if priority is not None:
+                self.push(priority, again)
+        return count
+
+    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
+        entries = list(self.store.dead)
+        if oldest:
+            entries.reverse()
+        return entries[offset : offset + max(0, limit)]
 
     async def delayed_length(self) -> int:
         return self.store.queue.delayed_length()

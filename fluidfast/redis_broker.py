@@ -280,6 +280,7 @@ class RedisTaskBroker(TaskBroker):
             await link.close()
         await self.redis_cli.aclose()
         await self.server.client.aclose()
+        await self.server.client.connection_pool.disconnect()  # aclose leaves alone a pool that it was given
 
     # -- producing
 
@@ -558,10 +559,22 @@ class RedisTaskBroker(TaskBroker):
 
         return int(await self.redis(action))
 
-    async def dead(self, limit: int = 100) -> list[tuple[str, bytes]]:
+    async def dead_length(self) -> int:
+        return int(await self.redis(lambda: self.redis_cli.llen(self.keys.dead)))
+
+    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
+        flat: list[Any] = []
+        for head, payload, priority, again in actions:
+            flat += (head.encode() + b"\n" + payload, "x" if priority is None else LETTERS[priority], again)
+        return int(await self.script("exhume", *flat))
+
+    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
         if limit <= 0:
             return []
-        entries = await self.redis(lambda: self.redis_cli.lrange(self.keys.dead, 0, limit - 1))
+        first, last = (-offset - limit, -offset - 1) if oldest else (offset, offset + limit - 1)
+        entries = await self.redis(lambda: self.redis_cli.lrange(self.keys.dead, first, last))
+        if oldest:
+            entries.reverse()
         split = (entry.partition(b"\n") for entry in entries)
         return [(head.decode("utf-8", "replace"), payload) for head, _, payload in split]
 

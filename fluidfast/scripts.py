@@ -7,7 +7,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "Script", "load"]
 
-NAMES = ("enqueue", "delay", "promote", "claim", "settle", "release", "renew", "reap", "acquire", "farewell")
+NAMES = ("enqueue", "delay", "promote", "claim", "settle", "release", "renew", "reap", "acquire", "farewell", "exhume")
 
 
 @dataclass(frozen=True, slots=True)

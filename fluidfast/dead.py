@@ -1,0 +1,220 @@
+"""Dead letters: runs that gave up, and how to look at them, queue them again, or let them go.
+
+In the list are: payloads that are no run, runs of a task that no consumer's registry had, params that did not fit, runs
+whose ``retry`` is used up, and runs that killed their worker three times. Their bytes are as they came.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from .broker import TaskBroker
+from .states import PRIORITIES, TaskPriority
+
+__all__ = ["DeadLetter", "DeadLetters"]
+
+PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One entry. ``header`` and ``payload`` are it; the rest is read out of them, as far as it can be read.
+
+    ``id``: 16 hex digits of the entry's SHA-1. ``at``: when it gave up, UTC. ``attempts``: retries after a failure.
+    """
+
+    header: str
+    payload: bytes = field(repr=False)  # may hold secrets
+    fields: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def read(cls, header: str, payload: bytes) -> "DeadLetter":
+        """An entry as the broker gives it."""
+        return cls(header, payload, read_fields(payload))
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha1(entry(self.header, self.payload), usedforsecurity=False).hexdigest()[:16]
+
+    @property
+    def at(self) -> datetime | None:
+        stamp = self.header.partition(" ")[0]
+        return datetime.fromtimestamp(int(stamp) / 1000, UTC) if stamp.isdigit() else None
+
+    @property
+    def reason(self) -> str:
+        return self.header.partition(" ")[2]
+
+    @property
+    def task(self) -> str:
+        """The task's name, ``""`` if the payload is no run."""
+        name = self.fields.get("task")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def run_id(self) -> str:
+        identity = self.fields.get("id")
+        return identity if isinstance(identity, str) else ""
+
+    @property
+    def priority(self) -> TaskPriority:
+        found = self.fields.get("priority")
+        return TaskPriority(found) if found in PRIORITIES else TaskPriority.medium
+
+    @property
+    def params(self) -> Any:
+        return self.fields.get("params")
+
+    @property
+    def attempts(self) -> int:
+        found = self.fields.get("retry_attempt")
+        return found if isinstance(found, int) else 0
+
+
+Match = Callable[[DeadLetter], bool]
+
+
+class DeadLetters:
+    """The dead letters of one broker: ``manager.dead``."""
+
+    def __init__(self, broker: TaskBroker) -> None:
+        self.broker = broker
+
+    async def count(self) -> int:
+        """How many there are."""
+        return await self.broker.dead_length()
+
+    async def list(self, limit: int = 100, offset: int = 0) -> "list[DeadLetter]":
+        """The newest ``limit`` of them, past the newest ``offset``."""
+        return [DeadLetter.read(header, payload) for header, payload in await self.broker.dead(limit, offset)]
+
+    async def get(self, id: str) -> DeadLetter | None:
+        """The entry whose id, or whose run's id, begins with this; None if there is none."""
+        offset = 0
+        while id and (page := await self.list(PAGE, offset)):
+            for letter in page:
+                if letter.id.startswith(id) or letter.run_id.startswith(id):
+                    return letter
+            offset += len(page)
+        return None
+
+    async def requeue(
+        self,
+        ids: Collection[str] | None = None,
+        *,
+        task: str | None = None,
+        reason: str | None = None,
+        rate: float | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Queue entries again, oldest first, with their attempts counted from nought. Returns how many.
+
+        ``ids``: these entries (ids of entries or of runs; None: all). ``task``: of this task. ``reason``: whose reason
+        contains this. ``rate``: at most so many a second. What is no run is pushed as it is.
+        """
+        return await self._act(matching(ids, task, reason), True, rate, progress)
+
+    async def purge(
+        self,
+        ids: Collection[str] | None = None,
+        *,
+        task: str | None = None,
+        reason: str | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Remove entries, chosen as in ``requeue``, for good. Returns how many."""
+        return await self._act(matching(ids, task, reason), False, None, progress)
+
+    async def _act(
+        self, match: Match, requeue: bool, rate: float | None, progress: Callable[[int], object] | None
+    ) -> int:
+        done = 0
+        started = monotonic()
+        size = PAGE if rate is None else max(1, min(PAGE, int(rate / 10)))
+        left = await self.count()  # what comes while we work is not for us
+        passed = 0
+        while left > 0:
+            page = [DeadLetter.read(*entry) for entry in await self.broker.dead(min(size, left), passed, oldest=True)]
+            if not page:
+                break
+            left -= len(page)
+            chosen = [letter for letter in page if match(letter)]
+            passed += len(page) - len(chosen)
+            if not chosen:
+                continue
+            done += await self.broker.exhume(
+                [
+                    (
+                        letter.header,
+                        letter.payload,
+                        PRIORITIES.index(letter.priority) if requeue else None,
+                        afresh(letter.payload) if requeue else b"",
+                    )
+                    for letter in chosen
+                ]
+            )
+            if progress is not None:
+                progress(done)
+            if rate is not None and (ahead := done / rate - (monotonic() - started)) > 0:
+                await asyncio.sleep(ahead)
+        return done
+
+
+def matching(ids: Collection[str] | None, task: str | None, reason: str | None) -> Match:
+    def match(letter: DeadLetter) -> bool:
+        return (
+            (ids is None or letter.id in ids or letter.run_id in ids)
+            and (task is None or letter.task == task)
+            and (reason is None or reason in letter.reason)
+        )
+
+    return match
+
+
+def entry(header: str, payload: bytes) -> bytes:
+    """An entry as it stands in the list."""
+    return header.encode() + b"\n" + payload
+
+
+def is_packed(payload: bytes) -> bool:
+    return bool(payload) and (payload[0] >> 4 == 9 or payload[0] in (0xDC, 0xDD))
+
+
+def read_fields(payload: bytes) -> dict[str, Any]:
+    """What a payload says, without a registry; ``{}`` if it is no run."""
+    try:
+        if is_packed(payload):
+            values = msgspec.msgpack.decode(payload)
+            identity, task, priority, params = values[:4]
+            return {
+                "id": identity.hex() if isinstance(identity, bytes) else identity,
+                "task": task,
+                "priority": str(PRIORITIES[priority]),
+                "params": params,
+                "retry_attempt": values[10] if len(values) > 10 else 0,
+            }
+        fields = msgspec.json.decode(payload)
+        return fields if isinstance(fields, dict) else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, IndexError):
+        return {}
+
+
+def afresh(payload: bytes) -> bytes:
+    """A payload with its attempts counted from nought and due at once; what is no run, as it is."""
+    try:
+        if is_packed(payload):
+            values = msgspec.msgpack.decode(payload)
+            values[8:11] = [None, 0, 0][: max(0, len(values) - 8)]
+            return msgspec.msgpack.encode(values)
+        fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        return payload
+    for name in ("execute_after", "rate_limit_attempt", "retry_attempt"):
+        fields.pop(name, None)
+    return msgspec.json.encode(fields)
