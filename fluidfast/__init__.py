@@ -1,8 +1,11 @@
 """fluidfast: a Cython-accelerated, high-throughput task scheduler; a drop-in for aio-fluid's ``fluid.scheduler``."""
 
+from typing import TYPE_CHECKING, Any
+
 from ._run import TaskRun
 from ._version import __version__
 from .broker import TaskBroker
+from .clock import TaskScheduler
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig
 from .consumer import TaskConsumer
@@ -11,6 +14,9 @@ from .plugin import TaskManagerPlugin
 from .schedule import Scheduler, crontab, every
 from .states import TaskPriority, TaskState
 from .task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
+
+if TYPE_CHECKING:
+    from .http import task_manager_fastapi
 
 __all__ = [
     "K8sConfig",
@@ -27,10 +33,21 @@ __all__ = [
     "TaskManagerPlugin",
     "TaskPriority",
     "TaskRun",
+    "TaskScheduler",
     "TaskState",
     "__version__",
     "crontab",
     "every",
     "is_in_cpu_process",
     "task",
+    "task_manager_fastapi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``task_manager_fastapi``, when somebody asks for it: FastAPI is an optional dependency."""
+    if name == "task_manager_fastapi":
+        from .http import task_manager_fastapi
+
+        return task_manager_fastapi
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,202 @@
+"""Options of ``exec NAME``, made from the fields of the task's params model.
+
+A field of a plain type is ``--name VALUE``, a boolean ``--name/--no-name``, an enum or a Literal a choice, a list of
+plain values the option again and again; anything else is JSON. What is given goes through the model's own decoder, so
+a value means the same here as on a queue.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from click.core import ParameterSource
+
+from ..params import Params
+from ..task import Task
+
+__all__ = ["JSON", "FieldOptions"]
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+    Choice = click.Choice[str]
+else:  # they take no arguments in click 8.1
+    ParamType = click.ParamType
+    Choice = click.Choice
+
+RESERVED = frozenset(("help", "log", "params", "run_id"))
+"""Names that ``exec`` has options of its own for. A field of such a name is given by --params."""
+
+inspect = msgspec.inspect
+SEQUENCES = (inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.VarTupleType, inspect.CollectionType)
+STRUCTURED = (
+    *SEQUENCES,
+    inspect.DictType,
+    inspect.TypedDictType,
+    inspect.StructType,
+    inspect.DataclassType,
+    inspect.NamedTupleType,
+    inspect.TupleType,
+    inspect.AnyType,
+)
+
+
+class JsonValue(ParamType):
+    """A value written as JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str | bytes):
+            return value
+        try:
+            return msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            self.fail(f"this is not JSON: {exc}", param, ctx)
+
+
+class OneOf(Choice):
+    """A choice between values; gives the value that is written like what was given."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self.by_label = {str(value): value for value in values}
+        super().__init__(list(self.by_label))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.by_label[super().convert(value, param, ctx)]
+
+
+JSON = JsonValue()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a params model. ``key``: its name in JSON."""
+
+    name: str
+    key: str
+    annotation: Any
+    required: bool
+    default: Any = None
+    description: str = ""
+
+
+class FieldOptions:
+    """The options of one task."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self.keys: dict[str, str] = {}
+        self.options: list[click.Option] = []
+        for field in model_fields(task.params_model):
+            if field.name not in RESERVED and field.name.isidentifier():
+                self.keys[field.name] = field.key
+                self.options.append(option_of(field))
+
+    def given(self, ctx: click.Context) -> dict[str, Any]:
+        """What the command line gives, by name in JSON. What it leaves out is left to the model."""
+        sources = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+        return {key: ctx.params[name] for name, key in self.keys.items() if ctx.get_parameter_source(name) in sources}
+
+
+def model_fields(model: Any) -> Iterator[Field]:
+    """The fields of a params model of any kind; of a mapping: none."""
+    if model is Params:
+        return
+    if hasattr(model, "model_fields"):
+        yield from pydantic_fields(model)
+        return
+    try:
+        info = inspect.type_info(model)
+    except TypeError:
+        return
+    for field in getattr(info, "fields", ()):
+        default = None if field.default is msgspec.NODEFAULT else field.default
+        kind, description = field.type, ""
+        if isinstance(kind, inspect.Metadata):
+            description = (kind.extra_json_schema or {}).get("description", "")
+        yield Field(field.name, field.encode_name, kind, field.required, default, description)
+
+
+def pydantic_fields(model: Any) -> Iterator[Field]:
+    config = model.model_config
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or field.alias
+        key = name if by_name or alias is None else alias
+        if not isinstance(key, str):  # a path, or a choice of them: --params can say it
+            continue
+        required = field.is_required()
+        default = None if required or field.default_factory is not None else field.default
+        yield Field(name, key, field.annotation, required, default, field.description or "")
+
+
+def option_of(field: Field) -> click.Option:
+    kind, multiple = click_type(field.annotation)
+    flag = "--" + field.name.replace("_", "-")
+    if field.required:
+        note = "[required]"
+    elif field.default is None:
+        note = ""
+    else:
+        note = f"[default: {label(field.default)}]"
+    return click.Option(
+        [f"{flag}/--no-{flag[2:]}" if kind is click.BOOL else flag, field.name],
+        type=None if kind is click.BOOL else kind,
+        multiple=multiple,
+        default=None,
+        help=" ".join(part for part in (field.description, note) if part),
+    )
+
+
+def click_type(annotation: Any) -> tuple[ParamType, bool]:
+    """The type of an option, and whether it may be given several times."""
+    node = node_of(annotation)
+    if isinstance(node, SEQUENCES):
+        item = plain_type(node_of(node.item_type))
+        return (JSON, False) if item is None else (item, True)
+    return plain_type(node) or JSON, False
+
+
+def node_of(annotation: Any) -> Any:
+    """msgspec's description of a type, without None and without what is said about it."""
+    try:
+        node = annotation if isinstance(annotation, inspect.Type) else inspect.type_info(annotation)
+    except TypeError:  # nothing that msgspec knows
+        return None
+    while isinstance(node, inspect.Metadata):
+        node = node.type
+    if isinstance(node, inspect.UnionType):
+        kinds = [kind for kind in node.types if not isinstance(kind, inspect.NoneType)]
+        if len(kinds) == 1:
+            return node_of(kinds[0])
+    return node
+
+
+def plain_type(node: Any) -> ParamType | None:
+    """The type of an option whose value is one word; None: it has a structure, so it is written in JSON."""
+    if isinstance(node, inspect.BoolType):
+        return click.BOOL
+    if isinstance(node, inspect.IntType):
+        return click.INT
+    if isinstance(node, inspect.FloatType):
+        return click.FLOAT
+    if isinstance(node, inspect.EnumType):
+        return OneOf(member.value for member in node.cls)
+    if isinstance(node, inspect.LiteralType):
+        return OneOf(node.values)
+    if isinstance(node, inspect.UnionType):
+        return None if any(plain_type(node_of(kind)) is None for kind in node.types) else click.STRING
+    if isinstance(node, inspect.CustomType):
+        structured = hasattr(node.cls, "model_fields")
+        return None if structured else click.STRING
+    return None if isinstance(node, STRUCTURED) else click.STRING
+
+
+def label(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(label(item) for item in value)
+    return str(value)

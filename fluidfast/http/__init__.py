@@ -1,0 +1,391 @@
+"""The HTTP routes of a task manager, in a FastAPI application. Needs the extra ``http``.
+
+    app = task_manager_fastapi(task_manager, auth=only_staff)
+
+==========================  ==========================================================================
+GET /tasks                  the registered tasks; ``?tags=`` those with one of these tags
+GET /tasks/NAME             one task
+PATCH /tasks/NAME           ``{"enabled": bool}``: enable or disable it
+POST /tasks/NAME            queue a run; the body is its params
+GET /tasks-status           running managers, and runs waiting by priority
+DELETE /tasks-queue         remove what waits; ``/tasks-queue/PRIORITY`` in one queue
+==========================  ==========================================================================
+
+404: no such task. 422: params that do not fit, with the place of each mistake and never a value. 413: a run larger
+than the broker takes. 503: the broker is not there, or full.
+
+``auth`` is a FastAPI dependency that every route asks first. Without one everybody who reaches the server may queue
+runs, disable tasks and empty queues; aio-fluid has it so, so this is served too, with a warning when the application
+starts.
+"""
+
+try:
+    from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
+    from fastapi.params import Depends as DependsMarker
+    from pydantic import BaseModel, Field
+except ImportError as exc:
+    raise ImportError("the HTTP routes need FastAPI: pip install 'fluidfast[http]'") from exc
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from enum import Enum
+from typing import Annotated, Any, cast
+
+import msgspec
+
+from ..broker import TaskManagersStatus
+from ..errors import (
+    BrokerConnectionError,
+    BrokerFullError,
+    ParamsError,
+    PayloadTooLargeError,
+    QueueFullError,
+    UnknownTaskError,
+)
+from ..manager import TaskManager
+from ..params import Params, adapter_for
+from ..run import TaskRun
+from ..states import TaskPriority, TaskState
+from ..task import Task, TaskInfo
+from ..workers import Worker
+
+__all__ = [
+    "TaskCreate",
+    "TaskManagerDep",
+    "TaskUpdate",
+    "get_router",
+    "get_task_manager",
+    "get_task_manager_from_request",
+    "task_manager_fastapi",
+]
+
+logger = logging.getLogger(__name__)
+
+JSON_TYPE = "application/json"
+REF = "#/schemas/{name}"
+
+
+def get_task_manager(app: FastAPI) -> TaskManager:
+    """The manager of an application that ``task_manager_fastapi`` made."""
+    return cast(TaskManager, app.state.task_manager)
+
+
+def get_task_manager_from_request(request: Request) -> TaskManager:
+    """The manager of the application that serves a request; what ``TaskManagerDep`` depends on."""
+    return get_task_manager(request.app)
+
+
+TaskManagerDep = Annotated[TaskManager, Depends(get_task_manager_from_request)]
+"""The manager, as a parameter of a route: ``async def route(task_manager: TaskManagerDep)``."""
+
+
+class TaskUpdate(BaseModel):
+    """What PATCH changes about a task."""
+
+    enabled: bool = Field(description="Whether runs of the task are executed and it is scheduled")
+
+
+class TaskCreate(BaseModel):
+    """A run that somebody wants queued."""
+
+    name: str = Field(description="Name of the task")
+    params: dict[str, Any] = Field(default_factory=dict, description="Params of the run")
+    priority: TaskPriority | None = Field(default=None, description="Priority, if not that of the task")
+
+
+def task_manager_fastapi(
+    task_manager: TaskManager,
+    *,
+    app: FastAPI | None = None,
+    include_router: bool = True,
+    prefix: str = "/tasks",
+    tags: Sequence[str | Enum] | None = None,
+    auth: Callable[..., Any] | DependsMarker | None = None,
+    insecure: bool = False,
+    **kwargs: Any,
+) -> FastAPI:
+    """Give an application a task manager: its routes, and its life.
+
+    The manager starts after the application's own lifespan and stops before it: a consumer or scheduler consumes in
+    this process, a plain manager enters its contexts. If a consumer stops while the application runs, the process is
+    sent SIGTERM (if somebody handles that, as uvicorn does): one that no longer consumes is better started anew.
+
+    ``app``: an application to extend; None: a new one, made with ``kwargs``.
+    ``include_router``: whether it gets the routes, under ``prefix`` (no slash at its end), with OpenAPI ``tags``
+    (default: ``["Tasks"]``); plugins add theirs too.
+    ``auth``: a FastAPI dependency (the callable, or ``Depends`` of it) of every route, plugins' too: it raises
+    ``HTTPException(401)`` for who may not. ``insecure``: says that there is none on purpose, and so no warning.
+    """
+    app = FastAPI(**kwargs) if app is None else app
+    app.state.task_manager = task_manager
+    guards = [] if auth is None else [auth if isinstance(auth, DependsMarker) else Depends(auth)]
+    if include_router:
+        names: list[str | Enum] = ["Tasks"] if tags is None else list(tags)
+        app.include_router(get_router(task_manager), prefix=prefix, tags=names, dependencies=guards)
+        # Plugins add to the application itself: while they do, what it adds has the guards.
+        app.router.dependencies.extend(guards)
+        try:
+            for plugin in task_manager._plugins:
+                plugin.register_routes(app, prefix=prefix, tags=cast(list[str], names))
+        finally:
+            del app.router.dependencies[len(app.router.dependencies) - len(guards) :]
+    is_open = include_router and not (guards or insecure or app.router.dependencies)
+    own = app.router.lifespan_context
+    app.router.lifespan_context = cast(Any, lifespan_of(task_manager, own, f"{prefix}/..." if is_open else ""))
+    return app
+
+
+def lifespan_of(
+    manager: TaskManager, own: Callable[[Any], AbstractAsyncContextManager[Any]], open_routes: str
+) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            state = await stack.enter_async_context(own(app))
+            if open_routes:
+                logger.warning(
+                    "%s: everybody who reaches this server may queue and disable tasks; "
+                    "say who may with task_manager_fastapi(..., auth=dependency), or that all may with insecure=True",
+                    open_routes,
+                )
+            await stack.enter_async_context(life_of(manager))
+            yield state
+
+    return lifespan
+
+
+@asynccontextmanager
+async def life_of(manager: TaskManager) -> AsyncIterator[None]:
+    """The manager is started and stopped."""
+    if not isinstance(manager, Worker):
+        await manager.on_startup()
+        try:
+            yield
+        finally:
+            await manager.on_shutdown()
+        return
+    await manager.startup()
+    watch = asyncio.create_task(end_with(manager), name="fluidfast-watch")
+    try:
+        yield
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+        await manager.shutdown()
+
+
+async def end_with(worker: Worker) -> None:
+    """End the process when the worker ends by itself."""
+    try:
+        await worker.wait_for_shutdown()
+    except Exception as exc:
+        logger.critical("%s stopped: %s", worker.worker_name, exc)
+    else:
+        logger.critical("%s stopped, so nothing is consumed here any more", worker.worker_name)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+# -- routes
+
+
+async def in_http_terms() -> AsyncIterator[None]:
+    """A dependency of every route: what a broker cannot do becomes a status."""
+    try:
+        yield
+    except (BrokerConnectionError, BrokerFullError, QueueFullError) as exc:
+        logger.warning("a request failed: %s", exc)
+        there = not isinstance(exc, BrokerConnectionError)
+        raise HTTPException(503, "The broker is full" if there else "The broker is not there") from exc
+
+
+def get_router(task_manager: TaskManager) -> APIRouter:
+    """The routes of a manager, without prefix and without ``auth``. Include it with the prefix ``/tasks``."""
+    router = APIRouter(dependencies=[Depends(in_http_terms)])
+    unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such task"}}
+    router.add_api_route("", get_tasks, summary="List tasks", responses=answer(list[TaskInfo]))
+    router.add_api_route("-status", get_status, summary="Running managers", responses=answer(TaskManagersStatus))
+    router.add_api_route("-queue", delete_queues, methods=["DELETE"], summary="Empty all queues")
+    router.add_api_route("-queue/{priority}", delete_queue, methods=["DELETE"], summary="Empty one queue")
+    router.add_api_route("/{task_name}", get_task, summary="Get a task", responses={**answer(TaskInfo), **unknown})
+    router.add_api_route(
+        "/{task_name}",
+        patch_task,
+        methods=["PATCH"],
+        summary="Enable or disable a task",
+        responses={**answer(TaskInfo), **unknown},
+    )
+    run_fields = msgspec.defstruct(
+        "TaskRun",
+        [
+            ("id", str),
+            ("task", str),
+            ("priority", TaskPriority),
+            ("params", dict[str, Any]),
+            ("state", TaskState),
+        ],
+    )
+    refused: dict[int | str, dict[str, Any]] = {422: {"description": "The params do not fit"}}
+    for task in task_manager.registry.values():
+        router.add_api_route(
+            f"/{task.name}",
+            queue_named(task.name),
+            methods=["POST"],
+            summary=f"Queue a run of {task.name}",
+            description=task.description,
+            responses={**answer(run_fields), **refused},
+            openapi_extra={"requestBody": params_body(task)},
+        )
+    # also for those that are registered later
+    router.add_api_route("/{task_name}", queue_task, methods=["POST"], responses=unknown, include_in_schema=False)
+    return router
+
+
+def encoded(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type=JSON_TYPE)
+
+
+async def get_tasks(
+    task_manager: TaskManagerDep,
+    tags: Annotated[list[str] | None, Query(description="Only tasks with at least one of these tags")] = None,
+) -> Response:
+    infos = await task_manager.broker.get_tasks_info()
+    return encoded([info for info in infos if not tags or info.tags.intersection(tags)])
+
+
+async def get_task(task_manager: TaskManagerDep, task_name: Annotated[str, Path()]) -> Response:
+    infos = await task_manager.broker.get_tasks_info(task_name)
+    if not infos:
+        raise HTTPException(404, "Task not found")
+    return encoded(infos[0])
+
+
+async def patch_task(task_manager: TaskManagerDep, task_name: Annotated[str, Path()], update: TaskUpdate) -> Response:
+    try:
+        return encoded(await task_manager.broker.enable_task(task_name, update.enabled))
+    except UnknownTaskError as exc:
+        raise HTTPException(404, "Task not found") from exc
+
+
+async def get_status(task_manager: TaskManagerDep) -> Response:
+    return encoded(await task_manager.broker.get_all_manager_statuses())
+
+
+async def delete_queues(task_manager: TaskManagerDep) -> dict[str, int]:
+    return await task_manager.broker.clear_queue()
+
+
+async def delete_queue(task_manager: TaskManagerDep, priority: Annotated[TaskPriority, Path()]) -> dict[str, int]:
+    return await task_manager.broker.clear_queue(priority)
+
+
+def queue_named(task_name: str) -> Callable[..., Any]:
+    async def route(task_manager: TaskManagerDep, request: Request) -> Response:
+        return await queue_task(task_manager, task_name, request)
+
+    return route
+
+
+async def queue_task(task_manager: TaskManagerDep, task_name: Annotated[str, Path()], request: Request) -> Response:
+    task = task_manager.registry.get(task_name)
+    if task is None:
+        raise HTTPException(404, "Task not found")
+    params = await params_of(request, task_manager.broker.options.max_payload_bytes)
+    codec, listeners = task_manager.broker.codec, task_manager.dispatcher.listeners
+    try:
+        # as queue(**params), but a field may be called as a keyword of it
+        run: TaskRun[Any, Any] = codec.create(task, None, "", params, task_manager, listeners)
+        run._emit()
+        await task_manager._submit(run.prio, codec.submit(run))
+        run._emit()
+    except ParamsError as exc:
+        raise HTTPException(422, mistakes(task, params, exc)) from exc
+    except PayloadTooLargeError as exc:
+        raise HTTPException(413, str(exc)) from exc
+    return Response(run.model_dump_json(), media_type=JSON_TYPE)
+
+
+async def params_of(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in the body; an empty body is an empty one."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise HTTPException(413, f"The body is larger than {max_bytes} bytes")
+    if not body:
+        return {}
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != JSON_TYPE and not content_type.endswith("+json"):
+        # what a form of another site can send without being asked is no JSON
+        raise HTTPException(422, [mistake("content_type", (), f"The content type has to be {JSON_TYPE}")])
+    try:
+        params = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise HTTPException(422, [mistake("json_invalid", (), f"This is no JSON: {exc}")]) from exc
+    if not isinstance(params, dict):
+        raise HTTPException(422, [mistake("dict_type", (), "The body has to be a JSON object")])
+    return params
+
+
+def mistake(kind: str, place: Sequence[str | int], message: str) -> dict[str, Any]:
+    return {"type": kind, "loc": ["body", *place], "msg": message}
+
+
+def mistakes(task: Task[Any], params: dict[str, Any], exc: ParamsError) -> list[dict[str, Any]]:
+    """What is wrong with params, in FastAPI's form but without what was given: it may be a secret."""
+    try:
+        adapter_for(task.params_model).validate(params)
+    except Exception as cause:  # the error that ours tells the first part of
+        errors = getattr(cause, "errors", None)
+        if callable(errors):
+            found = errors(include_url=False, include_input=False, include_context=False)
+            return [mistake(error["type"], error["loc"], error["msg"]) for error in found]
+    return [mistake("params", exc.field.split(".") if exc.field else (), str(exc))]
+
+
+# -- OpenAPI
+
+
+def answer(model: Any) -> dict[int | str, dict[str, Any]]:
+    """What a route says of its answer, which it writes itself."""
+    return {200: {"content": {JSON_TYPE: {"schema": schema_of(model)}}}}
+
+
+def params_body(task: Task[Any]) -> dict[str, Any]:
+    """What a route says of its body: the params of a task."""
+    return {"content": {JSON_TYPE: {"schema": schema_of(task.params_model)}}}
+
+
+def schema_of(model: Any) -> dict[str, Any]:
+    """The JSON schema of a type, whole; of one that has none: any object."""
+    try:
+        if model is Params:
+            return {"type": "object"}
+        if hasattr(model, "model_json_schema"):
+            schema = model.model_json_schema(ref_template=REF.replace("{name}", "{model}"))
+            return cast(dict[str, Any], inlined(schema, schema.get("$defs", {}), ()))
+        (schema,), components = msgspec.json.schema_components([model], ref_template=REF)
+        return cast(dict[str, Any], inlined(schema, components, ()))
+    except Exception as exc:
+        logger.debug("no JSON schema of %r: %s", model, exc)
+        return {"type": "object"}
+
+
+def inlined(schema: Any, parts: Mapping[str, Any], within: tuple[str, ...]) -> Any:
+    """A schema with its references replaced by what they mean; where one contains itself, by any object."""
+    if isinstance(schema, list):
+        return [inlined(item, parts, within) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    reference = schema.get("$ref", "")
+    name = reference.rpartition("/")[2]
+    if name in within:
+        return {"type": "object"}
+    if name in parts:
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        return {**inlined(parts[name], parts, (*within, name)), **inlined(rest, parts, within)}
+    return {key: inlined(value, parts, within) for key, value in schema.items() if key != "$defs"}
