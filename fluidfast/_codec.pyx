@@ -34,8 +34,8 @@ from ._clock cimport make_id, now_us
 from ._machine cimport INIT, QUEUED, state_number
 from ._run cimport TaskRun, make_run, micros, priority_number
 
-from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, UnknownTaskError
-from .params import Params, adapter_for, non_finite_field, params_error
+from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
+from .params import Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error
 from .states import PRIORITIES, STATES
 
 cdef extern from "Python.h":
@@ -45,13 +45,14 @@ __all__ = ["Codec", "TaskPlan", "encode_json"]
 
 cdef int MAX_DEPTH = 64
 cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
-cdef int64_t MAX_TIME = 10000000000000000    # ... to 2286
+cdef int64_t MAX_TIME = 8589934592000000     # ... to 2242, where a double begins to lose microseconds
 cdef tuple _priorities = PRIORITIES
 cdef tuple _states = STATES
 
 cdef object JSON = msgspec.json.encode
 cdef object FROM_JSON = msgspec.json.decode
 cdef object MSGPACK = msgspec.msgpack.encode
+cdef object AS_RAW = msgspec.json.Decoder(msgspec.Raw).decode
 cdef object RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 cdef frozenset FIELDS = frozenset((
     "id", "task", "priority", "params", "state", "queued", "start", "end", "execute_after", "rate_limit_attempt",
@@ -101,13 +102,13 @@ cdef inline int64_t take_digits(const char* at, int width) noexcept:
     return value
 
 
-cdef bint too_deep(const char* text, Py_ssize_t length) noexcept:
-    """Whether JSON nests deeper than MAX_DEPTH. Malformed text gets some answer; the decoder refuses it anyway."""
+cdef bint too_deep(const char* text, Py_ssize_t length, int levels=MAX_DEPTH) noexcept:
+    """Whether JSON nests deeper than this. Malformed text gets some answer; the decoder refuses it anyway."""
     cdef int depth = 0
     cdef bint quoted = False
     cdef Py_ssize_t i = 0
     cdef char c
-    if length < 2 * MAX_DEPTH:      # every level takes two bytes
+    if length < 2 * levels:         # every level takes two bytes
         return False
     while i < length:
         c = text[i]
@@ -120,12 +121,67 @@ cdef bint too_deep(const char* text, Py_ssize_t length) noexcept:
             quoted = True
         elif c == 91 or c == 123:
             depth += 1
-            if depth > MAX_DEPTH:
+            if depth > levels:
                 return True
         elif c == 93 or c == 125:
             depth -= 1
         i += 1
     return False
+
+
+cdef bint is_suspect(bytes packed) noexcept:
+    """Whether MessagePack could nest deeper than MAX_DEPTH, or hold a NaN or an infinity.
+
+    It has as many bytes that may open an array or a map; or a double or float with all bits of its exponent set.
+    """
+    cdef const unsigned char* at = <const unsigned char*>PyBytes_AS_STRING(packed)
+    cdef int count = 0
+    cdef Py_ssize_t i
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(packed)
+    for i in range(length):
+        if 0x80 <= at[i] <= 0x9f or 0xdc <= at[i] <= 0xdf:
+            count += 1
+            if count > MAX_DEPTH:
+                return True
+        elif (at[i] == 0xca or at[i] == 0xcb) and i + 2 < length and (at[i + 1] & 0x7f) == 0x7f and at[i + 2] >= 0x80:
+            return True
+    return False
+
+
+cdef bint nests_deeper(object value, int levels) except -1:
+    cdef list layer = [value]
+    for _ in range(levels):
+        layer = [
+            item for held in layer if isinstance(held, (dict, list))
+            for item in (held.values() if isinstance(held, dict) else held)
+        ]
+        if not layer:
+            return False
+    return any([isinstance(held, (dict, list)) for held in layer])
+
+
+cdef bytes further_key(object value):
+    """The value of a key that is none of ours, as it will stand in a payload again. Raises what the decoder raises."""
+    cdef bytes text = bytes(value)
+    AS_RAW(text)
+    text.decode()
+    if too_deep(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)):
+        raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
+    return text
+
+
+cdef int attempts(object value) except -1:
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise ValueError(f"not a number of attempts: {value!r}")
+    return value
+
+
+cdef str brief(object text):
+    """Foreign text, cut to what fits in a message."""
+    text = str(text)
+    return text if len(text) <= 300 else text[:300] + "..."
 
 
 cdef bint contains_null(const char* text, Py_ssize_t length) noexcept:
@@ -145,7 +201,7 @@ cdef bint is_plain(str text) noexcept:
     """ASCII with nothing in it that JSON would escape."""
     cdef const unsigned char* at
     cdef Py_ssize_t i, length
-    if not PyUnicode_IS_COMPACT_ASCII(text):
+    if text is None or not PyUnicode_IS_COMPACT_ASCII(text):
         return False
     at = <const unsigned char*>PyUnicode_1BYTE_DATA(text)
     length = PyUnicode_GET_LENGTH(text)
@@ -175,10 +231,14 @@ cdef class TaskPlan:
         try:
             raw = self.encode_params(params)
         except Exception as exc:
-            raise params_error(self.name, exc, params) from exc
+            raise params_error(self.name, exc, params) from cause_of(exc)
         if PyBytes_GET_SIZE(raw) and PyBytes_AS_STRING(raw)[0] != 123:
             raise ParamsError(
                 f"invalid params for task {self.name!r}: they must be written as a JSON object", task_name=self.name
+            )
+        if too_deep(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+            raise ParamsError(
+                f"invalid params for task {self.name!r}: nested deeper than {MAX_DEPTH} levels", task_name=self.name
             )
         # msgspec writes NaN and the infinities as null: that is another value, or none at all
         if contains_null(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
@@ -188,10 +248,6 @@ cdef class TaskPlan:
                     f"invalid params for task {self.name!r}, field {field!r}: NaN and infinity cannot be queued",
                     task_name=self.name, field=field,
                 )
-        if too_deep(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
-            raise ParamsError(
-                f"invalid params for task {self.name!r}: nested deeper than {MAX_DEPTH} levels", task_name=self.name
-            )
         return raw
 
 
@@ -258,7 +314,7 @@ cdef bytes write_msgpack(TaskPlan plan, TaskRun run):
     try:
         params = plan.adapter.to_builtins(run.params)
     except Exception as exc:
-        raise params_error(plan.name, exc, run.params) from exc
+        raise params_error(plan.name, exc, run.params) from cause_of(exc)
     plan.params_json(run.params)  # the same bounds and the same errors, whichever form travels
     identity = run.id
     if len(identity) == 32:
@@ -278,16 +334,27 @@ cdef bytes write_msgpack(TaskPlan plan, TaskRun run):
     ]
     while len(fields) > 6 and not fields[-1]:
         fields.pop()
-    return MSGPACK(fields)
+    try:
+        return MSGPACK(fields)
+    except (OverflowError, TypeError) as exc:       # JSON has more numbers, and more keys
+        raise params_error(plan.name, exc, run.params) from exc
 
 
-def encode_json(TaskRun run) -> bytes:
+def encode_json(TaskRun run not None) -> bytes:
     """The JSON payload of a run.
 
     Raises:
         ParamsError: the params cannot be written.
+        TaskRunError: an id cannot be.
     """
-    return write_json(TaskPlan(run.task), run)
+    try:
+        return write_json(TaskPlan(run.task), run)
+    except UnicodeEncodeError as exc:
+        raise bad_id(run) from exc
+
+
+cdef object bad_id(TaskRun run):
+    return TaskRunError(f"a run of task {run.task.name!r} has an id that cannot be written as UTF-8: {run.id!r}")
 
 
 cdef class Codec:
@@ -342,7 +409,7 @@ cdef class Codec:
         try:
             params = plan.validate(given)
         except Exception as exc:
-            raise params_error(plan.name, exc) from exc
+            raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
             run_id or make_id(), plan.task,
             priority_number(plan.task.priority if priority is None else priority), params, manager, listeners,
@@ -361,7 +428,7 @@ cdef class Codec:
         try:
             value = plan.validate(value)
         except Exception as exc:
-            raise params_error(plan.name, exc) from exc
+            raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
             run_id or make_id(), plan.task,
             priority_number(plan.task.priority if priority is None else priority), value, manager, listeners,
@@ -394,7 +461,7 @@ cdef class Codec:
                 try:
                     run.params = plan.validate(item)
                 except Exception as exc:
-                    raise params_error(plan.name, exc) from exc
+                    raise params_error(plan.name, exc) from cause_of(exc)
                 run.id = make_id()
                 payload = self.encode_with(plan, run)
             except (ParamsError, PayloadTooLargeError) as exc:
@@ -423,14 +490,21 @@ cdef class Codec:
         Raises:
             ParamsError: the params cannot be written.
             PayloadTooLargeError: it would be larger than ``max_bytes``.
+            TaskRunError: an id cannot be written.
         """
+        if run is None:
+            raise TypeError("a run is needed, not None")
         cdef TaskPlan plan = self.plan_named(run.task.name)
         if plan is None or plan.task is not run.task:
             plan = TaskPlan(run.task)
         return self.encode_with(plan, run)
 
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run):
-        cdef bytes payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
+        cdef bytes payload
+        try:
+            payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
+        except UnicodeEncodeError as exc:
+            raise bad_id(run) from exc
         if PyBytes_GET_SIZE(payload) > self.max_bytes:
             raise PayloadTooLargeError(
                 f"a run of task {plan.name!r} takes {len(payload)} bytes, the broker's limit is {self.max_bytes}; "
@@ -442,7 +516,7 @@ cdef class Codec:
         """The payloads of many runs, in order. Raises as ``encode``, at the first that cannot be written."""
         return [self.encode(run) for run in runs]
 
-    def submit(self, TaskRun run) -> bytes:
+    def submit(self, TaskRun run not None) -> bytes:
         """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload. Raises as ``encode``."""
         run.advance(QUEUED, now_us())
         return self.encode(run)
@@ -480,9 +554,12 @@ cdef class Codec:
         except TaskParamsError as exc:
             run = exc.task_run
         fields = FROM_JSON(payload)
-        run._state = state_number(fields.get("state", "queued"))
-        run.start_us = micros(fields.get("start"))
-        run.end_us = micros(fields.get("end"))
+        try:
+            run._state = state_number(fields.get("state") or "queued")
+            run.start_us = micros(fields.get("start"))
+            run.end_us = micros(fields.get("end"))
+        except (TaskRunError, ValueError) as exc:
+            raise PayloadError(f"not a run: {brief(exc)}") from exc
         return run
 
     def decode_many(self, payloads, manager, listeners=None) -> list:
@@ -556,8 +633,8 @@ cdef class Codec:
             return None
         seconds = take_digits(at, 10)
         fraction = take_digits(at + 11, 6)
-        if seconds < 0 or fraction < 0:
-            return None
+        if seconds < MIN_TIME // 1000000 or seconds >= MAX_TIME // 1000000 or fraction < 0:
+            return None                 # 10 digits that are none, or that begin with 0, too
         at += 27
         if too_deep(at, end - at):
             return None
@@ -571,10 +648,9 @@ cdef class Codec:
         run.queued_us = seconds * 1000000 + fraction
         return run
 
-    def decode_object(self, bytes payload, manager, listeners) -> TaskRun:
+    def decode_object(self, bytes payload not None, manager, listeners) -> TaskRun:
         """Any JSON object that holds a run."""
-        cdef TaskRun run
-        if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)):
+        if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), MAX_DEPTH + 1):
             raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
         try:
             fields = RAW_FIELDS(payload)
@@ -584,16 +660,19 @@ cdef class Codec:
             values = {
                 name: FROM_JSON(value) for name, value in fields.items() if name in FIELDS and name != "params"
             }
+            extra = {name: further_key(value) for name, value in fields.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a run: {exc}") from exc
-        extra = {name: bytes(value) for name, value in fields.items() if name not in FIELDS}
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
         return self.assemble(values, raw, extra or None, False, manager, listeners)
 
-    def decode_packed(self, bytes payload, manager, listeners) -> TaskRun:
+    def decode_packed(self, bytes payload not None, manager, listeners) -> TaskRun:
         """The MessagePack form."""
+        extra = None
         try:
             packed = UNPACK(payload)
+            if packed.extra:
+                extra = {name: further_key(value) for name, value in packed.extra.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a run in MessagePack: {exc}") from exc
         if not (0 <= packed.priority < len(PRIORITIES) and 0 <= packed.state < len(STATES)):
@@ -602,9 +681,9 @@ cdef class Codec:
         values["id"] = packed.id.hex() if isinstance(packed.id, bytes) else packed.id
         values["priority"] = PRIORITIES[packed.priority]
         values["state"] = STATES[packed.state]
-        return self.assemble(values, bytes(packed.params), packed.extra, True, manager, listeners)
+        return self.assemble(values, bytes(packed.params), extra or None, True, manager, listeners)
 
-    def assemble(self, dict values, bytes raw, extra, bint packed, manager, listeners) -> TaskRun:
+    def assemble(self, dict values not None, bytes raw not None, extra, bint packed, manager, listeners) -> TaskRun:
         cdef TaskRun run
         cdef TaskPlan plan
         name = values.get("task")
@@ -622,13 +701,13 @@ cdef class Codec:
             run._state = state_number(values.get("state") or "queued")
             run.queued_us = micros(values.get("queued"))
             run.after_us = micros(values.get("execute_after"))
-            run.rate_limit_attempt = values.get("rate_limit_attempt") or 0
-            run.retry_attempt = values.get("retry_attempt") or 0
+            run.rate_limit_attempt = attempts(values.get("rate_limit_attempt"))
+            run.retry_attempt = attempts(values.get("retry_attempt"))
             run.from_run_id = values.get("from_run_id") or ""
             run.root_run_id = values.get("root_run_id") or ""
             run.extra = extra
         except Exception as exc:
-            raise PayloadError(f"not a run: {exc}") from exc
+            raise PayloadError(f"not a run: {brief(exc)}") from exc
         # Whatever is on a queue is waiting: one that says otherwise was put there by hand or by an older version.
         run._state = QUEUED
         if run.queued_us == 0:
@@ -636,9 +715,16 @@ cdef class Codec:
         try:
             if packed:
                 value = FROM_MSGPACK(raw)
+                if is_suspect(raw):
+                    if nests_deeper(value, MAX_DEPTH):
+                        raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
+                    if is_non_finite(value):
+                        raise PayloadError("not a run: params hold a NaN or an infinity")
                 run.params = plan.adapter.from_builtins({} if value is None else value)
             else:
                 run.params = plan.decode_params(b"{}" if raw == b"null" else raw)
+        except PayloadError:
+            raise
         except Exception as exc:
             try:
                 value = FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
@@ -646,7 +732,7 @@ cdef class Codec:
                 raise PayloadError(f"not a run: params: {broken}") from broken
             run.params = Params(value) if isinstance(value, dict) else Params()
             error = params_error(plan.name, exc)
-            raise TaskParamsError(run, str(error), field=error.field) from exc
+            raise TaskParamsError(run, str(error), field=error.field) from cause_of(exc)
         return run
 
 
@@ -667,6 +753,6 @@ cdef int match_head(TaskPlan plan, const char* at, const char* end) noexcept:
 def unknown_task(name, registry) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, registry, 1)
+    close = difflib.get_close_matches(name, registry, 1) if len(name) <= 100 else None
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown task {name!r}: it is not registered with this manager{hint}"
+    return f"unknown task {brief(name)!r}: it is not registered with this manager{hint}"

@@ -48,7 +48,7 @@ cdef int state_number(object state) except -1:
     for number in range(N_STATES):
         if <object>_states[number] is state:
             return number
-    found = _numbers.get(state)
+    found = _numbers.get(state) if isinstance(state, str) else None
     if found is None:
         raise TaskRunError(f"unknown task state {state!r}, expected one of {', '.join(_states)}")
     return found
@@ -139,7 +139,7 @@ cdef class RunState:
     def duration_ms(self):
         """How long the run took, in milliseconds with two decimals, or None."""
         if self.start_us and self.end_us:
-            return round((self.end_us - self.start_us) / 1000, 2)
+            return round((self.end_us - self.start_us) / 1000.0, 2)
         return None
 
     @property

@@ -8,7 +8,7 @@ It is a compiled class because one is made for each run on both sides: times are
 """
 
 import types
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 
 from ._clock cimport make_id, now_us
 from ._machine cimport ABORTED, FAILURE, INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
@@ -23,6 +23,8 @@ cdef tuple _states = STATES
 cdef dict _priority_numbers = {priority: number for number, priority in enumerate(PRIORITIES)}
 cdef object EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 cdef object MICROSECOND = timedelta(microseconds=1)
+cdef object EARLIEST = (datetime.min.replace(tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+cdef object LATEST = (datetime.max.replace(tzinfo=timezone.utc) - EPOCH) // MICROSECOND
 
 
 cdef int priority_number(object priority) except -1:
@@ -31,23 +33,38 @@ cdef int priority_number(object priority) except -1:
     for number in range(3):
         if <object>_priorities[number] is priority:
             return number
-    found = _priority_numbers.get(priority)
+    found = _priority_numbers.get(priority) if isinstance(priority, str) else None
     if found is None:
         raise ValueError(f"unknown priority {priority!r}, expected one of {', '.join(_priorities)}")
     return found
 
 
 cdef int64_t micros(object moment) except? -1:
-    """Microseconds since the epoch of a datetime (naive: UTC), of a number of seconds or of an ISO 8601 text; None: 0."""
+    """Microseconds since the epoch of a datetime (naive: UTC), of a number of seconds or of an ISO 8601 text; None: 0.
+
+    A date is its first moment. Raises ValueError for what is no time, or none between the years 1 and 9999.
+    """
     if moment is None:
         return 0
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
-    if isinstance(moment, datetime):
+    if isinstance(moment, date):
+        if not isinstance(moment, datetime):
+            moment = datetime(moment.year, moment.month, moment.day)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
-        return (moment - EPOCH) // MICROSECOND
-    return round(moment * 1000000)
+        value = (moment - EPOCH) // MICROSECOND
+    else:
+        try:
+            whole = round(moment)       # apart, since a double has no room for microseconds of much more than a second
+            value = whole * 1000000 + round((moment - whole) * 1000000)
+        except (TypeError, OverflowError) as exc:
+            raise ValueError(f"not a time: {moment!r}") from exc
+        if value == LATEST + 1:         # the last moment of all, as a double
+            value = LATEST
+    if not EARLIEST <= value <= LATEST:
+        raise ValueError(f"not a time between the years 1 and 9999: {moment!r}")
+    return value
 
 
 cdef TaskRun make_run(str id, object task, int prio, object params, object manager, Listeners listeners):
@@ -142,6 +159,8 @@ cdef class TaskRun(RunState):
 
     def _enter(self, int state) -> None:
         """Go to the state of this number, now, and tell nobody: for callers that tell when it is also true elsewhere."""
+        if not 0 <= state < N_STATES:
+            raise TaskRunError(f"no task state has the number {state}")
         self.advance(state, now_us())
 
     def _emit(self) -> None:
@@ -204,7 +223,7 @@ cdef class TaskRun(RunState):
             elif field == "execute_after":
                 run.after_us = micros(value)
             elif field == "id":
-                run.id = value
+                run.id = value or make_id()
             elif field == "params":
                 run.params = value
             elif field == "task":
@@ -216,9 +235,9 @@ cdef class TaskRun(RunState):
             elif field == "retry_attempt":
                 run.retry_attempt = value
             elif field == "from_run_id":
-                run.from_run_id = value
+                run.from_run_id = value or ""
             elif field == "root_run_id":
-                run.root_run_id = value
+                run.root_run_id = value or ""
             else:
                 raise TypeError(f"a run has no field {field!r}")
         return run

@@ -131,7 +131,9 @@ class BrokerOptions:
     queued waits
     for beside the server's answer, for ``durability_seconds`` at most: ``none``, a ``replica`` that has it (WAIT), or
     its
-    ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2).
+    ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2). ``fleet``: ``mixed`` while aio-fluid's
+    consumers run tasks with ``max_concurrency`` too: then what runs there counts, which takes aio-fluid's lock and a
+    SCAN for each such run; ``own`` otherwise.
     """
 
     name: str
@@ -141,6 +143,7 @@ class BrokerOptions:
     max_payload_bytes: int = 1 << 20
     durability: str = "none"
     durability_seconds: float = 2.0
+    fleet: str = "own"
 
     NAMES: ClassVar[tuple[str, ...]] = (
         "name",
@@ -150,6 +153,7 @@ class BrokerOptions:
         "max_payload_bytes",
         "durability",
         "durability_seconds",
+        "fleet",
     )
 
     @classmethod
@@ -172,6 +176,7 @@ class BrokerOptions:
             max_payload_bytes=int(option(url, "max_payload_bytes", positive, 1 << 20, "a number of bytes above 0")),
             durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
             durability_seconds=option(url, "durability_seconds", positive, 2.0, "a number of seconds above 0"),
+            fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
         )
 
 

@@ -1,7 +1,7 @@
 """``queue_many``: any number of runs of one task, in batches bounded by count and by bytes, a few in flight."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -69,18 +69,19 @@ async def queue_many(
         finally:
             if in_flight[0].done():
                 del in_flight[0], sent[0]
-        if announce is not None:
-            announce(payloads, TaskState.queued)
         summary.queued += len(payloads)
         summary.bytes += size
         if summary.run_ids is not None and ids is not None:
             summary.run_ids += ids
         summary.seconds = monotonic() - started
-        if progress is not None:
+        if announce is not None:
+            announce(payloads, TaskState.queued)
+        if progress is not None and failure is None:
             progress(summary)
 
     async def send(payloads: list[bytes], size: int, ids: list[str] | None) -> None:
         if not payloads:
+            await asyncio.sleep(0)
             return
         if admit is not None:
             await admit(len(payloads))
@@ -95,7 +96,8 @@ async def queue_many(
     failure: BaseException | None = None
     try:
         consumed = 0
-        async for chunk in chunks(items):
+        trouble: list[Exception] = []
+        async for chunk in chunks(items, trouble):
             ended = False
             while not ended:
                 ids: list[str] | None = [] if return_ids else None
@@ -110,6 +112,8 @@ async def queue_many(
                     raise
                 consumed += count
                 await send(payloads, size, ids)
+        if trouble:
+            raise trouble[0]
         while in_flight:
             await confirm_oldest()
     except BaseException as exc:
@@ -123,7 +127,7 @@ async def queue_many(
                     while in_flight:
                         try:
                             await confirm_oldest()
-                        except TaskError:
+                        except Exception:  # the first one counts
                             continue
             finally:
                 for future in in_flight:
@@ -134,16 +138,34 @@ async def queue_many(
     return summary
 
 
-async def chunks(items: Iterable[Any] | AsyncIterable[Any]) -> Any:
-    """Iterators over the items: one for an iterable, one for every MAX_BATCH of an async iterable."""
-    if not hasattr(items, "__aiter__"):
+async def chunks(items: Iterable[Any] | AsyncIterable[Any], trouble: list[Exception]) -> Any:
+    """Iterators over the items: one for an iterable, one for every MAX_BATCH of an async iterable.
+
+    They end where the items raise, which is noted in ``trouble``: what was given before is good.
+    """
+    if isinstance(items, list | tuple):
         yield iter(items)
         return
+    if not hasattr(items, "__aiter__"):
+        yield until_trouble(iter(items), trouble)
+        return
     held: list[Any] = []
-    async for item in items:
-        held.append(item)
-        if len(held) >= MAX_BATCH:
-            yield iter(held)
-            held = []
+    try:
+        async for item in items:
+            held.append(item)
+            if len(held) >= MAX_BATCH:
+                yield iter(held)
+                held = []
+    except Exception as exc:
+        trouble.append(exc)
     if held:
         yield iter(held)
+
+
+def until_trouble(items: Iterator[Any], trouble: list[Exception]) -> Iterator[Any]:
+    # no "yield from": it would close the caller's generator with this one
+    try:
+        for item in items:  # noqa: UP028
+            yield item
+    except Exception as exc:
+        trouble.append(exc)

@@ -55,7 +55,7 @@ YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 WAIT_SECONDS = 5.0
 PROMOTE_SECONDS = 1.0
-STATUS_SECONDS = 2.0
+STATUS_SECONDS = 5.0
 MAX_PREFETCH = 1000
 QUICK_SECONDS = 0.02
 SLOW_SECONDS = 0.1
@@ -313,11 +313,11 @@ class Engine(Worker):
             if self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
                 await self._wait_stop(1.0)
                 continue
-            want = self._want()
-            if want == 0:
-                await self._wait_for_room()
-                continue
             try:
+                want = self._want()
+                if want == 0:
+                    await self._wait_for_room()
+                    continue
                 idle = self._running == 0 and not self._ready
                 claim = await self.broker.claim(self.id, want, idle=idle, tasks=tuple(self._known))
                 failing = False
@@ -350,17 +350,14 @@ class Engine(Worker):
                 await self._wait_stop(0.5)
 
     async def _wait_for_room(self) -> None:
-        self._room = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(0.05):
-                await self._room
-                return
-        except TimeoutError:
-            pass
+        room = self._room = asyncio.get_running_loop().create_future()  # who makes room takes it out of self._room
+        await asyncio.wait([room], timeout=0.05)
+        if room.done():
+            return
         # Every slot is taken for longer than a moment: what is pushed now is for others.
         await self.broker.idle_no_more(self.id)
-        if not self._room.done() and self._want() == 0 and not self._draining:
-            await asyncio.wait([self._room], timeout=1.0)
+        if not room.done() and self._want() == 0 and not self._draining:
+            await asyncio.wait([room], timeout=1.0)
 
     async def _accept(self, claim: Claim) -> None:
         """Turn payloads into runs: those that can start go to the slots, the others are settled."""
@@ -708,11 +705,12 @@ class Engine(Worker):
     def _retry(self, held: Held, delay: float, again: TaskRun[Any, Any]) -> None:
         payload = self.broker.codec.encode(again)
         held.lease.settlement.retries.append((delay, again.prio, payload))
-        asyncio.get_running_loop().call_later(delay + 0.002, self._promote_soon.set)
+        self.promote_in(delay)
         self._settle(held)
 
     def _postpone(self, lease: Lease, field: str, delay: float, priority: int, payload: bytes) -> None:
         lease.settlement.retries.append((delay, priority, payload))
+        self.promote_in(delay)
         lease.settlement.done.append(field)
         self._settled(lease)
 
@@ -888,6 +886,10 @@ class Engine(Worker):
             except Exception as exc:
                 logger.warning("%s: reaping failed, trying again: %s", self.worker_name, exc)
 
+    def promote_in(self, seconds: float) -> None:
+        """Look for what is due in so many seconds; what others delay is seen within PROMOTE_SECONDS of its time."""
+        asyncio.get_running_loop().call_later(seconds + SETTLE_SECONDS, self._promote_soon.set)
+
     async def _promote_loop(self) -> None:
         while True:
             pause = PROMOTE_SECONDS
@@ -976,7 +978,10 @@ class TaskConsumer(TaskManager, Workers):
         task, due = message
         try:
             run = task if isinstance(task, TaskRun) else self.create_task_run(task)
-            await self._queue_run(run, max(0.0, due - monotonic()) if due else 0.0)
+            delay = max(0.0, due - monotonic()) if due else 0.0
+            await self._queue_run(run, delay)
+            if delay:
+                self.engine.promote_in(delay)
         except BrokerConnectionError as exc:
             logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
             await asyncio.sleep(0.5)

@@ -10,17 +10,20 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args, is_typeddict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, UnionType, type_info
 
 from .errors import ParamsError, TaskDecoratorError
 
-__all__ = ["Params", "ParamsAdapter", "adapter_for", "params_error"]
+__all__ = ["Params", "ParamsAdapter", "adapter_for", "cause_of", "params_error"]
 
 PATH = re.compile(r"at `\$\.?([^`]*)`")
+MASKED = b"**********"
+"""How pydantic shows a secret."""
+MODEL_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "model_fields")
 MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 
@@ -67,26 +70,40 @@ class ParamsAdapter:
 def reveal(value: Any) -> Any:
     """``enc_hook``: pydantic's secrets, and whatever else shows its value by ``get_secret_value``."""
     if hasattr(value, "get_secret_value"):
-        return value.get_secret_value()
+        found = value.get_secret_value()
+        return found.decode() if isinstance(found, bytes) else found
     raise TypeError(f"values of type {type(value).__name__} cannot be written to a queue")
 
 
 def conceal(kind: Any, value: Any) -> Any:
     """``dec_hook``, the reverse of ``reveal``."""
-    if hasattr(kind, "get_secret_value"):
+    if not hasattr(kind, "get_secret_value"):
+        raise TypeError(f"values of type {getattr(kind, '__name__', kind)} cannot be read from a queue")
+    if isinstance(value, get_origin(kind) or kind):
+        return value
+    if not hasattr(kind, "__get_pydantic_core_schema__"):
         return kind(value)
-    raise TypeError(f"values of type {getattr(kind, '__name__', kind)} cannot be read from a queue")
+    try:
+        return secret_validator(kind)(value)
+    except ValueError as exc:  # what pydantic says of it repeats the value
+        raise ValueError(exc.errors()[0]["msg"]) from None  # type: ignore[attr-defined]
 
 
-def reveal_all(value: Any) -> Any:
-    """Plain data with every secret in it, at any depth, replaced by its value."""
+@functools.cache
+def secret_validator(kind: Any) -> Callable[[Any], Any]:
+    return sys.modules["pydantic"].TypeAdapter(kind).validate_python  # type: ignore[no-any-return]
+
+
+def unmask(shown: Any, value: Any) -> Any:
+    """JSON data with each masked secret in it, at any depth, replaced by what ``value``, the same in Python, has
+    there."""
     if hasattr(value, "get_secret_value"):
-        return reveal_all(value.get_secret_value())
-    if isinstance(value, Mapping):
-        return {name: reveal_all(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [reveal_all(item) for item in value]
-    return value
+        return value.get_secret_value()
+    if isinstance(shown, dict) and isinstance(value, Mapping) and len(shown) == len(value):
+        return {name: unmask(*pair) for name, *pair in zip(shown, shown.values(), value.values(), strict=True)}
+    if isinstance(shown, list) and isinstance(value, Collection) and len(shown) == len(value):
+        return [unmask(*pair) for pair in zip(shown, value, strict=True)]
+    return shown
 
 
 def adapter_for(model: Any) -> ParamsAdapter:
@@ -127,16 +144,23 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
     if not is_object(kind):
         raise TaskDecoratorError(f"{model!r} cannot be a params model: its values are not written as a JSON object")
     origin = getattr(model, "__origin__", model)
-    is_mapping = is_typeddict(origin) or (isinstance(origin, type) and issubclass(origin, Mapping))
-    convert = functools.partial(msgspec.convert, type=model, dec_hook=conceal)
+    is_mapping = isinstance(kind, TypedDictType | DictType)
+    convert = msgspec.convert
 
-    if is_mapping:
-        validate: Callable[[Any], Any] = convert
+    if has_secret(model, {}):
+
+        def validate(value: Any) -> Any:
+            return value if not is_mapping and isinstance(value, origin) else convert(value, model, dec_hook=conceal)
+
+    elif is_mapping:
+
+        def validate(value: Any) -> Any:
+            return convert(value, model)
 
     else:
 
         def validate(value: Any) -> Any:
-            return value if isinstance(value, origin) else convert(value)
+            return value if isinstance(value, origin) else convert(value, model)
 
     return ParamsAdapter(
         model=model,
@@ -144,8 +168,8 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         encode=json_encoder().encode,
         decode=decoder.decode,
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
-        from_builtins=lambda value: convert(value, strict=False),
-        fields=frozenset() if is_mapping and not is_typeddict(origin) else frozenset(field_names(origin)),
+        from_builtins=lambda value: convert(value, model, strict=False, dec_hook=conceal),
+        fields=frozenset() if isinstance(kind, DictType) else frozenset(field_names(origin)),
     )
 
 
@@ -178,47 +202,71 @@ def pydantic_adapter(model: Any) -> ParamsAdapter:
     config = model.model_config
     by_name = config.get("populate_by_name") or config.get("validate_by_name")
     by_alias = not by_name and any(field.alias or field.validation_alias for field in fields.values())
-    validator = model.__pydantic_validator__
-    serializer = model.__pydantic_serializer__
-    secret = has_secret(model, set())
-
-    def encode(params: Any) -> bytes:
-        if secret:
-            return sys.modules["pydantic_core"].to_json(params.model_dump(by_alias=by_alias), fallback=reveal)  # type: ignore[no-any-return]
-        return serializer.to_json(params, by_alias=by_alias)  # type: ignore[no-any-return]
+    encode = pydantic_encoder(model, config, by_alias)
+    if model.__pydantic_complete__ or model.model_rebuild(raise_errors=False):
+        validate = model.__pydantic_validator__.validate_python
+        decode = model.__pydantic_validator__.validate_json
+    else:  # it names a model that is defined further down
+        validate, decode = model.model_validate, model.model_validate_json
 
     return ParamsAdapter(
         model=model,
-        validate=lambda value: value if isinstance(value, model) else validator.validate_python(value),
+        validate=lambda value: value if isinstance(value, model) else validate(value),
         encode=encode,
-        decode=validator.validate_json,
+        decode=decode,
         to_builtins=lambda params: msgspec.json.decode(encode(params)),
-        from_builtins=lambda value: validator.validate_json(msgspec.json.encode(value)),
+        from_builtins=lambda value: decode(msgspec.json.encode(value)),
         fields=frozenset(fields),
     )
 
 
-def has_secret(annotation: Any, seen: set[int]) -> bool:
+def pydantic_encoder(model: Any, config: Any, by_alias: bool) -> Callable[[Any], bytes]:
+    """What writes a pydantic model or dataclass as JSON, secrets revealed, NaN as null."""
+    modes = {
+        "inf_nan_mode": "strings" if config.get("ser_json_inf_nan") == "strings" else "null",
+        "bytes_mode": config.get("ser_json_bytes", "utf8"),
+        "timedelta_mode": config.get("ser_json_timedelta", "iso8601"),
+    }
+    plain = config.get("ser_json_inf_nan") != "constants" and not has_secret(model, {})
+
+    # No warnings: they would show values, and whoever reads the payload validates it.
+    def encode(params: Any) -> bytes:
+        serializer = model.__pydantic_serializer__
+        if plain:
+            raw: bytes = serializer.to_json(params, by_alias=by_alias, warnings=False)
+            if MASKED not in raw:
+                return raw
+        values = unmask(
+            serializer.to_python(params, mode="json", by_alias=by_alias, warnings=False),
+            serializer.to_python(params, by_alias=by_alias, warnings=False),
+        )
+        return sys.modules["pydantic_core"].to_json(values, fallback=reveal, **modes)  # type: ignore[no-any-return]
+
+    return encode
+
+
+def has_secret(annotation: Any, seen: dict[int, Any]) -> bool:
     """Whether a type holds, at any depth, a type that hides its value (``get_secret_value``)."""
     if id(annotation) in seen:
         return False
-    seen.add(id(annotation))
+    seen[id(annotation)] = annotation
     if isinstance(annotation, type) and hasattr(annotation, "get_secret_value"):
         return True
-    if any(has_secret(argument, seen) for argument in get_args(annotation)):
+    if any(has_secret(part, seen) for part in (get_origin(annotation), *get_args(annotation))):
         return True
     fields = getattr(annotation, "model_fields", None) or getattr(annotation, "__pydantic_fields__", None)
     if isinstance(fields, dict):
         return any(has_secret(field.annotation, seen) for field in fields.values())
-    return False
+    try:
+        hints = get_type_hints(annotation) if isinstance(annotation, type) else {}
+    except Exception:  # a name that cannot be resolved: the model's library will say so, if it minds
+        return False
+    return any(has_secret(hint, seen) for hint in hints.values())
 
 
 def pydantic_dataclass_adapter(model: Any) -> ParamsAdapter:
     validator = model.__pydantic_validator__
-    serializer = model.__pydantic_serializer__
-
-    def encode(params: Any) -> bytes:
-        return sys.modules["pydantic_core"].to_json(serializer.to_python(params), fallback=reveal)  # type: ignore[no-any-return]
+    encode = pydantic_encoder(model, getattr(model, "__pydantic_config__", {}), False)
 
     return ParamsAdapter(
         model=model,
@@ -249,6 +297,11 @@ def params_error(task_name: str, exc: Exception, params: Any = None) -> ParamsEr
     return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
 
 
+def cause_of(exc: Exception) -> Exception | None:
+    """What a ``params_error`` is chained to: not an error of pydantic's, whose text repeats the values, secrets too."""
+    return None if callable(getattr(exc, "errors", None)) else exc
+
+
 def unwritable_field(params: Any) -> str:
     encode = json_encoder().encode
     for name, value in items(params):
@@ -262,12 +315,17 @@ def unwritable_field(params: Any) -> str:
 def items(params: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(params, Mapping):
         yield from ((str(name), value) for name, value in params.items())
+    elif hasattr(type(params), "model_fields"):  # pydantic: declared or extra, its own or inherited
+        yield from {**vars(params), **(params.__pydantic_extra__ or {})}.items()
     else:
         yield from ((name, getattr(params, name, None)) for name in field_names(type(params)))
 
 
 def non_finite_field(params: Any) -> str | None:
-    """The path of the first NaN or infinity in params, or None. JSON has no number for them."""
+    """The field with the first NaN or infinity in params, or None. JSON has no number for them."""
+    config = getattr(type(params), "model_config", None) or getattr(type(params), "__pydantic_config__", {})
+    if config.get("ser_json_inf_nan") == "strings":
+        return None
     for name, value in items(params):
         if is_non_finite(value):
             return name
@@ -281,6 +339,6 @@ def is_non_finite(value: Any) -> bool:
         return any(is_non_finite(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
         return any(is_non_finite(item) for item in value)
-    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value):
+    if any(hasattr(type(value), mark) for mark in MODEL_MARKS):
         return any(is_non_finite(item) for _, item in items(value))
     return False

@@ -85,6 +85,8 @@ class Producer:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # Another event loop, after asyncio.run ended the last one: who waited there was cancelled with it.
+            if self._buffered:
+                self._dispatch_failed()
             self._remember_lost(
                 (sending for sending in self._in_flight if sending.buffered),
                 BrokerConnectionError("the event loop ended before they were confirmed"),
@@ -124,6 +126,8 @@ class Producer:
         loop = self._loop
         if loop is not asyncio.get_running_loop():
             loop = self._enter_loop()
+            if self._lost is not None:
+                self._raise_lost()
         assert loop is not None
         self._buffered += 1
         self._add(loop, priority, payload)
@@ -184,7 +188,11 @@ class Producer:
 
     def _flush(self) -> None:
         """Make a batch of what came, if one more may be on its way; else an answer will call again."""
-        if len(self._in_flight) < MAX_IN_FLIGHT or self._count >= 8 * MAX_BATCH:
+        if (
+            len(self._in_flight) < MAX_IN_FLIGHT
+            or self._count >= 8 * MAX_BATCH
+            or self._bytes >= 8 * MAX_BATCH_BYTES  # one command of a gigabyte is what a server refuses
+        ):
             self._dispatch()
 
     def _dispatch(self) -> None:
@@ -321,14 +329,13 @@ class Producer:
         Raises:
             BufferedRunsLost: payloads that nobody waits for could not be confirmed.
         """
-        if self._loop is asyncio.get_running_loop():
+        if self._loop is not None:
+            loop = self._enter_loop()
             if self._count:
                 self._dispatch()
             last = self._in_flight[-1] if self._in_flight else None
             while last is not None and last in self._in_flight:
-                self._room = (
-                    self._room if self._room is not None and not self._room.done() else self._loop.create_future()
-                )
+                self._room = self._room if self._room is not None and not self._room.done() else loop.create_future()
                 await asyncio.shield(self._room)
         if self._lost is not None:
             self._raise_lost()

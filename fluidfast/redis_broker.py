@@ -58,6 +58,8 @@ RECONNECT_SECONDS = 30.0
 """How long a verb waits for a server that was there before to come back."""
 REPLY_SECONDS = 15.0
 """A server that answers nothing for this long has its connection ended."""
+LOCK_SECONDS = 5.0
+"""After which aio-fluid's lock of a task opens by itself, for it and for us."""
 REFUSED_SECONDS = 0.5
 """How long a consumer that the server does not let wait pauses before it looks again."""
 PRODUCER_MS = 3_600_000
@@ -438,7 +440,7 @@ class RedisTaskBroker(TaskBroker):
     @property
     def block_seconds(self) -> float:
         """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
-        return min(5.0, self.options.lease_seconds)
+        return min(10.0, self.options.lease_seconds)
 
     async def reap(self) -> int:
         now = monotonic()
@@ -490,10 +492,29 @@ class RedisTaskBroker(TaskBroker):
         await self.script("farewell", consumer, 1)
 
     async def acquire(self, task: Task[Any], run_id: str) -> bool:
-        lease = self.options.lease_seconds
+        lease = milliseconds(self.options.lease_seconds)
         visible = math.ceil(task.timeout_seconds + min(10, max(1, task.timeout_seconds / 2)))
-        granted = await self.script("acquire", task.name, run_id, task.max_concurrency, milliseconds(lease), visible)
-        return bool(granted)
+        slot = (task.name, run_id, task.max_concurrency, lease, visible)
+        if self.options.fleet == "own":
+            return bool(await self.script("acquire", *slot))
+
+        async def action() -> Any:
+            # the lock under which aio-fluid counts what runs and adds to it
+            async with self.redis_cli.lock(f"tasks:{task.name}", timeout=LOCK_SECONDS, sleep=0.02) as lock:
+                running = await self._foreign_runs(task.name)
+                await lock.reacquire()  # it has opened if that took too long, and then this raises
+                return await self.script("acquire", *slot, *running)
+
+        return bool(await self.redis(action))
+
+    async def _foreign_runs(self, task_name: str) -> list[bytes]:
+        """Ids of the runs of a task that have one of aio-fluid's keys, which our own runs have too."""
+        pattern = glob_escaped(self.keys.task_run(task_name, "")) + "*"
+        names = [key async for key in self.redis_cli.scan_iter(pattern, count=1000)]
+        ids = await self.redis_cli.mget(*names) if names else []
+        # the pattern of task "a" fits the keys of task "a-b" as well
+        prefix = self.keys.task_run(task_name, "").encode()
+        return [found for name, found in zip(names, ids, strict=True) if found is not None and name == prefix + found]
 
     async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
         link = self._reply_link
@@ -649,7 +670,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def get_task_aborted(self, run_id: str) -> str | None:
         value = await self.redis(lambda: self.redis_cli.get(self.keys.aborted(run_id)))
-        return value.decode() if value else None
+        return None if value is None else value.decode()
 
     def lock(self, name: str, timeout: float | None = None) -> Any:
         return self.redis_cli.lock(name, timeout=timeout)
@@ -675,7 +696,7 @@ class WakeUp:
     async def wait(self, timeout: float) -> None:
         """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
         for priority in self.broker.options.queues:
-            if priority not in self.pending:
+            if priority not in self.pending or moved_nothing(self.pending[priority]):
                 await self.block(priority)
         self.woken = asyncio.get_running_loop().create_future()
         if any(future.done() for future in self.pending.values()):
@@ -722,14 +743,26 @@ class WakeUp:
                 "RIGHT", "LEFT", f"{broker.block_seconds:.3f}",
             )
         )  # fmt: skip
-        future = held[0].call(command)
-        future.add_done_callback(self._wake)
+        self._call(priority, held[0], command)
+
+    def _call(self, priority: TaskPriority, link: Link, command: bytes) -> None:
+        future = link.call(command)
         self.pending[priority] = future
 
-    def _wake(self, future: "asyncio.Future[Any]") -> None:
-        if not future.cancelled():
-            future.exception()
-        self.wake()
+        def ended(_: "asyncio.Future[Any]") -> None:
+            if (
+                self.pending.get(priority) is future
+                and self.woken is not None
+                and not self.woken.done()
+                and moved_nothing(future)
+            ):
+                self._call(priority, link, command)  # it has moved nothing: that is no reason to look
+                return
+            if not future.cancelled():
+                future.exception()
+            self.wake()
+
+        future.add_done_callback(ended)
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""
@@ -757,6 +790,11 @@ class WakeUp:
         for priority in list(self.links):
             self.drop(priority)
         self.pending.clear()
+
+
+def moved_nothing(future: "asyncio.Future[Any]") -> bool:
+    """Whether a blocking call has run out."""
+    return future.done() and not future.cancelled() and future.exception() is None and future.result() is None
 
 
 def milliseconds(seconds: float) -> int:

@@ -40,7 +40,6 @@ class Link(asyncio.Protocol):
     """A connection to one server. Lives in the event loop that made it."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
         self._reader = hiredis.Reader(protocolError=LinkLost, replyError=ServerReply)
         self._waiting: deque[asyncio.Future[Any] | Sink] = deque()
         self._oldest = 0.0
@@ -49,6 +48,9 @@ class Link(asyncio.Protocol):
         writer = connection._writer
         if writer is None:
             raise LinkLost("the connection was closed while it was made")
+        # The transport is ours from here on. The writer is kept, since it ends its transport when it is collected.
+        self._writer = writer
+        connection._reader = connection._writer = None
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
         self._transport.resume_reading()  # type: ignore[attr-defined]  # a Transport reads too

@@ -25,7 +25,7 @@ def dump(
         return value.isoformat().replace("+00:00", "Z") if as_json and value is not None else value
 
     params: Any = run.params
-    if hasattr(params, "model_dump"):
+    if hasattr(type(params), "model_dump"):
         params = params.model_dump(mode=mode)
     elif as_json:
         params = msgspec.to_builtins(params, enc_hook=str)

@@ -1,9 +1,9 @@
--- A consumer leaves: what its wake-ups moved to its inbox goes back, in order.
+-- A consumer leaves, or has no room: what its wake-ups moved to its inbox goes back, in order.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 consumer
+-- ARGV  1 consumer   2 "1": it leaves for good
 -- returns how many went back
--- called by  RedisTaskBroker.farewell
+-- called by  RedisTaskBroker.farewell, idle_no_more
 local prefix = KEYS[1]
 local n = 0
 for _, word in ipairs({'high', 'medium', 'low'}) do
@@ -15,5 +15,7 @@ for _, word in ipairs({'high', 'medium', 'low'}) do
     payload = redis.call('LPOP', inbox)
   end
 end
-redis.call('ZREM', prefix .. '-ff:consumers', ARGV[1])
+if ARGV[2] == '1' then
+  redis.call('ZREM', prefix .. '-ff:consumers', ARGV[1])
+end
 return n

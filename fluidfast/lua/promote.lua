@@ -6,14 +6,18 @@
 -- called by  RedisTaskBroker.promote
 local delayed = KEYS[1] .. '-ff:delayed'
 local names = {h = KEYS[1] .. '-queue-high', m = KEYS[1] .. '-queue-medium', l = KEYS[1] .. '-queue-low'}
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+if #first == 0 then -- what an idle consumer asks once a second: it is to cost next to nothing
+  return {0, -1}
+end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, ARGV[1])
 for _, member in ipairs(due) do
+  redis.call('ZREM', delayed, member) -- first, since it frees: so a server that is full lets the script go on
   redis.call('LPUSH', names[string.sub(member, 1, 1)], string.sub(member, 2))
-  redis.call('ZREM', delayed, member)
 end
-local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 if #first == 0 then
   return {#due, -1}
 end

@@ -29,6 +29,10 @@ for _ = 1, tonumber(ARGV[5]) do
     for i = 1, #held, 2 do
       order[#order + 1] = {held[i], held[i + 1]}
     end
+    -- first, since it frees: so a server that is full lets the script go on
+    redis.call('UNLINK', lease)
+    redis.call('ZREM', leases, batch)
+    local suspects = {}
     -- the last claimed goes back first, so that the first claimed is the next to be taken
     table.sort(order, function(a, b)
       return tonumber(string.sub(a[1], 2)) > tonumber(string.sub(b[1], 2))
@@ -40,14 +44,15 @@ for _ = 1, tonumber(ARGV[5]) do
         redis.call('LPUSH', prefix .. '-ff:dead', ARGV[4] .. '\n' .. item[2])
         redis.call('HDEL', strikes, redis.sha1hex(item[2]))
       elseif struck >= tonumber(ARGV[1]) then
-        redis.call('LPUSH', prefix .. '-ff:suspect', letter .. item[2])
+        suspects[#suspects + 1] = letter .. item[2]
       else
         redis.call('RPUSH', names[letter], item[2])
       end
       taken = taken + 1
     end
-    redis.call('UNLINK', lease)
-    redis.call('ZREM', leases, batch)
+    for i = #suspects, 1, -1 do -- these wait behind other suspects, so here the first claimed goes first
+      redis.call('LPUSH', prefix .. '-ff:suspect', suspects[i])
+    end
   end
 end
 

