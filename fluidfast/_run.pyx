@@ -60,7 +60,7 @@ cdef int64_t micros(object moment) except? -1:
             value = whole * 1000000 + round((moment - whole) * 1000000)
         except (TypeError, OverflowError) as exc:
             raise ValueError(f"not a time: {moment!r}") from exc
-        if value == LATEST + 1:         # the last moment of all, as a double
+        if value == LATEST + 1 and isinstance(moment, float):   # the last moment of all, as a double
             value = LATEST
     if not EARLIEST <= value <= LATEST:
         raise ValueError(f"not a time between the years 1 and 9999: {moment!r}")

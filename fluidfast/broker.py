@@ -5,6 +5,7 @@ those places, whatever dies in between.
 """
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,31 @@ BUILT_IN = {
 _factories: dict[str, Callable[["BrokerURL"], "TaskBroker"]] = {}
 
 
+HOSTS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]*\])(:\d+)?(,([\w.-]+|\[[0-9a-fA-F:.]*\])(:\d+)?)*(/.*)?")
+SECRET_OPTION = re.compile(r"((?:^|&)\w*password=)[^&]*")
+
+
 @dataclass(frozen=True)
 class BrokerURL:
-    """A broker's URL, taken apart. Its text and its repr hide the password."""
+    """A broker's URL, taken apart. Its text and its repr hide the password.
+
+    Raises:
+        BrokerURLError: it cannot be taken apart.
+    """
 
     raw: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.raw)
+            if "," not in parts.netloc:
+                parts.port  # noqa: B018
+        except ValueError:
+            # its own message quotes what it could not read, which may be a part of the password
+            raise BrokerURLError(
+                f"broker {self}: not a URL: a port is a number, and in a user or a password write % / ? # @ [ ] : as %25 "
+                "%2F %3F %23 %40 %5B %5D %3A"
+            ) from None
 
     @property
     def scheme(self) -> str:
@@ -79,12 +100,15 @@ class BrokerURL:
         return unquote(urlsplit(self.raw).path)
 
     def __str__(self) -> str:
-        parts = urlsplit(self.raw)
-        if parts.password is None:
-            return self.raw
-        user, _, place = parts.netloc.rpartition("@")
-        name = user.partition(":")[0]
-        return parts._replace(netloc=f"{name}:***@{place}").geturl()
+        # Not by urlsplit: a password may hold what should have been escaped, and is hidden all the same.
+        scheme, separator, rest = self.raw.partition("://")
+        place, mark, query = rest.partition("?")
+        if "@" not in place and "@" in query and not HOSTS.fullmatch(place):
+            place, mark, query = rest, "", ""
+        user, _, host = place.rpartition("@")
+        if ":" in user:
+            place = f"{user.partition(':')[0]}:***@{host}"
+        return scheme + separator + place + mark + SECRET_OPTION.sub(r"\1***", query)
 
     def __repr__(self) -> str:
         return f"BrokerURL({str(self)!r})"
@@ -103,6 +127,13 @@ def option(url: BrokerURL, name: str, convert: Callable[[str], Any], default: An
 def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def whole(text: str) -> int:
+    value = int(text)
+    if value <= 0:
         raise ValueError(text)
     return value
 
@@ -173,7 +204,7 @@ class BrokerOptions:
             queues=option(url, "queues", priorities, PRIORITIES, f"a comma-separated list of {names}"),
             lease_seconds=option(url, "lease_seconds", positive, 30.0, "a number of seconds above 0"),
             wire=option(url, "wire", one_of("json", "msgpack"), "json", "json or msgpack"),
-            max_payload_bytes=int(option(url, "max_payload_bytes", positive, 1 << 20, "a number of bytes above 0")),
+            max_payload_bytes=option(url, "max_payload_bytes", whole, 1 << 20, "a whole number of bytes above 0"),
             durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
             durability_seconds=option(url, "durability_seconds", positive, 2.0, "a number of seconds above 0"),
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
@@ -254,12 +285,13 @@ class Batch:
     """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
 
     ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their
-    order.
+    order. ``behind``: the sequence number of the batch that was sent before this one and is not confirmed, else 0.
     """
 
     producer: str
     sequence: int
     groups: tuple[list[bytes], list[bytes], list[bytes]]
+    behind: int = 0
 
     def __len__(self) -> int:
         return len(self.groups[0]) + len(self.groups[1]) + len(self.groups[2])
@@ -359,7 +391,7 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def release(self, batch: str, fields: Sequence[str]) -> int:
-        """Give back what was claimed and not started, in the order given, to where it came from."""
+        """Give back what was claimed and not started, in the order given, to where it came from (a suspect stays one)."""
 
     @abstractmethod
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:

@@ -151,7 +151,7 @@ async def chunks(items: Iterable[Any] | AsyncIterable[Any], trouble: list[Except
         return
     held: list[Any] = []
     try:
-        async for item in items:
+        async for item in items:  # type: ignore[union-attr]
             held.append(item)
             if len(held) >= MAX_BATCH:
                 yield iter(held)

@@ -221,11 +221,13 @@ class Engine(Worker):
         """Stop claiming, give back what has not started, let the running finish within the grace period, give back
         what has not finished then."""
         self._draining = True
-        if self._waiting is not None:
-            self._waiting.cancel()
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-        await asyncio.wait([claiming], timeout=5)
+        deadline = monotonic() + 5
+        while not claiming.done() and monotonic() < deadline:
+            if self._waiting is not None:
+                self._waiting.cancel()  # again and again: asyncio.wait_for of Python 3.11 may swallow it
+            await asyncio.wait([claiming], timeout=0.1)
         await self._release_ready()
         deadline = monotonic() + self.grace_seconds
         while self._running and monotonic() < deadline and not self._hurried:

@@ -202,7 +202,11 @@ class MemoryTaskBroker(TaskBroker):
         for field in reversed(fields):
             payload = lease.held.pop(field, None)
             if payload is not None:
-                self.store.queue.push_front(LETTERS.index(field[0]), payload)
+                priority = LETTERS.index(field[0])
+                if self.store.strikes.get(payload, 0) >= SUSPECT_AFTER:
+                    self.store.suspects.appendleft((priority, payload))
+                else:
+                    self.store.queue.push_front(priority, payload)
                 count += 1
         if not lease.held:
             del self.store.leases[batch]

@@ -206,9 +206,10 @@ class Producer:
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list["asyncio.Future[None]"], buffered: bool) -> None:
         self._sequence += 1
         sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
+        before = self._in_flight[-1] if self._in_flight else None
         self._in_flight.append(sending)
         if self._channel is not None:
-            self._send(sending)
+            self._send(sending, before)
         else:
             self._open_soon()
 
@@ -217,9 +218,10 @@ class Producer:
             assert self._loop is not None
             self._opening = self._loop.create_task(self._open())
 
-    def _send(self, sending: Sending) -> None:
+    def _send(self, sending: Sending, before: Sending | None) -> None:
         channel = self._channel
         assert channel is not None
+        sending.batch.behind = before.batch.sequence if before is not None else 0
 
         def confirm(waiting: int, exc: Exception | None) -> None:
             if self._channel is not channel:
@@ -258,8 +260,10 @@ class Producer:
             self._opening = None
         self._expire()
         self._channel = channel
+        before = None
         for sending in list(self._in_flight):
-            self._send(sending)
+            self._send(sending, before)
+            before = sending
 
     def _expire(self) -> None:
         """Give up batches that were lost again and again for SEND_SECONDS."""

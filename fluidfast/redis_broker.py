@@ -46,6 +46,7 @@ from .errors import (
 from .keys import DEFAULT_NAME, Keys
 from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, finder
+from .redis_wakeup import WakeUp
 from .scripts import NAMES, load
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
@@ -60,9 +61,9 @@ REPLY_SECONDS = 15.0
 """A server that answers nothing for this long has its connection ended."""
 LOCK_SECONDS = 5.0
 """After which aio-fluid's lock of a task opens by itself, for it and for us."""
-REFUSED_SECONDS = 0.5
-"""How long a consumer that the server does not let wait pauses before it looks again."""
 PRODUCER_MS = 3_600_000
+DELAY_MS = 120_000
+"""How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
@@ -162,6 +163,7 @@ class RedisTaskBroker(TaskBroker):
             if self._link is not None and not self._link.closed:
                 return self._link
             link = await self.new_link()
+            self._was_connected = True  # it is there: what is cut off from here on, or loads its data, comes back
             try:
                 # on every connection: it may be a server that was restarted or took over
                 for name in NAMES:
@@ -171,7 +173,6 @@ class RedisTaskBroker(TaskBroker):
                 link.abort()
                 raise self.error(exc) from exc
             self._link = link
-            self._was_connected = True
             if self._watch is None:
                 self._watch = loop.call_later(1.0, self._check_links)
             return link
@@ -237,10 +238,13 @@ class RedisTaskBroker(TaskBroker):
             )
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             return BrokerAuthError(f"broker {self.url}: {text}")
+        if text.startswith("BEHIND"):  # sent again behind what is still to be confirmed, it is not
+            return ConnectionLostError(f"broker {self.url}: {text}")
         if text.startswith("NOSCRIPT") or any(word in text for word in TRANSIENT):
             self.server.moved()
-            if link is not None:  # a new connection loads the scripts, or finds the new primary
-                link.abort()
+            for stale in (link, self._link):  # a new connection loads the scripts, or finds the new primary
+                if stale is not None:
+                    stale.abort()
             return ConnectionLostError(f"broker {self.url}: {text}")
         return BrokerError(f"broker {self.url}: {text}")
 
@@ -264,7 +268,7 @@ class RedisTaskBroker(TaskBroker):
         return await self.patiently(once)
 
     async def connect(self) -> None:
-        await self.link()
+        await self.patiently(self.link)
 
     async def close(self) -> None:
         watch, self._watch = self._watch, None
@@ -324,7 +328,7 @@ class RedisTaskBroker(TaskBroker):
 
             command = pack(
                 (
-                    "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS,
+                    "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
                     len(high), len(medium), len(low), *high, *medium, *low,
                 )
             )  # fmt: skip
@@ -353,11 +357,11 @@ class RedisTaskBroker(TaskBroker):
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         # A producer of one batch: its mark and the push are one script.
         counts = [int(priority == number) for number in range(3)]
-        pushed, _ = await self.script("enqueue", f"once:{key}", 1, milliseconds(seconds), *counts, payload)
+        pushed, _ = await self.script("enqueue", f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
         return bool(pushed)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
-        flat: list[Any] = []
+        flat: list[Any] = [new_id(), DELAY_MS]
         for seconds, priority, payload in entries:
             flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
         await self.script("delay", *flat)
@@ -379,7 +383,9 @@ class RedisTaskBroker(TaskBroker):
             for item in items:
                 item.strikes = struck.get(item.field, 0)
         enabled = {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
-        return Claim(batch, items, enabled, alone=bool(alone), suspects=suspects)
+        # a claim whose reply was lost gives what it gave, and no longer knows where that came from
+        suspect = bool(alone) or any(item.strikes >= SUSPECT_AFTER for item in items)
+        return Claim(batch, items, enabled, alone=suspect, suspects=suspects)
 
     async def settle(self, settlement: Settlement) -> bool:
         s = settlement
@@ -407,7 +413,7 @@ class RedisTaskBroker(TaskBroker):
         return bool(await self.script("settle", *arguments))
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
-        return int(await self.script("release", batch, *fields))
+        return int(await self.script("release", batch, SUSPECT_AFTER, *fields))
 
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
         lease = milliseconds(self.options.lease_seconds)
@@ -510,8 +516,8 @@ class RedisTaskBroker(TaskBroker):
     async def _foreign_runs(self, task_name: str) -> list[bytes]:
         """Ids of the runs of a task that have one of aio-fluid's keys, which our own runs have too."""
         pattern = glob_escaped(self.keys.task_run(task_name, "")) + "*"
-        names = [key async for key in self.redis_cli.scan_iter(pattern, count=1000)]
-        ids = await self.redis_cli.mget(*names) if names else []
+        names: list[Any] = [key async for key in self.redis_cli.scan_iter(pattern, count=1000)]
+        ids: list[Any] = await self.redis_cli.mget(*names) if names else []
         # the pattern of task "a" fits the keys of task "a-b" as well
         prefix = self.keys.task_run(task_name, "").encode()
         return [found for name, found in zip(names, ids, strict=True) if found is not None and name == prefix + found]
@@ -678,123 +684,6 @@ class RedisTaskBroker(TaskBroker):
     async def first(self, key: str, seconds: float) -> bool:
         full = self.keys.first(key)
         return bool(await self.redis(lambda: self.redis_cli.set(full, b"1", nx=True, px=milliseconds(seconds))))
-
-
-class WakeUp:
-    """Blocks for one consumer: BLMOVE from each queue to its inbox, one connection a priority.
-
-    What is moved is safe in the inbox, and one push wakes one waiter.
-    """
-
-    def __init__(self, broker: RedisTaskBroker, consumer: str) -> None:
-        self.broker = broker
-        self.consumer = consumer
-        self.links: dict[TaskPriority, tuple[Link, int]] = {}
-        self.pending: dict[TaskPriority, asyncio.Future[Any]] = {}
-        self.woken: asyncio.Future[None] | None = None
-
-    async def wait(self, timeout: float) -> None:
-        """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
-        for priority in self.broker.options.queues:
-            if priority not in self.pending or moved_nothing(self.pending[priority]):
-                await self.block(priority)
-        self.woken = asyncio.get_running_loop().create_future()
-        if any(future.done() for future in self.pending.values()):
-            self.woken.set_result(None)
-        refused = False
-        try:
-            async with asyncio.timeout(timeout):
-                await self.woken
-        except TimeoutError:
-            return
-        finally:
-            self.woken = None
-            refused = self.collect()
-        if refused:  # a server that is full, say: it would refuse the next one as fast
-            await asyncio.sleep(min(timeout, REFUSED_SECONDS))
-
-    def collect(self) -> bool:
-        """Forget the calls that have ended. True: the server refused one."""
-        refused = False
-        for priority, future in list(self.pending.items()):
-            if future.done():
-                del self.pending[priority]
-                if not future.cancelled() and (exc := future.exception()) is not None:
-                    self.drop(priority)
-                    refused = refused or isinstance(exc, ServerReply)
-                    logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
-        return refused
-
-    def wake(self) -> None:
-        """Let who waits look again."""
-        if self.woken is not None and not self.woken.done():
-            self.woken.set_result(None)
-
-    async def block(self, priority: TaskPriority) -> None:
-        broker = self.broker
-        held = self.links.get(priority)
-        if held is None or held[0].closed:
-            self.drop(priority)
-            link = await broker.blocking_link()
-            held = self.links[priority] = (link, await link.call(pack(("CLIENT", "ID"))))
-        command = pack(
-            (
-                "BLMOVE", broker.keys.queue(priority), broker.keys.inbox(self.consumer, priority),
-                "RIGHT", "LEFT", f"{broker.block_seconds:.3f}",
-            )
-        )  # fmt: skip
-        self._call(priority, held[0], command)
-
-    def _call(self, priority: TaskPriority, link: Link, command: bytes) -> None:
-        future = link.call(command)
-        self.pending[priority] = future
-
-        def ended(_: "asyncio.Future[Any]") -> None:
-            if (
-                self.pending.get(priority) is future
-                and self.woken is not None
-                and not self.woken.done()
-                and moved_nothing(future)
-            ):
-                self._call(priority, link, command)  # it has moved nothing: that is no reason to look
-                return
-            if not future.cancelled():
-                future.exception()
-            self.wake()
-
-        future.add_done_callback(ended)
-
-    async def unblock(self) -> None:
-        """End the blocking calls; what they moved by then is in the inbox."""
-        blocked = [(self.links[p][1], f) for p, f in self.pending.items() if not f.done() and p in self.links]
-        if not blocked:
-            self.collect()
-            return
-        link = await self.broker.link()
-        try:
-            for client, _ in blocked:
-                await link.call(pack(("CLIENT", "UNBLOCK", client)))
-        except (ServerReply, LinkLost) as exc:
-            raise self.broker.error(exc) from exc
-        await asyncio.wait([future for _, future in blocked], timeout=self.broker.block_seconds + 1)
-        self.collect()
-
-    def drop(self, priority: TaskPriority) -> None:
-        held = self.links.pop(priority, None)
-        if held is not None:
-            self.broker._blocked.discard(held[0])
-            held[0].abort()
-
-    async def close(self) -> None:
-        """End the connections."""
-        for priority in list(self.links):
-            self.drop(priority)
-        self.pending.clear()
-
-
-def moved_nothing(future: "asyncio.Future[Any]") -> bool:
-    """Whether a blocking call has run out."""
-    return future.done() and not future.cancelled() and future.exception() is None and future.result() is None
 
 
 def milliseconds(seconds: float) -> int:

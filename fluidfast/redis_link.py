@@ -78,7 +78,7 @@ class Link(asyncio.Protocol):
         self._write(command, sink)
 
     def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink") -> None:
-        if self.closed:
+        if self.closed or self._transport.is_closing():  # the latter: it broke, and we are about to be told
             # not from within: the caller has not seen our return yet
             self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
             return

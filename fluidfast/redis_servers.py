@@ -121,7 +121,10 @@ class Address(ServerFinder):
         query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in OPTIONS)
         self.url = urlunsplit(parts._replace(query=query))
         options: dict[str, Any] = dict(parse_url(self.url))
-        self.pool = BlockingConnectionPool(max_connections=max_connections, timeout=20, **options, **common())
+        more = common()
+        if url.scheme == "unix":
+            del more["socket_keepalive"]
+        self.pool = BlockingConnectionPool(max_connections=max_connections, timeout=20, **options, **more)
         self.client = Redis(connection_pool=self.pool)
 
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":

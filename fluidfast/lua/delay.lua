@@ -1,13 +1,19 @@
--- Keep runs until they are due, by the server's clock.
+-- Keep runs until they are due, by the server's clock; once, however often it is sent.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  pairs: ms from now, then priority letter (h, m, l) followed by the payload
--- returns how many are new (the same run again only moves its due time)
+-- ARGV  1 an id of this call   2 ms to remember it   then pairs: ms from now, then priority letter (h, m, l) followed by
+--       the payload
+-- returns how many are new (the same run again only moves its due time; 0 if this call was seen before: what it delayed
+--         may be on a queue by now)
 -- called by  RedisTaskBroker.delay
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local added = 0
-for i = 1, #ARGV, 2 do
+-- first, because on a server that is full it is refused, and then nothing is delayed
+if not redis.call('SET', KEYS[1] .. '-ff:producer:' .. ARGV[1], 1, 'NX', 'PX', ARGV[2]) then
+  return 0
+end
+for i = 3, #ARGV, 2 do
   added = added + redis.call('ZADD', KEYS[1] .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
 end
 return added

@@ -2,8 +2,10 @@
 --
 -- KEYS  1 the broker's prefix, "{NAME}"
 -- ARGV  1 producer id   2 sequence number of the batch   3 ms to remember the producer
---       4, 5, 6 how many payloads go to high, medium, low   7... the payloads, in that order
--- returns {1, runs waiting} or {0, runs waiting} if this sequence number was seen before (nothing was pushed)
+--       4 sequence number of the batch that was sent before it and is not confirmed, or 0
+--       5, 6, 7 how many payloads go to high, medium, low   8... the payloads, in that order
+-- returns {1, runs waiting} or {0, runs waiting} if this sequence number was seen before (nothing was pushed); the
+--         error BEHIND if the batch before it was not pushed: were this one, that one would be taken for seen
 -- called by  RedisTaskBroker.send, for Producer
 local prefix = KEYS[1]
 local mark = prefix .. '-ff:producer:' .. ARGV[1]
@@ -12,12 +14,14 @@ local pushed = 1
 local last = redis.call('GET', mark)
 if last and tonumber(last) >= tonumber(ARGV[2]) then
   pushed = 0
+elseif tonumber(last or 0) < tonumber(ARGV[4]) then
+  return redis.error_reply('BEHIND a batch that was refused')
 else
   -- first, because on a server that is full it is refused, and then nothing has been pushed
   redis.call('SET', mark, ARGV[2], 'PX', ARGV[3])
-  local at = 7
+  local at = 8
   for p = 1, 3 do
-    local left = tonumber(ARGV[3 + p])
+    local left = tonumber(ARGV[4 + p])
     while left > 0 do
       local n = math.min(left, 4000) -- Lua's stack takes just under 8000 values
       redis.call('LPUSH', names[p], unpack(ARGV, at, at + n - 1))

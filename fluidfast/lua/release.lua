@@ -1,18 +1,26 @@
--- Give back runs that were claimed and not started, to the end they came from, in their order.
+-- Give back runs that were claimed and not started, to the end they came from, in their order. A suspect stays one: on
+-- a queue it would run beside others, which would be blamed with it.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 batch   2... fields, in the order in which they were claimed
+-- ARGV  1 batch   2 strikes after which a run is suspect   3... fields, in the order in which they were claimed
 -- returns how many went back (0 if the lease is gone)
 -- called by  RedisTaskBroker.release
 local prefix = KEYS[1]
 local lease = prefix .. '-ff:lease:' .. ARGV[1]
 local names = {h = prefix .. '-queue-high', m = prefix .. '-queue-medium', l = prefix .. '-queue-low'}
+local strikes = prefix .. '-ff:strikes'
+local struck = redis.call('EXISTS', strikes) == 1
 local n = 0
-for i = #ARGV, 2, -1 do
+for i = #ARGV, 3, -1 do
   local payload = redis.call('HGET', lease, ARGV[i])
   if payload then
     redis.call('HDEL', lease, ARGV[i]) -- first, since it frees: so a server that is full lets the script go on
-    redis.call('RPUSH', names[string.sub(ARGV[i], 1, 1)], payload)
+    local letter = string.sub(ARGV[i], 1, 1)
+    if struck and tonumber(redis.call('HGET', strikes, redis.sha1hex(payload)) or 0) >= tonumber(ARGV[2]) then
+      redis.call('RPUSH', prefix .. '-ff:suspect', letter .. payload)
+    else
+      redis.call('RPUSH', names[letter], payload)
+    end
     n = n + 1
   end
 end

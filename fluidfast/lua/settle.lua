@@ -54,8 +54,12 @@ if whole then
   redis.call('ZREM', leases, batch)
   redis.call('UNLINK', lease)
 else
+  local settled = 0
   for i = fields, fields + n_fields - 1, 4000 do
-    redis.call('HDEL', lease, unpack(ARGV, i, math.min(fields + n_fields - 1, i + 3999)))
+    settled = settled + redis.call('HDEL', lease, unpack(ARGV, i, math.min(fields + n_fields - 1, i + 3999)))
+  end
+  if n_fields > 0 and settled == 0 then
+    return 1 -- the reply to this very settlement was lost: a retry that it asked for may have left "delayed" since
   end
   if redis.call('EXISTS', lease) == 0 then
     redis.call('ZREM', leases, batch)

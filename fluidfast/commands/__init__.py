@@ -1,0 +1,66 @@
+"""The commands of ``python -m fluidfast``: ``bench``, ``worker`` and ``queue``. They need the core dependencies only.
+
+Each command is a module with ``add(subparsers)``, which describes its options, and ``run(options)``, which gives the
+exit code. A mistake of the user's is a ``CommandError`` or a ``TaskError`` and ends as one line on stderr.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+
+from .._version import __version__
+from ..common import is_in_cpu_process
+from ..errors import TaskError
+from . import bench, child, queue, worker
+from .display import one_line
+from .loops import loop_name
+from .target import CommandError
+
+__all__ = ["CommandError", "main"]
+
+DESCRIPTION = "A task scheduler: a broker keeps runs safe, workers run them."
+
+EPILOG = """\
+`python -m fluidfast COMMAND --help` has the options and examples of each. The broker of a manager that names none is
+FLUID_BROKER_URL, else memory://, which is gone with its process.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m fluidfast",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    versions = (
+        f"fluidfast {__version__} ({platform.python_implementation()} {platform.python_version()}, {loop_name()})"
+    )
+    top.add_argument("--version", action="version", version=versions)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (bench, worker, queue):
+        command.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Gives the exit code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C."""
+    top = parser()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        top.print_help()
+        return 2
+    in_child = is_in_cpu_process() and "exec" in given
+    at = given.index("exec") if in_child else len(given)
+    options = top.parse_args(given[:at])
+    try:
+        code: int = child.run(options.manager, given[at + 1 :]) if in_child else options.run(options)
+        return code
+    except (CommandError, TaskError) as exc:
+        print(f"fluidfast: error: {one_line(exc)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fluidfast: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,454 @@
+"""``bench``: queues and runs many no-op tasks, and counts what became of each."""
+
+import argparse
+import asyncio
+import mmap
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
+
+from .._clock import new_id
+from .._version import __version__
+from ..broker import BrokerURL, TaskBroker
+from ..bulk import QueueSummary
+from ..consumer import TaskConsumer
+from ..errors import TaskError
+from ..manager import TaskManager
+from ..memory_broker import MemoryTaskBroker
+from ..settings import get_settings
+from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib
+from .display import Progress, table
+from .loops import loop_name, on_signals, run_loop
+from .target import CommandError, at_least_one
+
+__all__ = ["add", "run"]
+
+WINDOW = 1000
+"""Calls of ``queue`` at a time with ``--mode gather``."""
+READY_SECONDS = 60.0
+MODES = {
+    "one-by-one": "one await queue() after the other",
+    "gather": f"{WINDOW:,} concurrent calls of queue() at a time",
+    "many": "one call of queue_many()",
+}
+
+DESCRIPTION = """\
+Queue no-op tasks, run them, and count what became of each: every run marks its number, so that what is lost or has run
+twice is seen.
+
+On memory:// all of it happens in one process. On a server the worker is a process of its own. In both cases the phases
+are measured apart: first all tasks are queued and nothing runs, then they run and nothing is queued. The end-to-end
+rate is that of both together. At last some runs are queued one by one, to see how soon an idle worker starts them.
+
+It uses queues with a new name, which it removes at the end, also after Ctrl-C.
+"""
+
+EPILOG = """\
+exit code: 0; 1 if a run was lost, or the benchmark failed; 130 after Ctrl-C
+
+examples:
+  python -m fluidfast bench
+  python -m fluidfast bench --broker redis://localhost:6379 --wire msgpack --json result.json
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "bench",
+        help="queue and run many no-op tasks, and count what became of each",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tasks", type=at_least_one, default=1_000_000, metavar="N", help="default: 1000000")
+    parser.add_argument("--broker", default="memory://", metavar="URL", help="default: memory://, in this process")
+    parser.add_argument(
+        "--concurrency", type=at_least_one, metavar="N", help="runs at the same time (default: max_concurrent_tasks, 5)"
+    )
+    parser.add_argument("--wire", choices=("json", "msgpack"), default="json", help="what is written (default: json)")
+    parser.add_argument(
+        "--mode",
+        choices=tuple(MODES),
+        help="how they are queued: "
+        + "; ".join(f"{name}: {what}" for name, what in MODES.items())
+        + " (default: one-by-one on memory://, else gather)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result to a file as JSON too; -: to stdout, instead")
+    parser.set_defaults(run=run)
+
+
+@dataclass
+class Result:
+    """What was measured. None: it did not come to that."""
+
+    broker: str
+    tasks: int
+    mode: str
+    wire: str
+    concurrency: int
+    workers: str
+    queued: int = 0
+    queue_seconds: float | None = None
+    ran: int = 0
+    run_seconds: float | None = None
+    lost: int | None = None
+    duplicated: int | None = None
+    left_on_broker: int | None = None
+    wait_ms: dict[str, float | None] = field(default_factory=dict)
+    peak_memory_mib: dict[str, float] = field(default_factory=dict)
+    server: str = ""
+    delivery: str = ""
+    interrupted: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def per_second(self, count: int, seconds: float | None) -> float | None:
+        return round(count / seconds, 1) if count and seconds else None
+
+    @property
+    def total_seconds(self) -> float | None:
+        if self.queue_seconds is None or self.run_seconds is None:
+            return None
+        return self.queue_seconds + self.run_seconds
+
+    def count(self, marks: "bytearray | mmap.mmap", *, drained: bool) -> None:
+        """How often each run that was queued has run. What has not is lost, if nothing was left to be run."""
+        marked = bytes(marks[: self.queued])
+        missing = marked.count(0)
+        self.lost = missing if drained else None
+        self.duplicated = len(marked) - missing - marked.count(1)
+        self.ran = len(marked) - missing
+
+    def as_dict(self) -> dict[str, Any]:
+        values = dict(vars(self))
+        values["queued_per_second"] = self.per_second(self.queued, self.queue_seconds)
+        values["run_per_second"] = self.per_second(self.ran, self.run_seconds)
+        values["total_seconds"] = self.total_seconds
+        values["end_to_end_per_second"] = self.per_second(self.ran, self.total_seconds)
+        return values
+
+    def as_table(self) -> str:
+        values = self.as_dict()
+
+        def rate(name: str, seconds: float | None, note: str = "") -> str:
+            value = values[name]
+            return "-" if value is None or seconds is None else f"{value:>11,.0f} /s {seconds:>9.2f} s   {note}"
+
+        def waits(kind: str, note: str) -> str:
+            p50, p99 = self.wait_ms.get(f"{kind}p50"), self.wait_ms.get(f"{kind}p99")
+            return "-" if p50 is None or p99 is None else f"p50 {p50:,.2f} ms, p99 {p99:,.2f} ms   {note}"
+
+        def count(value: int | None) -> str:
+            return "-" if value is None else f"{value:,}"
+
+        memory = ", ".join(f"{name} {mib:,.0f} MiB" for name, mib in self.peak_memory_mib.items())
+        stride = max(1, self.tasks // 20_000)
+        rows = [
+            ("broker", self.broker),
+            ("tasks", f"{self.tasks:,} ({DETAILS})"),
+            ("queued", rate("queued_per_second", self.queue_seconds, MODES[self.mode])),
+            ("run", rate("run_per_second", self.run_seconds, f"{self.workers}, until settled")),
+            ("end to end", rate("end_to_end_per_second", self.total_seconds, "one phase after the other")),
+            ("wait, in the backlog", waits("", f"queued to start, one run in {stride:,}")),
+            ("wait, idle worker", waits("idle_", f"queued to start, {IDLE_RUNS} runs, one at a time")),
+            ("peak memory", memory),
+            ("lost", count(self.lost)),
+            ("duplicated", count(self.duplicated)),
+            ("delivery", self.delivery),
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+            ("server", self.server),
+            ("machine", ", ".join(f"{name} {value}" for name, value in self.machine.items())),
+        ]
+        if self.left_on_broker:
+            rows.insert(10, ("left on the broker", count(self.left_on_broker)))
+        if self.interrupted:
+            rows.insert(0, ("INTERRUPTED", f"{self.queued:,} of {self.tasks:,} were queued, {self.ran:,} have run"))
+        return table(rows)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    if options.json not in (None, "-"):
+        check_writable(Path(options.json))
+    result, error = run_loop(bench(options))
+    if options.json == "-":
+        print(msgspec.json.format(msgspec.json.encode(result.as_dict()), indent=2).decode())
+    else:
+        print(result.as_table())
+        if options.json is not None:
+            Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(result.as_dict()), indent=2) + b"\n")
+    if error is not None:
+        raise error
+    return 130 if result.interrupted else 1 if result.lost else 0
+
+
+def check_writable(path: Path) -> None:
+    """Before a minute is spent, not after."""
+    try:
+        path.open("ab").close()
+    except OSError as exc:
+        raise CommandError(f"--json {path}: {exc.strerror}") from exc
+
+
+def url_of_its_own(text: str, wire: str) -> str:
+    """The URL with a broker name that nobody else has."""
+    name = f"bench-{new_id()[:12]}"
+    parts = urlsplit(BrokerURL(text).raw)  # which is refused if it is none
+    if parts.scheme == "memory":
+        parts = parts._replace(netloc=name)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme != "memory":
+        query["name"] = name
+    else:
+        query.pop("name", None)
+    query["wire"] = wire
+    return parts._replace(query=urlencode(query)).geturl()
+
+
+async def bench(options: argparse.Namespace) -> tuple[Result, Exception | None]:
+    """Measure. Gives what was measured, and the error that ended it before its time."""
+    # what cannot be a URL is said in the words of the broker
+    own_url = url_of_its_own(options.broker, options.wire) if "://" in options.broker else options.broker
+    concurrency = options.concurrency or get_settings().max_concurrent_tasks or 1
+    manager = TaskConsumer(broker_url=own_url, max_concurrent_tasks=concurrency)
+    broker = manager.broker
+    local = isinstance(broker, MemoryTaskBroker)
+    await broker.connect()
+    result = Result(
+        broker=str(broker.url),
+        tasks=options.tasks,
+        mode=options.mode or ("one-by-one" if local else "gather"),
+        wire=options.wire,
+        concurrency=concurrency,
+        workers=f"{'this process' if local else 'one worker process'}, concurrency {concurrency}",
+        machine={
+            "cpus": os.cpu_count(),
+            "load before": round(os.getloadavg()[0], 2),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        versions={"fluidfast": __version__, "Python": platform.python_version(), "loop": loop_name()},
+    )
+    await describe_server(broker, result)
+    measuring = asyncio.create_task(measure(manager, result, None if local else own_url))
+    on_signals(measuring.cancel)
+    error: Exception | None = None
+    try:
+        await measuring
+    except asyncio.CancelledError:
+        result.interrupted = True
+    except Exception as exc:
+        error = exc
+    try:
+        await broker.clear()
+        await manager.on_shutdown()
+    except TaskError as exc:
+        error = error or CommandError(f"{exc}; keys of {broker.name!r} may be left")
+    return result, error
+
+
+async def describe_server(broker: TaskBroker, result: Result) -> None:
+    """Which server it is, and what its guarantee is worth."""
+    client = getattr(broker, "redis_cli", None)
+    if client is None:
+        result.server = "none, it is gone with this process"
+        result.delivery = "at least once, within this process; gone with it"
+        return
+    try:
+        info = await client.info()
+    except Exception as exc:  # an ACL may forbid it
+        info = {"redis_version": f"unknown ({type(exc).__name__})"}
+    name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version") or "?"
+    kept = "with an append-only file" if info.get("aof_enabled") else "without an append-only file"
+    result.server = f"{name} {version} {kept}"
+    result.delivery = f"at least once, leases of {broker.options.lease_seconds:g} s, each queue() confirmed"
+
+
+async def measure(manager: TaskConsumer, result: Result, url: str | None) -> None:
+    size = result.tasks + IDLE_RUNS
+    if url is None:
+        marks = bytearray(size)
+        try:
+            await measure_here(manager, Load(result.tasks, marks), result)
+        finally:
+            result.count(marks, drained=result.left_on_broker == 0)
+            result.peak_memory_mib = {"this process": peak_memory_mib()}
+        return
+    with tempfile.NamedTemporaryFile(prefix="fluidfast-bench-") as file:
+        file.truncate(size)
+        marked = Load.file_of_marks(Path(file.name), size)
+        try:
+            await measure_apart(manager, Path(file.name), result, url)
+        finally:
+            result.count(marked, drained=result.left_on_broker == 0)
+            result.peak_memory_mib = {"this process": peak_memory_mib()} | result.peak_memory_mib
+
+
+async def measure_here(consumer: TaskConsumer, load: Load, result: Result) -> None:
+    """Queue, then run, in this process."""
+    consumer.register_task(load.task())
+    load.expect(result.tasks)
+    await queue_all(consumer, result)
+    progress = Progress("run   ", result.tasks)
+    started = perf_counter()
+    await consumer.startup()
+    try:
+        await load.drained(consumer.broker, progress.show)
+        result.run_seconds = perf_counter() - started
+        progress.clear()
+        load.expect(result.tasks + IDLE_RUNS)
+        await queue_apart(consumer, result)
+        await load.drained(consumer.broker, lambda seen: None)
+        result.wait_ms = load.percentiles()
+        result.left_on_broker = await left_on(consumer.broker)
+    finally:
+        result.run_seconds = result.run_seconds or perf_counter() - started
+        progress.clear()
+        await consumer.shutdown()
+
+
+async def measure_apart(manager: TaskManager, marks: Path, result: Result, url: str) -> None:
+    """Queue here, then run in another process."""
+    manager.register_task(Load(result.tasks, bytearray()).task())
+    await queue_all(manager, result)
+    request = {"url": url, "tasks": result.tasks, "marks": str(marks), "concurrency": result.concurrency}
+    async with WorkerProcess.started(request, result) as worker:
+        progress = Progress("run   ", result.tasks)
+        try:
+            answer = await worker.expect(result.tasks, progress.show)
+        finally:
+            progress.clear()
+        result.run_seconds = answer["seconds"]
+        answer_later = asyncio.ensure_future(worker.expect(result.tasks + IDLE_RUNS, lambda seen: None))
+        try:
+            await queue_apart(manager, result)
+            answer = await answer_later
+        finally:
+            answer_later.cancel()
+        result.wait_ms = answer["waits_ms"]
+        result.peak_memory_mib["worker"] = answer["peak_memory_mib"]
+        result.left_on_broker = await left_on(manager.broker)
+
+
+async def queue_all(manager: TaskManager, result: Result) -> None:
+    queue = manager.queue
+    progress = Progress("queue ", result.tasks)
+
+    def confirmed(summary: QueueSummary) -> None:
+        result.queued = summary.queued
+        progress.show(summary.queued)
+
+    started = perf_counter()
+    try:
+        if result.mode == "many":
+            await manager.queue_many(TASK_NAME, map(params_of, range(result.tasks)), progress=confirmed)
+            return
+        for first in range(0, result.tasks, WINDOW):
+            numbers = range(first, min(first + WINDOW, result.tasks))
+            if result.mode == "gather":
+                await asyncio.gather(*[queue(TASK_NAME, **params_of(number)) for number in numbers])
+            else:
+                for number in numbers:
+                    await queue(TASK_NAME, **params_of(number))
+                await asyncio.sleep(0)  # on memory:// nothing above waits
+            result.queued = numbers.stop
+            progress.show(result.queued)
+    finally:
+        result.queue_seconds = perf_counter() - started
+        progress.clear()
+
+
+async def queue_apart(manager: TaskManager, result: Result) -> None:
+    """Queue the last runs one at a time, when the worker is idle."""
+    for number in range(result.tasks, result.tasks + IDLE_RUNS):
+        await asyncio.sleep(0.003)
+        await manager.queue(TASK_NAME, **params_of(number))
+        result.queued += 1
+
+
+class WorkerProcess:
+    """The other process, seen from here. Whatever ends it before its time is an error that says so."""
+
+    def __init__(self, process: asyncio.subprocess.Process, result: Result) -> None:
+        self.process = process
+        self.result = result
+        self.errors: deque[bytes] = deque(maxlen=20)
+        self.reading = asyncio.create_task(self.read_errors())
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, request: dict[str, Any], result: Result) -> AsyncIterator["WorkerProcess"]:
+        """Start it, wait until it is ready; end it at the end."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fluidfast.commands.bench_worker",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        worker = cls(process, result)
+        try:
+            worker.say(request)
+            async with asyncio.timeout(READY_SECONDS):
+                await worker.hear()
+            yield worker
+        finally:
+            await worker.end()
+
+    def say(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(message) + b"\n")
+
+    async def hear(self) -> dict[str, Any]:
+        """The next message. Raises CommandError if the process has ended instead."""
+        assert self.process.stdout is not None
+        if line := await self.process.stdout.readline():
+            return msgspec.json.decode(line, type=dict[str, Any])
+        raise CommandError(await self.obituary())
+
+    async def expect(self, runs: int, progress: Callable[[int], object]) -> dict[str, Any]:
+        """Have it run until that many different runs have come."""
+        self.say({"expect": runs})
+        while "seconds" not in (message := await self.hear()):
+            progress(message["seen"])
+        return message
+
+    async def obituary(self) -> str:
+        code = await self.process.wait()
+        await asyncio.wait([self.reading], timeout=1)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        last = b" ".join(self.errors).decode(errors="replace")
+        return f"the worker process (pid {self.process.pid}) {how} before it was done" + (f": {last}" if last else "")
+
+    async def read_errors(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.errors.append(line.strip())
+
+    async def end(self) -> None:
+        """Let it shut down; kill it if it does not."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            async with asyncio.timeout(20):
+                while await self.drop_output():
+                    pass
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        self.reading.cancel()
+
+    async def drop_output(self) -> bytes:
+        assert self.process.stdout is not None
+        return await self.process.stdout.read(1 << 16)

@@ -1,0 +1,61 @@
+"""What the commands show: a progress bar on a terminal, aligned tables, and errors that are one line."""
+
+import sys
+from collections.abc import Iterable
+from time import monotonic
+
+__all__ = ["Progress", "one_line", "ranges", "table"]
+
+WIDTH = 30
+
+
+class Progress:
+    """A bar on stderr if that is a terminal, nothing otherwise. ``total`` 0: how much there is is not known."""
+
+    def __init__(self, label: str, total: int = 0) -> None:
+        self.label, self.total = label, total
+        self.started = self.shown = monotonic()
+        self.visible = sys.stderr.isatty()
+
+    def show(self, done: int, note: str = "") -> None:
+        """Draw ``done`` of the total, at most ten times a second."""
+        now = monotonic()
+        if not self.visible or now - self.shown < 0.1:
+            return
+        self.shown = now
+        filled = min(WIDTH, WIDTH * done // self.total) if self.total else 0
+        bar = f"[{'#' * filled}{'.' * (WIDTH - filled)}] {100 * done // self.total:3d} %  " if self.total else ""
+        note = note or f"{done:,}  {done / (now - self.started):,.0f}/s"
+        sys.stderr.write(f"\r\x1b[K{self.label}  {bar}{note}")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the bar away."""
+        if self.visible:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Names to the left, values to the right."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}   {value}".rstrip() for name, value in rows)
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error's text without line breaks and other control characters."""
+    text = str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Rising numbers as text: ``3-5, 9``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [f"{a:,}" if a == b else f"{a:,}-{b:,}" for a, b in spans[:most]]
+    return ", ".join(texts) + (", ..." if len(spans) > most else "")

@@ -1,0 +1,296 @@
+"""``queue``: queues one run for each line of a file."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from .._run import TaskRun
+from ..errors import BrokerConnectionError, NotDurableError, ParamsError, PayloadTooLargeError, TaskError
+from ..manager import TaskManager
+from ..memory_broker import MemoryTaskBroker
+from ..states import PRIORITIES, TaskPriority
+from ..task import Task
+from .display import Progress, one_line, ranges
+from .lines import LineReader
+from .loops import on_signals, run_loop
+from .target import HELP, CommandError, as_manager, did_you_mean, load
+
+__all__ = ["add", "run"]
+
+WINDOW = 1000
+"""Runs that are sent and not confirmed, at most."""
+REPORTED = 20
+"""Bad lines that are reported one by one."""
+
+EPILOG = """\
+Each line is a JSON object, the params of one run; empty lines are ignored. A line is bad if it is no JSON object, or if
+its params do not fit the task. Lines are queued in their order; when it stops it says how many were queued, and which
+line was the first that was not.
+
+exit code: 0 if every line was queued, 1 if one was not, 130 after Ctrl-C
+
+examples:
+  python -m fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
+  python -m fluidfast queue app:manager send_mail --from mails.ndjson --on-error skip
+  ls *.png | jq -cR '{path: .}' | python -m fluidfast queue app:manager resize --from - --priority low
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "queue",
+        help="queue runs, one for each line of a file",
+        description="Queue runs of a task: one for each line of a file or of stdin, or a single one.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
+    parser.add_argument("task", metavar="TASK", help="the name of the task")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from", dest="source", metavar="FILE", help="one JSON object a line; -: from stdin")
+    source.add_argument("--params", default="{}", metavar="JSON", help="params of a single run (default: none)")
+    parser.add_argument(
+        "--priority", choices=[str(p) for p in PRIORITIES], help="priority of the runs (default: that of the task)"
+    )
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line (default: stop)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    return run_loop(queue(load(options.manager), options))
+
+
+class BadLine(Exception):
+    """What is wrong with a line."""
+
+
+@dataclass
+class Account:
+    """What became of the lines."""
+
+    queued: int = 0
+    last_queued: int = 0
+    """The last line that was queued."""
+    bad: int = 0
+    first_not_queued: int | None = None
+    refused: list[int] = field(default_factory=list)
+    """Lines of the last window that the broker did not take."""
+    unknown: list[int] = field(default_factory=list)
+    """Lines of the last window that the broker may have taken."""
+    late: int = 0
+    """Lines that were queued behind the first that was not."""
+    error: BaseException | None = None
+    interrupted: bool = False
+
+    def not_queued(self, number: int) -> None:
+        if self.first_not_queued is None or number < self.first_not_queued:
+            self.first_not_queued = number
+
+
+@dataclass
+class Sender:
+    """Makes runs of lines, and queues them, a window at a time."""
+
+    manager: TaskManager
+    task: Task[Any]
+    priority: TaskPriority | None
+    account: Account
+
+    def make(self, line: bytes | None) -> tuple[TaskRun[Any, Any], bytes]:
+        """The run of a line, and its payload; nothing is sent yet. Raises BadLine."""
+        manager = self.manager
+        codec = manager.broker.codec
+        if line is None:
+            raise BadLine("it is longer than the largest run may be")
+        try:
+            params = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise BadLine(f"it is not JSON: {exc}") from exc
+        if not isinstance(params, dict):
+            raise BadLine(f"a JSON object is expected, it is {json_kind(params)}")
+        try:
+            run = codec.create_with(self.task, self.priority, "", params, manager, manager.dispatcher.listeners)
+            run._emit()
+            return run, codec.submit(run)
+        except (ParamsError, PayloadTooLargeError) as exc:
+            raise BadLine(str(exc)) from exc
+
+    async def send(self, window: list[tuple[int, TaskRun[Any, Any], bytes]]) -> None:
+        """Queue a window and account for each of it. An error is left in ``account.error``."""
+        account = self.account
+        try:
+            await self.manager._admit(len(window))
+        except TaskError as exc:  # max_queue_length
+            account.error = exc
+            account.refused += [number for number, _, _ in window]
+            account.not_queued(account.refused[0])
+            return
+        submit = self.manager._producer.submit
+        answers = [submit(run.prio, payload) for _, run, payload in window]
+        waiting = [answer for answer in answers if answer is not None]
+        if waiting:
+            await asyncio.wait(waiting)
+        for (number, run, _), answer in zip(window, answers, strict=True):
+            error = None if answer is None else answer.exception()
+            queued = error is None or isinstance(error, NotDurableError)
+            if queued:
+                account.queued += 1
+                account.last_queued = number
+                account.late += account.first_not_queued is not None
+                run._emit()
+            account.error = account.error or error
+            if queued:
+                continue
+            account.not_queued(number)
+            (account.unknown if isinstance(error, BrokerConnectionError) else account.refused).append(number)
+
+
+def json_kind(value: Any) -> str:
+    kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+async def queue(found: Any, options: argparse.Namespace) -> int:
+    manager = as_manager(found, options.manager)
+    broker = manager.broker
+    task = manager.registry.get(options.task)
+    if task is None:
+        hint = did_you_mean(options.task, manager.registry) or f"; it has {', '.join(sorted(manager.registry))}"
+        raise CommandError(f"{options.manager} has no task {options.task!r}{hint}")
+    if isinstance(broker, MemoryTaskBroker):
+        raise CommandError(
+            f"the broker of {options.manager} is {broker.url}, which is in this process only: what is queued there "
+            "would be gone at once. Give the manager a broker_url, or set FLUID_BROKER_URL"
+        )
+    priority = TaskPriority(options.priority) if options.priority else None
+    account = Account()
+    sender = Sender(manager, task, priority, account)
+    with ExitStack() as stack:
+        source = None if options.source is None else open_source(options.source, stack)
+        await broker.connect()
+        started = perf_counter()
+        try:
+            if source is None:
+                await queue_one(sender, options.params.encode())
+            else:
+                await queue_lines(sender, *source, skip=options.on_error == "skip")
+        finally:
+            await close(manager)
+    seconds = perf_counter() - started
+    return report(account, f"{options.task!r} on {broker.url}", seconds)
+
+
+def open_source(name: str, stack: ExitStack) -> tuple[int, int]:
+    """Descriptor and size (0: unknown) of what is to be read."""
+    if name == "-":
+        return sys.stdin.fileno(), 0
+    try:
+        file = stack.enter_context(Path(name).open("rb", buffering=0))  # noqa: SIM115
+        file.read(0)
+    except OSError as exc:
+        raise CommandError(f"--from {name}: {exc.strerror}") from exc
+    return file.fileno(), os.fstat(file.fileno()).st_size
+
+
+async def close(manager: TaskManager) -> None:
+    try:
+        await manager.on_shutdown()
+    except TaskError as exc:  # what was queued is queued
+        print(f"fluidfast: {one_line(exc)}", file=sys.stderr)
+
+
+async def queue_one(sender: Sender, params: bytes) -> None:
+    try:
+        run, payload = sender.make(params)
+    except BadLine as exc:
+        raise CommandError(f"--params: {exc}") from exc
+    await sender.send([(1, run, payload)])
+    if sender.account.error is not None:
+        raise sender.account.error
+
+
+async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool) -> None:
+    account = sender.account
+    lines = LineReader(descriptor, max_bytes=2 * sender.manager.broker.codec.max_bytes)
+    progress = Progress("queue ", size)
+
+    def stop() -> None:
+        account.interrupted = True
+        lines.stop()
+
+    on_signals(stop)
+    try:
+        async for window in windows(lines):
+            made: list[tuple[int, TaskRun[Any, Any], bytes]] = []
+            stopped = False
+            for number, line in window:
+                if line is not None and not line.strip():
+                    continue
+                try:
+                    made.append((number, *sender.make(line)))
+                except BadLine as exc:
+                    account.bad += 1
+                    account.not_queued(number)
+                    progress.clear()
+                    if account.bad <= REPORTED:
+                        print(f"fluidfast: line {number:,}: {one_line(exc)}", file=sys.stderr)
+                    if not skip:
+                        stopped = True
+                        break
+            if made:
+                await sender.send(made)
+            progress.show(lines.bytes_read if size else account.queued, f"{account.queued:,} queued")
+            if stopped or account.error is not None:
+                return
+    except OSError as exc:
+        raise CommandError(f"cannot read on: {exc.strerror}; {account.queued:,} runs were queued") from exc
+    finally:
+        progress.clear()
+
+
+async def windows(lines: LineReader) -> AsyncIterable[list[tuple[int, bytes | None]]]:
+    async for chunk in lines:
+        for first in range(0, len(chunk), WINDOW):
+            yield chunk[first : first + WINDOW]
+
+
+def report(account: Account, what: str, seconds: float) -> int:
+    """Say what became of the lines; gives the exit code."""
+
+    def say(text: str) -> None:
+        print(f"fluidfast: {text}", file=sys.stderr)
+
+    if account.error is not None:
+        say(f"error: {one_line(account.error)}")
+    if account.bad > REPORTED:
+        say(f"{account.bad - REPORTED:,} more lines are bad")
+    print(f"queued {account.queued:,} {'run' if account.queued == 1 else 'runs'} of {what} in {seconds:.2f} s")
+    if account.bad:
+        say(f"{account.bad:,} bad line{'s' * (account.bad > 1)} not queued")
+    if account.refused:
+        say(f"not queued, the broker refused them: lines {ranges(account.refused)}")
+    if account.unknown:
+        say(f"whether they were queued is not known, the server did not answer: lines {ranges(account.unknown)}")
+    if account.first_not_queued is not None:
+        say(f"the first line that was not queued: {account.first_not_queued:,}")
+    elif account.error is not None:
+        say(f"nothing behind line {account.last_queued:,} was queued")
+    if account.late:
+        say(f"{account.late:,} lines behind that one were queued, the last is line {account.last_queued:,}")
+    if account.interrupted:
+        say(f"interrupted: nothing behind line {account.last_queued:,} was queued")
+        return 130
+    return 0 if account.first_not_queued is None and account.error is None else 1

@@ -1,0 +1,127 @@
+"""``MODULE:MANAGER`` on the command line: what it names, or why it names nothing."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..consumer import TaskConsumer
+from ..events import Event
+from ..manager import TaskManager
+
+__all__ = ["HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "did_you_mean", "load"]
+
+HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a function that returns one: app:manager"
+
+
+class CommandError(Exception):
+    """The command line asks for something that cannot be done. The message is one line."""
+
+
+def load(text: str) -> Any:
+    """The object that ``MODULE:NAME`` names (``NAME`` may have dots); the current directory is looked at first.
+
+    Raises:
+        CommandError: the text has another form, the module cannot be imported, or has no such name.
+    """
+    module_name, colon, path = text.partition(":")
+    if not (colon and module_name and path):
+        raise CommandError(f"{text!r} is not of the form MODULE:MANAGER, such as app:manager")
+    if module_name.endswith(".py") or os.sep in module_name:
+        hint = Path(module_name).with_suffix("").name
+        raise CommandError(f"{module_name!r} is a file, a module is expected: {hint}:{path}, from the file's directory")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise CommandError(f"{module_name!r} is no name of a module")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as exc:
+        missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
+        if missing is not None and (missing == module_name or module_name.startswith(missing + ".")):
+            raise CommandError(f"there is no module {missing!r} in {here} or elsewhere on Python's path") from None
+        raise CommandError(f"module {module_name!r} cannot be imported: {described(exc)}") from exc
+    done = f"module {module_name!r}"
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise CommandError(f"{done} has no {part!r}{did_you_mean(part, dir(found))}") from None
+        done = f"{part!r} of {done}"
+    return found
+
+
+def at_least_one(text: str) -> int:
+    """The type of an option that counts something."""
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint, or nothing."""
+    close = get_close_matches(name, [other for other in names if not other.startswith("_")], 1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def described(exc: BaseException) -> str:
+    """An exception of the user's own code: its type, its text, and the line of theirs that raised it."""
+    where = ""
+    traceback = exc.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if not filename.startswith("<") and filename not in (__file__, importlib.__file__):
+            where = f" ({filename}, line {traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    if isinstance(exc, SyntaxError):
+        return f"SyntaxError: {exc.msg} ({exc.filename}, line {exc.lineno})"
+    return f"{type(exc).__name__}: {exc}{where}"
+
+
+def as_manager(found: Any, text: str) -> TaskManager:
+    """The manager that was found, or that what was found returns. Call it in the event loop.
+
+    Raises:
+        CommandError: it is neither, or has no tasks.
+    """
+    manager = found
+    if not isinstance(manager, TaskManager) and callable(manager):
+        try:
+            manager = manager()
+        except Exception as exc:
+            raise CommandError(f"{text}() failed: {described(exc)}") from exc
+        text += "()"
+    if not isinstance(manager, TaskManager):
+        if hasattr(manager, "close") and hasattr(manager, "send"):  # a coroutine: nobody is to await it
+            manager.close()
+        kind = type(manager).__name__
+        raise CommandError(f"{text} is of type {kind}; a TaskConsumer or a TaskManager is expected")
+    if not manager.registry:
+        raise CommandError(f"{text} has no tasks: register them with register_task or register_from_module")
+    return manager
+
+
+def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
+    """The consumer itself; for a plain manager one with its tasks, config, deps, handlers and contexts."""
+    if isinstance(manager, TaskConsumer):
+        consumer = manager
+    else:
+        consumer = TaskConsumer(deps=manager.deps, config=replace(manager.config, broker_url=manager.broker.url.raw))
+        consumer.state = manager.state
+        for task in manager.registry.values():
+            consumer.register_task(task)
+        for kind, handlers in manager.dispatcher._handlers.items():
+            for tag, handler in handlers.items():
+                consumer.dispatcher.register_handler(Event(kind, tag), handler)
+        for context in manager._async_contexts:
+            consumer.add_async_context_manager(context)
+    if concurrency is not None:
+        consumer.config.max_concurrent_tasks = consumer.engine.concurrency = concurrency
+    return consumer

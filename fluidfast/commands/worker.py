@@ -1,0 +1,130 @@
+"""``worker``: runs a consumer until SIGTERM or SIGINT."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any
+
+from ..memory_broker import MemoryTaskBroker
+from ..settings import get_settings
+from .loops import loop_name, on_signals, run_loop
+from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
+
+__all__ = ["add", "run"]
+
+logger = logging.getLogger("fluidfast.worker")
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+THREAD_SECONDS = 1.0
+"""How long plain functions in threads may take to notice that the worker ends."""
+
+EPILOG = """\
+The first SIGTERM or SIGINT drains: nothing more is claimed, what has not started goes back to its queue, what runs may
+finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), what has not finished then goes back as
+well. The second one does not wait for that, the third one kills.
+
+exit code: 0 after a drain, 1 after an error
+
+example: python -m fluidfast worker app:manager --concurrency 20
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "worker",
+        help="run the tasks of a consumer until it is told to stop",
+        description="Run the tasks of a consumer until SIGTERM or SIGINT.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
+    parser.add_argument(
+        "--concurrency",
+        type=at_least_one,
+        metavar="N",
+        help="runs at the same time (default: the manager's max_concurrent_tasks)",
+    )
+    parser.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=LEVELS,
+        metavar="LEVEL",
+        help=f"{', '.join(LEVELS)} (default: LOG_LEVEL, else INFO, which writes two lines a run)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    found = load(options.manager)
+    start_logging(options.log_level)
+    return run_loop(work(found, options.manager, options.concurrency))
+
+
+def start_logging(level: str | None) -> None:
+    """Log to stderr, unless the module that was imported has set up logging itself."""
+    root = logging.getLogger()
+    if not root.handlers:
+        logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        level = level or get_settings().log_level
+        if level not in logging.getLevelNamesMapping():
+            raise CommandError(f"LOG_LEVEL={level!r} is none of {', '.join(LEVELS)}")
+    if level is not None:
+        root.setLevel(level)
+
+
+async def work(found: Any, text: str, concurrency: int | None) -> int:
+    manager = as_manager(found, text)
+    consumer = as_consumer(manager, concurrency)
+    broker = consumer.broker
+    await broker.connect()
+    if isinstance(broker, MemoryTaskBroker):
+        logger.warning("%s is in this process only: this worker gets nothing that another process queues", broker.url)
+    threads = ThreadPoolExecutor(consumer.engine.concurrency + 4, thread_name_prefix="task-thread")
+    asyncio.get_running_loop().set_default_executor(threads)
+
+    def drain() -> None:
+        logger.info(
+            "stopping: what runs may finish within %g s; again to give it back now", consumer.engine.grace_seconds
+        )
+        consumer.gracefully_stop()
+
+    def hurry() -> None:
+        logger.warning("stopping now: what runs goes back to its queue")
+        consumer.engine.hurry()
+
+    on_signals(drain, hurry)
+    await consumer.startup()
+    logger.info(
+        "worker %s: %d tasks, %d at a time, on %s, %s",
+        consumer.manager_id, len(consumer.registry), consumer.engine.concurrency, broker.url, loop_name(),
+    )  # fmt: skip
+    try:
+        await consumer.wait_for_shutdown()
+    except Exception as exc:
+        raise CommandError(f"the worker failed: {type(exc).__name__}: {exc}") from exc
+    logger.info("stopped after %d runs", consumer.engine.finished)
+    leave_threads(threads)
+    return 0
+
+
+def leave_threads(threads: ThreadPoolExecutor) -> None:
+    """End the pool. A thread that goes on was given back or has timed out: nothing that it does counts any more, and
+    nothing can stop it but the end of the process, which Python would put off for it."""
+    threads.shutdown(wait=False, cancel_futures=True)
+    end = monotonic() + THREAD_SECONDS
+    alive = [thread for thread in threading.enumerate() if thread.name.startswith("task-thread")]
+    for thread in alive:
+        thread.join(max(0.0, end - monotonic()))
+    if left := sum(thread.is_alive() for thread in alive):
+        logger.warning("%d functions still run in threads; they end with this process", left)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
