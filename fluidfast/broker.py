@@ -391,7 +391,7 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def release(self, batch: str, fields: Sequence[str]) -> int:
-        """Give back what was claimed and not started, in the order given, to where it came from (a suspect stays one)."""
+        """Give back what was claimed and not started, in the order given, to where it came from; a suspect stays one."""
 
     @abstractmethod
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:

@@ -49,12 +49,13 @@ async def queue_many(
     on_error: str = "raise",
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
+    batch: int = MAX_BATCH,
     admit: Callable[[int], Awaitable[None]] | None = None,
     announce: Callable[[list[bytes], TaskState], None] | None = None,
 ) -> QueueSummary:
-    """See ``TaskManager.queue_many``. ``admit`` is awaited with the size of each batch before it is sent;
-    ``announce`` is
-    called with each batch and the state ``init`` before it is sent, ``queued`` after it was confirmed."""
+    """See ``TaskManager.queue_many``. ``batch``: runs in one at most. ``admit`` is awaited with the size of each batch
+    before it is sent; ``announce`` is called with each batch and the state ``init`` before it is sent, ``queued`` after
+    it was confirmed."""
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
@@ -103,7 +104,7 @@ async def queue_many(
                 ids: list[str] | None = [] if return_ids else None
                 try:
                     payloads, size, count, ended = codec.take(
-                        task, priority, chunk, MAX_BATCH, MAX_BATCH_BYTES, errors, ids, consumed
+                        task, priority, chunk, batch, MAX_BATCH_BYTES, errors, ids, consumed
                     )
                 except TaskError as exc:
                     # The items before the bad one are good, and whoever gave them was told so by the index.

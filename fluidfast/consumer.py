@@ -198,6 +198,10 @@ class Engine(Worker):
         try:
             await self._wait_stop()
             await self._drain(claiming)
+            # before the farewell: what it prolongs then would be known again, and nobody would ever say goodbye
+            keeper.stop()
+            await asyncio.to_thread(keeper.join, self.broker.options.lease_seconds)
+            await self._say_farewell()
         finally:
             keeper.stop()
             claiming.cancel()
@@ -250,6 +254,8 @@ class Engine(Worker):
             if self._sends and monotonic() > deadline + 5:
                 logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
                 break
+
+    async def _say_farewell(self) -> None:
         try:
             await self.broker.farewell(self.id)
         except BrokerError as exc:
@@ -722,6 +728,8 @@ class Engine(Worker):
     def _discard(self, lease: Lease, item: Claimed, reason: str) -> None:
         lease.settlement.dead.append((item.field, reason))
         lease.settlement.done.append(item.field)
+        if item.strikes:
+            lease.settlement.survived.append(item.field)
         self._settled(lease)
 
     def _interrupt(self, held: Held) -> None:

@@ -43,6 +43,10 @@ class LeaseKeeper:
         """Ask the thread to end; it does after the call that it is in."""
         self._stopped.set()
 
+    def join(self, seconds: float) -> None:
+        """Wait until the thread has ended, for so many seconds at most. Blocks."""
+        self._thread.join(seconds)
+
     def _run(self) -> None:
         failing = False
         period = self._period

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from time import monotonic
 from types import ModuleType
 from typing import Any, Literal, Self
 
@@ -20,7 +19,7 @@ from .errors import ConfigError, QueueFullError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import Producer
+from .producer import MAX_BATCH, Producer
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
@@ -32,6 +31,8 @@ __all__ = ["AsyncHandler", "TaskManager"]
 AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
 
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+LOOK_SECONDS = 0.02
+"""How long a caller that is held by ``max_queue_length`` waits before it looks again."""
 INIT_BIT = 1 << 0
 QUEUED_BIT = 1 << 1
 
@@ -67,7 +68,8 @@ class TaskManager:
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
         self._plain = self.config.delivery == "confirmed" and self.config.max_queue_length is None
-        self._sync: SyncManager | None = None
+        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._sync = SyncManager(self)
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
         self._async_contexts: list[Any] = []
@@ -193,6 +195,10 @@ class TaskManager:
             UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
             PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
             BrokerFullError: the server has no memory left; nothing was queued.
+            QueueFullError: ``max_queue_length`` runs wait; nothing was queued.
+            BufferedRunsLost: runs that were queued before with ``delivery="buffered"`` are not confirmed; this one was
+                not queued.
+            NotDurableError: the run is queued, but not as safe as ``durability`` demands.
             BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
                 come back, whether the run was queued is unknown.
         """
@@ -226,24 +232,54 @@ class TaskManager:
         elif (confirmed := producer.submit(priority, payload)) is not None:
             await confirmed
 
+    def _has_room(self, count: int) -> bool:
+        """Whether ``count`` runs more are within ``max_queue_length``, as far as is known here."""
+        limit = self.config.max_queue_length
+        known = self.broker.waiting()
+        if known is None:
+            known = self._producer.waiting_total + self._producer.pending
+        return limit is None or known + count <= limit
+
     async def _admit(self, count: int) -> None:
         """Wait until ``count`` runs more are within ``max_queue_length``. Raises QueueFullError."""
-        limit = self.config.max_queue_length
-        if limit is None or self._producer.waiting_total + self._producer.pending + count <= limit:
-            known = self.broker.waiting()
-            if limit is None or known is None or known + count <= limit:
-                return
-        deadline = None if self.config.full_timeout is None else monotonic() + self.config.full_timeout
-        while True:
-            waiting = sum((await self.broker.queue_length()).values())
-            self._producer.waiting_total = waiting
-            if waiting + self._producer.pending + count <= max(limit, count):
-                return
-            if self.config.on_full == "raise" or (deadline is not None and monotonic() >= deadline):
-                raise QueueFullError(
-                    f"broker {self.broker.url}: {waiting} runs wait, max_queue_length is {limit}; nothing was queued"
-                )
-            await asyncio.sleep(0.02)
+        loop = asyncio.get_running_loop()
+        if self._gate is None or self._gate[0] is not loop:
+            self._gate = (loop, asyncio.Lock())
+        gate = self._gate[1]
+        if not gate.locked() and self._has_room(count):
+            return
+        raises, timeout = self.config.on_full == "raise", self.config.full_timeout
+        deadline = None if raises or timeout is None else loop.time() + timeout
+        try:  # one asks, the others stand behind it in their order
+            async with asyncio.timeout_at(deadline):
+                await gate.acquire()
+        except TimeoutError:
+            raise self._full() from None
+        try:
+            while not self._has_room(count):
+                await self._look()
+                if self._has_room(count):
+                    return
+                if raises or (deadline is not None and loop.time() >= deadline):
+                    raise self._full()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            gate.release()
+
+    async def _look(self) -> None:
+        """Ask the broker how many runs wait."""
+        producer = self._producer
+        confirmed = producer.confirmed
+        waiting = sum((await self.broker.queue_length()).values())
+        if producer.confirmed != confirmed:  # which of the two answers is the newer one cannot be told
+            waiting = max(waiting, producer.waiting_total)
+        producer.waiting_total = waiting
+
+    def _full(self) -> QueueFullError:
+        return QueueFullError(
+            f"broker {self.broker.url}: {self._producer.waiting_total} runs wait, max_queue_length is "
+            f"{self.config.max_queue_length}; nothing was queued"
+        )
 
     async def flush(self) -> None:
         """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.
@@ -280,11 +316,12 @@ class TaskManager:
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
         found = self.broker.task_from_registry(task)
-        admit = self._admit if self.config.max_queue_length is not None else None
+        limit = self.config.max_queue_length
+        admit, batch = (None, MAX_BATCH) if limit is None else (self._admit, min(MAX_BATCH, max(1, limit // 4)))
         announce = self._announce if self._listeners.mask & (INIT_BIT | QUEUED_BIT) else None
         return await queue_many(
             self.broker.codec, self._producer, found, items, priority=priority, on_error=on_error,
-            return_ids=return_ids, progress=progress, admit=admit, announce=announce,
+            return_ids=return_ids, progress=progress, batch=batch, admit=admit, announce=announce,
         )  # fmt: skip
 
     def _announce(self, payloads: list[bytes], state: TaskState) -> None:
@@ -311,8 +348,6 @@ class TaskManager:
     @property
     def sync(self) -> SyncManager:
         """The same for code without an event loop: ``manager.sync.queue(...)`` blocks; from any thread."""
-        if self._sync is None:
-            self._sync = SyncManager(self)
         return self._sync
 
     async def queue_and_wait(

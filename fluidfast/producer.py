@@ -55,8 +55,10 @@ class Producer:
         self.broker = broker
         self.buffer_runs = buffer_runs
         self.buffer_bytes = buffer_bytes
-        self.waiting_total = 0
-        """Runs waiting on the broker, as the last confirmed batch saw it."""
+        self.waiting_total: float = float("inf")
+        """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
+        self.confirmed = 0
+        """Batches that were confirmed."""
         self.pending = 0
         """Payloads that are not confirmed."""
         self.pending_bytes = 0
@@ -235,6 +237,7 @@ class Producer:
             assert first is sending
             if exc is None:
                 self.waiting_total = waiting
+                self.confirmed += 1
             self._resolve(first, exc)
             if self._count and not self._scheduled:
                 self._flush()

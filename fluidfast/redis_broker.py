@@ -98,6 +98,7 @@ class RedisTaskBroker(TaskBroker):
         self._blocked: set[Link] = set()
         self._reply_link: Link | None = None
         self._wakeups: dict[str, WakeUp] = {}
+        self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
 
@@ -373,10 +374,14 @@ class RedisTaskBroker(TaskBroker):
     ) -> Claim:
         batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
-        given, flags, suspects, strikes, alone = await self.script(
-            "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
-            letters, int(idle), *tasks,
-        )  # fmt: skip
+        self._claiming.add(batch)
+        try:
+            given, flags, suspects, strikes, alone = await self.script(
+                "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
+                letters, int(idle), *tasks,
+            )  # fmt: skip
+        finally:
+            self._claiming.discard(batch)
         items = [Claimed(given[i].decode(), given[i + 1]) for i in range(0, len(given), 2)]
         if strikes:
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
@@ -428,7 +433,9 @@ class RedisTaskBroker(TaskBroker):
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
             flat = [part for slot in slots for part in slot]
-            arguments: list[Any] = [self._prefix, consumer, milliseconds(lease), len(batches), *batches, *flat]
+            claiming = list(self._claiming)
+            every = [*batches, *claiming]
+            arguments: list[Any] = [self._prefix, consumer, milliseconds(lease), len(every), *every, *flat]
             lost: Any
             nonlocal client
             try:
@@ -439,7 +446,7 @@ class RedisTaskBroker(TaskBroker):
                 client.close()
                 client = self.server.sync_client(max(0.5, lease / 3))
                 raise
-            return [batch.decode() for batch in lost]
+            return [text for batch in lost if (text := batch.decode()) not in claiming]
 
         return renew
 

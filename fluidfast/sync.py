@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SyncManager"]
 
 T = TypeVar("T")
+END_SECONDS = 5.0
+"""How long calls that others still wait in may take to end when the manager is closed."""
 
 
 class SyncManager:
@@ -42,24 +44,31 @@ class SyncManager:
         self.close()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                try:
-                    import uvloop
-                except ImportError:
-                    loop = asyncio.new_event_loop()
-                else:
-                    loop = uvloop.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="fluidfast-sync", daemon=True)
-                thread.start()
-                self._loop, self._thread = loop, thread
-            return self._loop
+        """The loop, under the lock."""
+        if self._loop is None:
+            try:
+                import uvloop
+            except ImportError:
+                loop = asyncio.new_event_loop()
+            else:
+                loop = uvloop.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="fluidfast-sync", daemon=True)
+            thread.start()
+            self._loop, self._thread = loop, thread
+        return self._loop
+
+    def _refuse_own_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("manager.sync was called within its own event loop: use await there")
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if threading.current_thread() is self._thread:
+        try:
+            self._refuse_own_thread()
+        except RuntimeError:
             coroutine.close()
-            raise RuntimeError("manager.sync was called within its own event loop: use await there")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+            raise
+        with self._lock:  # so that no call is given to a loop that is being closed
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
         try:
             return future.result()
         except BaseException:
@@ -111,16 +120,29 @@ class SyncManager:
         self._call(self._manager.flush())
 
     def close(self) -> None:
-        """Shut the manager down and end the thread. The next call starts a new one."""
+        """Shut the manager down and end the thread. The next call starts a new one.
+
+        A call that another thread still waits in then, such as ``queue_and_wait``, raises CancelledError there.
+        """
+        self._refuse_own_thread()
         with self._lock:
             loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-        try:
-            self._call(self._manager.on_shutdown())
-        finally:
-            with self._lock:
+            if loop is None or thread is None:
+                return
+            try:
+                asyncio.run_coroutine_threadsafe(self._end(), loop).result()
+            finally:
                 self._loop = self._thread = None
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+                loop.call_soon_threadsafe(loop.stop)
+                thread.join()
+                loop.close()
+
+    async def _end(self) -> None:
+        try:
+            await self._manager.on_shutdown()
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others, timeout=END_SECONDS)

@@ -13,6 +13,7 @@ from typing import Any
 from ..memory_broker import MemoryTaskBroker
 from ..settings import get_settings
 from .loops import loop_name, on_signals, run_loop
+from .supervisor import die_with_supervisor, supervise
 from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
 
 __all__ = ["add", "run"]
@@ -51,6 +52,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="runs at the same time (default: the manager's max_concurrent_tasks)",
     )
     parser.add_argument(
+        "--processes",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="worker processes; one that dies is replaced (default: 1, this process)",
+    )
+    parser.add_argument(
         "--log-level",
         type=str.upper,
         choices=LEVELS,
@@ -64,6 +72,16 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     found = load(options.manager)
     start_logging(options.log_level)
+    if options.processes > 1:
+        if isinstance(as_manager(found, options.manager).broker, MemoryTaskBroker):
+            raise CommandError("memory:// is within one process: --processes needs a broker that they can share")
+        arguments = ["worker", options.manager]
+        if options.concurrency is not None:
+            arguments += ["--concurrency", str(options.concurrency)]
+        if options.log_level is not None:
+            arguments += ["--log-level", options.log_level]
+        return run_loop(supervise(options.processes, arguments))
+    die_with_supervisor()
     return run_loop(work(found, options.manager, options.concurrency))
 
 

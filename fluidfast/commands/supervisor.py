@@ -1,0 +1,132 @@
+"""``worker --processes N``: keeps N worker processes alive, and ends them together.
+
+A worker that dies is replaced, logged and counted. Workers notice the end of the supervisor (a pipe that only it holds
+open closes) and drain, so none is left behind, however it ends.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic
+
+from .loops import on_signals
+from .target import CommandError
+
+__all__ = ["die_with_supervisor", "supervise"]
+
+logger = logging.getLogger("fluidfast.supervisor")
+
+PIPE = "FLUIDFAST_SUPERVISOR_FD"
+QUICK_SECONDS = 3.0
+"""A worker that ends sooner than this after its start has not worked."""
+QUICK_DEATHS = 3
+"""So many of these in a row, with an exit code of their own, mean that none will work."""
+MAX_PAUSE_SECONDS = 5.0
+
+
+class Supervisor:
+    """Runs ``count`` processes of one command."""
+
+    def __init__(self, command: Sequence[str], count: int) -> None:
+        self.command = command
+        self.count = count
+        self.replaced = 0
+        self.failures = 0  # in a row
+        self.codes: list[int] = []
+        self.children: set[asyncio.subprocess.Process] = set()
+        self.stopping = asyncio.Event()
+        self.read_end, self.write_end = os.pipe()
+
+    async def run(self) -> int:
+        """Until all processes have ended. Gives 0 if all that were told to stop did so cleanly."""
+        on_signals(lambda: self.tell("draining"), lambda: self.tell("hurrying"))
+        logger.info("supervising %d worker processes", self.count)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(1, self.count + 1):
+                    group.create_task(self.keep(number))
+        except* CommandError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            os.close(self.write_end)
+            os.close(self.read_end)
+        logger.info("all workers have ended; %d had been replaced", self.replaced)
+        return 1 if any(self.codes) else 0
+
+    def tell(self, doing: str) -> None:
+        """Pass a signal on."""
+        self.stopping.set()
+        logger.info("%s %d workers", doing, len(self.children))
+        for child in self.children:
+            with suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+
+    async def keep(self, number: int) -> None:
+        """Keep one process alive."""
+        pause = 0.1
+        while not self.stopping.is_set():
+            started = monotonic()
+            child = await asyncio.create_subprocess_exec(
+                *self.command,
+                pass_fds=(self.read_end,),
+                env={**os.environ, PIPE: str(self.read_end)},
+                start_new_session=True,  # a terminal's Ctrl-C is for us, and we pass it on once
+            )
+            self.children.add(child)
+            try:
+                code = await child.wait()
+            except asyncio.CancelledError:
+                with suppress(ProcessLookupError):
+                    child.terminate()
+                await child.wait()
+                raise
+            finally:
+                self.children.discard(child)
+            if self.stopping.is_set():
+                self.codes.append(code)
+                return
+            quick = monotonic() - started < QUICK_SECONDS
+            self.failures = self.failures + 1 if quick and code > 0 else 0
+            if self.failures >= QUICK_DEATHS:
+                raise CommandError(f"workers end with exit code {code} as soon as they start; see what they say above")
+            self.replaced += 1
+            pause = min(MAX_PAUSE_SECONDS, pause * 2) if quick else 0.1
+            logger.warning(
+                "worker %d (process %d) %s; replacing it in %.1f s (%d so far)",
+                number, child.pid, ending(code), pause, self.replaced,
+            )  # fmt: skip
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self.stopping.wait()
+
+
+def ending(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+async def supervise(count: int, arguments: Sequence[str]) -> int:
+    """Run ``count`` processes of ``python -m fluidfast ARGUMENTS`` until a signal ends them."""
+    return await Supervisor((sys.executable, "-m", "fluidfast", *arguments), count).run()
+
+
+def die_with_supervisor() -> None:
+    """In a worker: drain when the supervisor is gone. Nothing, if there is none."""
+    text = os.environ.pop(PIPE, None)
+    if text is None:
+        return
+    pipe = int(text)
+    os.set_inheritable(pipe, False)
+
+    def watch() -> None:
+        with suppress(OSError):
+            os.read(pipe, 1)  # nothing is ever written: it ends when nobody holds the other end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="fluidfast-supervisor-watch", daemon=True).start()
