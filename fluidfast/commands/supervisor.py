@@ -17,15 +17,17 @@ from time import monotonic
 from .loops import on_signals
 from .target import CommandError
 
-__all__ = ["die_with_supervisor", "supervise"]
+__all__ = ["NOT_STARTED", "die_with_supervisor", "supervise"]
 
 logger = logging.getLogger("fluidfast.supervisor")
 
 PIPE = "FLUIDFAST_SUPERVISOR_FD"
+NOT_STARTED = 78
+"""Exit code of a supervised worker that could not start (EX_CONFIG of sysexits.h)."""
+FAILURES = 3
+"""So many of these in a row mean that none will start."""
 QUICK_SECONDS = 3.0
-"""A worker that ends sooner than this after its start has not worked."""
-QUICK_DEATHS = 3
-"""So many of these in a row, with an exit code of their own, mean that none will work."""
+"""After a worker that ended sooner than this, the next one waits for longer."""
 MAX_PAUSE_SECONDS = 5.0
 
 
@@ -91,9 +93,9 @@ class Supervisor:
                 self.codes.append(code)
                 return
             quick = monotonic() - started < QUICK_SECONDS
-            self.failures = self.failures + 1 if quick and code > 0 else 0
-            if self.failures >= QUICK_DEATHS:
-                raise CommandError(f"workers end with exit code {code} as soon as they start; see what they say above")
+            self.failures = self.failures + 1 if code == NOT_STARTED else 0
+            if self.failures >= FAILURES:
+                raise CommandError("workers cannot start; see what they say above")
             self.replaced += 1
             pause = min(MAX_PAUSE_SECONDS, pause * 2) if quick else 0.1
             logger.warning(
@@ -116,11 +118,11 @@ async def supervise(count: int, arguments: Sequence[str]) -> int:
     return await Supervisor((sys.executable, "-m", "fluidfast", *arguments), count).run()
 
 
-def die_with_supervisor() -> None:
-    """In a worker: drain when the supervisor is gone. Nothing, if there is none."""
+def die_with_supervisor() -> bool:
+    """In a worker: drain when the supervisor is gone. False, and nothing, if there is none."""
     text = os.environ.pop(PIPE, None)
     if text is None:
-        return
+        return False
     pipe = int(text)
     os.set_inheritable(pipe, False)
 
@@ -130,3 +132,4 @@ def die_with_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="fluidfast-supervisor-watch", daemon=True).start()
+    return True

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
+from ..errors import TaskError
 from ..memory_broker import MemoryTaskBroker
 from ..settings import get_settings
+from .display import one_line
 from .loops import loop_name, on_signals, run_loop
-from .supervisor import die_with_supervisor, supervise
+from .supervisor import NOT_STARTED, die_with_supervisor, supervise
 from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
 
 __all__ = ["add", "run"]
@@ -81,8 +83,15 @@ def run(options: argparse.Namespace) -> int:
         if options.log_level is not None:
             arguments += ["--log-level", options.log_level]
         return run_loop(supervise(options.processes, arguments))
-    die_with_supervisor()
-    return run_loop(work(found, options.manager, options.concurrency))
+    supervised = die_with_supervisor()
+    started: list[bool] = []
+    try:
+        return run_loop(work(found, options.manager, options.concurrency, started))
+    except (CommandError, TaskError) as exc:
+        if started or not supervised:
+            raise
+        print(f"fluidfast: error: {one_line(exc)}", file=sys.stderr)
+        return NOT_STARTED
 
 
 def start_logging(level: str | None) -> None:
@@ -97,7 +106,7 @@ def start_logging(level: str | None) -> None:
         root.setLevel(level)
 
 
-async def work(found: Any, text: str, concurrency: int | None) -> int:
+async def work(found: Any, text: str, concurrency: int | None, started: list[bool]) -> int:
     manager = as_manager(found, text)
     consumer = as_consumer(manager, concurrency)
     broker = consumer.broker
@@ -119,6 +128,7 @@ async def work(found: Any, text: str, concurrency: int | None) -> int:
 
     on_signals(drain, hurry)
     await consumer.startup()
+    started.append(True)
     logger.info(
         "worker %s: %d tasks, %d at a time, on %s, %s",
         consumer.manager_id, len(consumer.registry), consumer.engine.concurrency, broker.url, loop_name(),

@@ -1,0 +1,148 @@
+"""``dead``: look at runs that gave up, queue them again, or let them go."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import msgspec
+
+from ..dead import DeadLetter
+from ..manager import TaskManager
+from .display import Progress, one_line, table
+from .loops import run_loop
+from .target import HELP, CommandError, as_manager, at_least_one, load
+
+__all__ = ["add", "run"]
+
+EPILOG = """\
+Entries are chosen by id (as `list` shows it, or the run's id), by --task, by --reason (a part of it), or --all.
+The params of `show` may hold secrets: they are shown as they are.
+
+examples: python -m fluidfast dead app:manager list
+          python -m fluidfast dead app:manager requeue --task send_mail --rate 100
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "dead",
+        help="look at runs that gave up, queue them again, or let them go",
+        description="Runs that gave up: payloads that are no run, unknown tasks, bad params, retries used up, and "
+        "runs that killed their workers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    listing = actions.add_parser("list", help="the newest entries, one a line")
+    listing.add_argument("--limit", type=at_least_one, default=50, metavar="N", help="how many (default: 50)")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line, with the params")
+    show = actions.add_parser("show", help="one entry, with its params")
+    show.add_argument("id", metavar="ID", help="its id or its run's, or how one of them begins")
+    for name, text in (("requeue", "queue entries again, oldest first"), ("purge", "remove entries for good")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("ids", nargs="*", metavar="ID", help="ids of entries or of runs")
+        action.add_argument("--task", metavar="NAME", help="entries of this task")
+        action.add_argument("--reason", metavar="TEXT", help="entries whose reason contains this")
+        action.add_argument("--all", action="store_true", help="all entries")
+        if name == "requeue":
+            action.add_argument("--rate", type=float, metavar="N", help="at most so many a second")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    if options.action in ("requeue", "purge"):
+        if not (options.ids or options.task or options.reason or options.all):
+            raise CommandError(f"{options.action} what? Give ids, --task, --reason or --all")
+        if options.all and (options.ids or options.task or options.reason):
+            raise CommandError("--all goes with no other choice")
+        if getattr(options, "rate", None) is not None and options.rate <= 0:
+            raise CommandError(f"--rate is {options.rate}, it must be above 0")
+    return run_loop(work(load(options.manager), options))
+
+
+async def work(found: Any, options: argparse.Namespace) -> int:
+    manager = as_manager(found, options.manager)
+    try:
+        return await ACTIONS[options.action](manager, options)
+    finally:
+        await manager.on_shutdown()
+
+
+async def list_entries(manager: TaskManager, options: argparse.Namespace) -> int:
+    letters = await manager.dead.list(options.limit)
+    if options.json:
+        for letter in letters:
+            print(json.dumps({**summary(letter), "params": plain(letter.params)}, ensure_ascii=True))
+        return 0
+    for letter in letters:
+        task = one_line(letter.task) if letter.task else "-"
+        print(f"{letter.id}  {when(letter)}  {task:<20}  {one_line(letter.reason)[:120]}")
+    count = await manager.dead.count()
+    print(f"{count:,} dead on {manager.broker.url}" + (f", the newest {len(letters)} shown" if letters else ""))
+    return 0
+
+
+async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
+    letter = await manager.dead.get(options.id)
+    if letter is None:
+        raise CommandError(f"there is no dead entry {options.id!r}")
+    rows = [(name, one_line(str(value))) for name, value in summary(letter).items()]
+    if letter.fields:
+        rows.append(("params", json.dumps(plain(letter.params), ensure_ascii=True)))
+    else:
+        rows.append(("payload", repr(letter.payload[:2000])))
+    print(table(rows))
+    return 0
+
+
+async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
+    progress = Progress("queued again")
+    count = await manager.dead.requeue(
+        options.ids or None, task=options.task, reason=options.reason, rate=options.rate, progress=progress.show
+    )
+    progress.clear()
+    return said(count, "queued again", manager, options)
+
+
+async def purge(manager: TaskManager, options: argparse.Namespace) -> int:
+    progress = Progress("removed")
+    count = await manager.dead.purge(
+        options.ids or None, task=options.task, reason=options.reason, progress=progress.show
+    )
+    progress.clear()
+    return said(count, "removed", manager, options)
+
+
+def said(count: int, what: str, manager: TaskManager, options: argparse.Namespace) -> int:
+    print(f"{count:,} {what} on {manager.broker.url}")
+    if options.ids and count < len(set(options.ids)):
+        print("fluidfast: error: some of these ids are not there (give them whole)", file=sys.stderr)
+        return 1
+    return 0
+
+
+ACTIONS = {"list": list_entries, "show": show_entry, "requeue": requeue, "purge": purge}
+
+
+def summary(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "run_id": letter.run_id,
+        "task": letter.task,
+        "priority": str(letter.priority),
+        "at": when(letter),
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+    }
+
+
+def when(letter: DeadLetter) -> str:
+    return letter.at.isoformat(timespec="seconds") if letter.at else "-"
+
+
+def plain(params: Any) -> Any:
+    return msgspec.to_builtins(params, enc_hook=str)
