@@ -7,6 +7,9 @@ cdef class TaskPlan:
     cdef object encode_params           # params object -> JSON bytes
     cdef object decode_params           # JSON bytes -> params object
     cdef object validate
+    cdef object encode_packed           # params object -> MessagePack bytes, or None
+    cdef object decode_packed           # MessagePack bytes -> params object, or None
+    cdef bytes packed_name              # the name as a MessagePack string
     cdef tuple heads                    # by priority: the bytes between a run's id and its queued time
 
     cdef bytes params_json(self, object params)
@@ -23,3 +26,6 @@ cdef class Codec:
     cpdef bytes encode(self, TaskRun run)
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run)
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)
+    cdef TaskRun decode_canonical_packed(self, bytes payload, object manager, object listeners)
+    cdef bint is_named(self, TaskPlan plan, const unsigned char* at, Py_ssize_t length) noexcept
+    cdef TaskPlan find_named(self, const unsigned char* at, Py_ssize_t length)

@@ -25,7 +25,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH, PyUnicode_New
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 import msgspec
@@ -44,6 +44,7 @@ cdef extern from "Python.h":
 __all__ = ["Codec", "TaskPlan", "encode_json"]
 
 cdef int MAX_DEPTH = 64
+cdef const uint8_t* HEX = b"0123456789abcdef"
 cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
 cdef int64_t MAX_TIME = 8589934592000000     # ... to 2242, where a double begins to lose microseconds
 cdef tuple _priorities = PRIORITIES
@@ -221,6 +222,9 @@ cdef class TaskPlan:
         self.encode_params = self.adapter.encode
         self.decode_params = self.adapter.decode
         self.validate = self.adapter.validate
+        self.encode_packed = self.adapter.encode_packed
+        self.decode_packed = self.adapter.decode_packed
+        self.packed_name = MSGPACK(task.name)
         self.heads = tuple([
             b'","task":' + JSON(task.name) + b',"priority":"' + priority.encode() + b'","state":"queued","queued":'
             for priority in PRIORITIES
@@ -310,7 +314,83 @@ cdef str seconds_text(int64_t moment):
     return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
 
 
+cdef inline int hex_value(unsigned char c) noexcept:
+    if 48 <= c <= 57:
+        return c - 48
+    if 97 <= c <= 102:
+        return c - 87
+    return -1
+
+
+cdef bint pack_identity(str identity, unsigned char* target) noexcept:
+    """The 16 bytes of 32 lower-case hex digits; False if the id is something else."""
+    cdef const unsigned char* source
+    cdef int i, high, low
+    if not PyUnicode_IS_COMPACT_ASCII(identity) or PyUnicode_GET_LENGTH(identity) != 32:
+        return False
+    source = <const unsigned char*>PyUnicode_1BYTE_DATA(identity)
+    for i in range(16):
+        high = hex_value(source[2 * i])
+        low = hex_value(source[2 * i + 1])
+        if high < 0 or low < 0:
+            return False
+        target[i] = high << 4 | low
+    return True
+
+
+cdef bytes pack_queued(TaskPlan plan, TaskRun run):
+    """The short form of a run that was just queued, [id, task, priority, params, 1, queued], or None.
+
+    0x96, 0xc4 0x10 and 16 bytes, the name, one byte, the params, 0x01, 0xcb and a big-endian double.
+    """
+    cdef bytes params, payload
+    cdef unsigned char identity[16]
+    cdef unsigned char* at
+    cdef Py_ssize_t name_length, params_length
+    cdef double seconds
+    cdef uint64_t bits
+    cdef int i
+    if not (
+        plan.encode_packed is not None and run._state == QUEUED and run.queued_us > 0 and run.after_us == 0
+        and run.start_us == 0 and run.end_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
+        and not run.from_run_id and not run.root_run_id and not run.extra and pack_identity(run.id, identity)
+    ):
+        return None
+    try:
+        params = plan.encode_packed(run.params)
+    except Exception:
+        return None                 # the general way says what is wrong
+    params_length = PyBytes_GET_SIZE(params)
+    if params_length == 0 or is_suspect(params):
+        return None
+    if (PyBytes_AS_STRING(params)[0] & 0xf0) != 0x80 and (PyBytes_AS_STRING(params)[0] & 0xff) < 0xde:
+        return None                 # no map
+    name_length = PyBytes_GET_SIZE(plan.packed_name)
+    payload = PyBytes_FromStringAndSize(NULL, 19 + name_length + 1 + params_length + 10)
+    at = <unsigned char*>PyBytes_AS_STRING(payload)
+    at[0] = 0x96
+    at[1] = 0xc4
+    at[2] = 0x10
+    memcpy(at + 3, identity, 16)
+    at += 19
+    memcpy(at, PyBytes_AS_STRING(plan.packed_name), name_length)
+    at += name_length
+    at[0] = run.prio
+    memcpy(at + 1, PyBytes_AS_STRING(params), params_length)
+    at += 1 + params_length
+    at[0] = QUEUED
+    at[1] = 0xcb
+    seconds = run.queued_us / 1e6
+    memcpy(&bits, &seconds, 8)
+    for i in range(8):
+        at[2 + i] = bits >> (56 - 8 * i) & 0xff
+    return payload
+
+
 cdef bytes write_msgpack(TaskPlan plan, TaskRun run):
+    cdef bytes short = pack_queued(plan, run)
+    if short is not None:
+        return short
     try:
         params = plan.adapter.to_builtins(run.params)
     except Exception as exc:
@@ -539,6 +619,9 @@ cdef class Codec:
         if PyBytes_GET_SIZE(payload):
             first = <unsigned char>PyBytes_AS_STRING(payload)[0]
             if first >> 4 == 9 or first == 0xdc or first == 0xdd:
+                run = self.decode_canonical_packed(payload, manager, listeners)
+                if run is not None:
+                    return run
                 return self.decode_packed(payload, manager, listeners)
         return self.decode_object(payload, manager, listeners)
 
@@ -647,6 +730,76 @@ cdef class Codec:
         run._state = QUEUED
         run.queued_us = seconds * 1000000 + fraction
         return run
+
+    cdef TaskRun decode_canonical_packed(self, bytes payload, object manager, object listeners):
+        """A payload just as ``pack_queued`` lays it, or None."""
+        cdef const unsigned char* at = <const unsigned char*>PyBytes_AS_STRING(payload)
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
+        cdef TaskPlan plan = self.last
+        cdef PyObject* task
+        cdef Py_ssize_t name_length
+        cdef uint8_t* target
+        cdef uint64_t bits = 0
+        cdef double seconds
+        cdef bytes raw
+        cdef str identity
+        cdef int i, prio
+        cdef TaskRun run
+        if length < 32 or at[0] != 0x96 or at[1] != 0xc4 or at[2] != 0x10:
+            return None
+        if plan is None or not self.is_named(plan, at, length):
+            plan = self.find_named(at, length)
+            if plan is None:
+                return None
+            self.last = plan
+        else:
+            task = PyDict_GetItem(self.registry, plan.name)
+            if task == NULL or <object>task is not plan.task:
+                return None
+        if plan.decode_packed is None:
+            return None
+        name_length = PyBytes_GET_SIZE(plan.packed_name)
+        prio = at[19 + name_length]
+        if prio > 2 or at[length - 10] != QUEUED or at[length - 9] != 0xcb:
+            return None
+        for i in range(8):
+            bits = bits << 8 | at[length - 8 + i]
+        memcpy(&seconds, &bits, 8)
+        if not (0.0 < seconds < 250000000000.0):
+            return None
+        raw = PyBytes_FromStringAndSize(<const char*>at + 20 + name_length, length - 30 - name_length)
+        if is_suspect(raw):
+            return None
+        try:
+            params = plan.decode_packed(raw)
+        except Exception:
+            return None                 # the general way says what is wrong
+        identity = PyUnicode_New(32, 127)
+        target = <uint8_t*>PyUnicode_1BYTE_DATA(identity)
+        for i in range(16):
+            target[2 * i] = HEX[at[3 + i] >> 4]
+            target[2 * i + 1] = HEX[at[3 + i] & 15]
+        run = make_run(identity, plan.task, prio, params, manager, listeners)
+        run._state = QUEUED
+        run.queued_us = <int64_t>(seconds * 1e6 + 0.5)
+        return run
+
+    cdef bint is_named(self, TaskPlan plan, const unsigned char* at, Py_ssize_t length) noexcept:
+        """Whether the name in the short packed form is that of this plan, with room for what follows it."""
+        cdef Py_ssize_t name_length = PyBytes_GET_SIZE(plan.packed_name)
+        return length >= 31 + name_length and memcmp(at + 19, PyBytes_AS_STRING(plan.packed_name), name_length) == 0
+
+    cdef TaskPlan find_named(self, const unsigned char* at, Py_ssize_t length):
+        """The plan of the name in the short packed form, if it is a short string and registered; or None."""
+        cdef TaskPlan plan
+        cdef int size = at[19] & 31
+        if at[19] >> 5 != 5 or length < 31 + size:
+            return None
+        try:
+            plan = self.plan_named((<const char*>at + 20)[:size].decode("utf-8"))
+        except UnicodeDecodeError:
+            return None
+        return plan if plan is not None and self.is_named(plan, at, length) else None
 
     def decode_object(self, bytes payload not None, manager, listeners) -> TaskRun:
         """Any JSON object that holds a run."""

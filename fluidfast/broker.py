@@ -249,7 +249,8 @@ class Claim:
     """What one claim gave. The batch is the fence: once it has lost its lease, nothing can be settled under it.
 
     ``enabled``: the flag of each task that was asked about. ``alone``: a suspect, to be run with nothing beside it.
-    ``suspects``: how many wait for a consumer that runs nothing.
+    ``suspects``: how many wait for a consumer that runs nothing. ``at``: the broker's time in microseconds, by which
+    delayed runs are due; 0: it was not said.
     """
 
     batch: str
@@ -257,6 +258,7 @@ class Claim:
     enabled: dict[str, bool] = field(default_factory=dict)
     alone: bool = False
     suspects: int = 0
+    at: int = 0
 
 
 @dataclass(slots=True)
@@ -391,7 +393,10 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def release(self, batch: str, fields: Sequence[str]) -> int:
-        """Give back what was claimed and not started, in the order given, to where it came from; a suspect stays one."""
+        """Give back what was claimed and not started, in the order given, to where it came from.
+
+        A suspect stays one.
+        """
 
     @abstractmethod
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
@@ -400,6 +405,13 @@ class TaskBroker(ABC):
     @abstractmethod
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
         """``renew`` as a blocking call for a thread, with a connection of its own."""
+
+    def yielder(self, consumer: str) -> Callable[[], object] | None:
+        """For a thread, while the event loop does not get on: what was set aside for this consumer is for others.
+
+        A blocking call that may come at any time. None: nothing is ever set aside.
+        """
+        return None
 
     @abstractmethod
     async def reap(self) -> int:

@@ -36,7 +36,7 @@ from .errors import (
     UnknownTaskError,
 )
 from .events import AsyncTaskDispatcher, Event
-from .executor import call, retry_after_failure, retry_when_limited
+from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
 from .keeper import Held as Kept
 from .keeper import LeaseKeeper
 from .manager import AsyncHandler, TaskManager
@@ -165,6 +165,7 @@ class Engine(Worker):
         self._sweep_at = float("inf")
         self._promote_soon: asyncio.Event = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
+        self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
         self._async: dict[Any, bool] = {}
 
@@ -190,6 +191,8 @@ class Engine(Worker):
             self._held,
             lost,
             period_seconds=self.broker.options.lease_seconds / 3,
+            soon=loop.call_soon_threadsafe,
+            stalled=self.broker.yielder(self.id),
         )
         keeper.start()
         loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._reap_loop, self._promote_loop]
@@ -367,6 +370,10 @@ class Engine(Worker):
         if not room.done() and self._want() == 0 and not self._draining:
             await asyncio.wait([room], timeout=1.0)
 
+    def _now(self) -> int:
+        """The broker's time in microseconds: what is delayed is due by its clock, whatever this machine's says."""
+        return now_micros() + self._behind
+
     async def _accept(self, claim: Claim) -> None:
         """Turn payloads into runs: those that can start go to the slots, the others are settled."""
         lease = Lease(claim.batch, len(claim.items))
@@ -375,7 +382,9 @@ class Engine(Worker):
         self._alone = claim.alone
         codec = self.broker.codec
         manager, listeners = self.manager, self._listeners
-        now = now_micros()
+        if claim.at:
+            self._behind = claim.at - now_micros()
+        now = self._now()
         helds: list[Held] = []
         for item in claim.items:
             try:
@@ -547,26 +556,26 @@ class Engine(Worker):
             if slot.reason and slot.task is not None:
                 slot.task.uncancel()
             for held in helds:
-                self._end_of_batch(held, None) if held.run.is_done else self._cancelled(slot, held, uncancel=False)
+                self._cancelled(slot, held, uncancel=False)
             return
         except BaseException as exc:
             for held in helds:
-                self._end_of_batch(held, exc)
+                self._conclude(held, exc)
             return
         if slot.reason and slot.task is not None:
             slot.task.uncancel()
         errors = failed if isinstance(failed, Mapping) else {}
         for held in helds:
-            self._end_of_batch(held, errors.get(held.run.id))
+            self._conclude(held, errors.get(held.run.id))
 
-    def _end_of_batch(self, held: Held, exc: BaseException | None) -> None:
-        """Settle one run of a batch: in the state that the function set it to, else by how the function ended."""
+    def _conclude(self, held: Held, exc: BaseException | None) -> None:
+        """Settle a run in the state that the task's function set it to, else by how the function ended."""
         run = held.run
         if run.is_failure or (exc is not None and not run.is_done):
             if isinstance(exc, TaskAbortedError):
                 self._end(held, ABORTED)
             else:
-                self._failed(held, exc or TaskRunError("the batch's function set it to failure"))
+                self._failed(held, exc or TaskRunError(SET_TO_FAILURE))
         else:
             self._end(held, STATES.index(run.state) if run.is_done else SUCCESS)
 
@@ -609,7 +618,7 @@ class Engine(Worker):
         except GeneratorExit:  # the event loop is gone
             raise
         except BaseException as exc:
-            self._failed(held, exc)
+            self._conclude(held, exc)
         else:
             if slot.reason and slot.task is not None:
                 slot.task.uncancel()  # it finished although we cancelled it
@@ -626,7 +635,7 @@ class Engine(Worker):
         if granted:
             self._limited[run.id] = run.name
             return True
-        retry = retry_when_limited(self._as_claimed(held))
+        retry = retry_when_limited(self._as_claimed(held), self._now())
         if retry is None:
             self._end(held, RATE_LIMITED)
         else:
@@ -643,7 +652,11 @@ class Engine(Worker):
         reason = slot.reason
         if uncancel and reason and slot.task is not None:
             slot.task.uncancel()
-        if reason == "timeout":
+        if run.is_done and reason != "lost":
+            self._conclude(held, None)
+            if not reason and (self._draining or not self.is_running()):
+                raise asyncio.CancelledError
+        elif reason == "timeout":
             self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
         elif reason == "lost":
             run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
@@ -661,7 +674,7 @@ class Engine(Worker):
 
     def _failed(self, held: Held, exc: BaseException) -> None:
         run = held.run
-        retry = retry_after_failure(self._as_claimed(held), exc)
+        retry = retry_after_failure(self._as_claimed(held), exc, self._now())
         if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
             run.logger.error("%s - timeout - %s", run.id, exc)
         elif isinstance(exc, TaskRunError):
@@ -686,10 +699,13 @@ class Engine(Worker):
     def _end(self, held: Held, state: int) -> None:
         """A run has come to its end."""
         run = held.run
-        told = run.is_done  # a batch's function set it
-        run._enter(state)
-        if not told and self._listeners.mask & ANY_END:
-            run._emit()
+        if not run.is_done:
+            run._enter(state)
+            if self._listeners.mask & ANY_END:
+                run._emit()
+        elif state == SUCCESS and run.is_failure:  # the task's function set it
+            self._failed(held, TaskRunError(SET_TO_FAILURE))
+            return
         task: Task[Any] = run.task
         settlement = held.lease.settlement
         settlement.info[task.name] = run  # type: ignore[assignment]  # the last one counts, it is written out when sent

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._clock import now_micros
 from ._run import TaskRun
-from .errors import TaskAbortedError
+from .errors import TaskAbortedError, TaskRunError
 from .states import TaskState
 from .task import TaskExecutor, is_async
 
 __all__ = ["Retry", "call", "execute", "retry_after_failure", "retry_when_limited"]
+
+SET_TO_FAILURE = "the task's function set it to failure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
 
     Raises:
         TaskAbortedError: the task aborted itself.
+        TaskRunError: its function set the run to failure.
         TimeoutError: it took longer than its ``timeout_seconds``.
         Exception: whatever the task raised.
     """
@@ -60,30 +62,39 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
             else:
                 await call(executor, run)
     except TaskAbortedError:
-        run.set_state(TaskState.aborted)
+        end(run, TaskState.aborted)
         raise
     except asyncio.CancelledError:
-        run.set_state(TaskState.interrupted)
+        end(run, TaskState.interrupted)
         raise
     except BaseException:
-        run.set_state(TaskState.failure)
+        end(run, TaskState.failure)
         raise
-    run.set_state(TaskState.success)
+    end(run, TaskState.success)
+    if run.is_failure:
+        raise TaskRunError(SET_TO_FAILURE)
 
 
-def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException) -> Retry | None:
-    """The next try of a run that failed, if its task's ``retry`` grants one."""
+def end(run: TaskRun[Any, Any], state: TaskState) -> None:
+    """Set the state that a run ends in, unless the task's function did."""
+    if not run.is_done:
+        run.set_state(state)
+
+
+def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException, now: int) -> Retry | None:
+    """The next try of a run that failed, if its task's ``retry`` grants one. ``now``: microseconds since the epoch."""
     policy = run.task.retry
     if policy is None or not policy.allows(run.retry_attempt) or not policy.matches(exc):
         return None
     delay = policy.delay(run.retry_attempt + 1)
-    return Retry(delay, run._again(now_micros() + int(delay * 1e6), False))
+    return Retry(delay, run._again(now + int(delay * 1e6), False))
 
 
-def retry_when_limited(run: TaskRun[Any, Any]) -> Retry | None:
-    """The next try of a run that found no slot under ``max_concurrency``, if ``rate_limit_retry`` grants one."""
+def retry_when_limited(run: TaskRun[Any, Any], now: int) -> Retry | None:
+    """The next try of a run that found no slot under ``max_concurrency``, if ``rate_limit_retry`` grants one. ``now``:
+    microseconds since the epoch."""
     policy = run.task.rate_limit_retry
     if policy is None or not policy.allows(run.rate_limit_attempt):
         return None
     delay = policy.delay(run.rate_limit_attempt + 1)
-    return Retry(delay, run._again(now_micros() + int(delay * 1e6), True))
+    return Retry(delay, run._again(now + int(delay * 1e6), True))

@@ -1,6 +1,8 @@
 """The keeper: a thread that prolongs a consumer's leases, so that a handler which blocks the event loop keeps what
 it holds.
 
+It also sees that the event loop does not get on, and then has what was set aside for the consumer go to others.
+
 It keeps nothing for ever: what has been overdue for longer than a lease, although its timeout should have ended it, is
 prolonged no more, and then another consumer gets it.
 """
@@ -8,6 +10,7 @@ prolonged no more, and then another consumer gets it.
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 __all__ = ["Held", "LeaseKeeper", "Renew"]
 
@@ -18,20 +21,35 @@ Held = tuple[list[str], list[tuple[str, str]]]
 Renew = Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]
 """Prolongs them, blocking; gives the batches that hold no lease any more. May raise: it is asked again."""
 
+STALLED_SECONDS = 1.0
+"""An event loop that did not get its turn for so long is blocked."""
+
 
 class LeaseKeeper:
     """Calls ``renew(*held())`` every ``period_seconds``, and ``lost`` with what it gives, in a thread of its own.
 
-    ``held`` and ``lost`` are called in that thread.
+    ``held`` and ``lost`` are called in that thread. So is ``stalled``, again and again while the event loop is blocked;
+    ``soon`` gets a function that the loop is to call.
     """
 
     def __init__(
-        self, renew: Renew, held: Callable[[], Held], lost: Callable[[list[str]], None], *, period_seconds: float
+        self,
+        renew: Renew,
+        held: Callable[[], Held],
+        lost: Callable[[list[str]], None],
+        *,
+        period_seconds: float,
+        soon: Callable[[Callable[[], None]], object] | None = None,
+        stalled: Callable[[], object] | None = None,
     ) -> None:
         self._renew = renew
         self._held = held
         self._lost = lost
         self._period = period_seconds
+        self._soon = soon
+        self._stalled = stalled
+        self._had_its_turn = True
+        self._look_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fluidfast-leases", daemon=True)
 
@@ -49,8 +67,11 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         failing = False
-        period = self._period
-        while not self._stopped.wait(period):
+        due = monotonic() + self._period
+        while not self._stopped.wait(max(0.0, min(due - monotonic(), STALLED_SECONDS))):
+            if monotonic() < due:
+                self._look_at_the_loop()
+                continue
             period = self._period
             try:
                 batches, slots = self._held()
@@ -63,3 +84,21 @@ class LeaseKeeper:
                 if not failing:
                     logger.warning("leases cannot be prolonged, trying again: %s", exc)
                 failing = True
+            due = monotonic() + period
+            self._look_at_the_loop()
+
+    def _look_at_the_loop(self) -> None:
+        if self._soon is None or self._stalled is None or monotonic() < self._look_at:
+            return
+        self._look_at = monotonic() + STALLED_SECONDS
+        try:
+            if not self._had_its_turn:
+                self._stalled()
+            else:
+                self._had_its_turn = False
+                self._soon(self._has_its_turn)
+        except Exception as exc:  # the loop is closed, or the server is not there: it is asked again
+            logger.debug("what is set aside cannot be given back: %s", exc)
+
+    def _has_its_turn(self) -> None:
+        self._had_its_turn = True

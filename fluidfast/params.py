@@ -65,6 +65,10 @@ class ParamsAdapter:
     """The reverse, for params that came by MessagePack."""
     fields: frozenset[str]
     """Names of the model's fields; empty for a mapping."""
+    encode_packed: Callable[[Any], bytes] | None = None
+    """An object of the model -> MessagePack, where that is the same as by way of ``to_builtins``; else None."""
+    decode_packed: Callable[[bytes], Any] | None = None
+    """MessagePack -> an object of the model, where that is the same as by way of ``from_builtins``; else None."""
 
 
 def reveal(value: Any) -> Any:
@@ -162,8 +166,11 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         def validate(value: Any) -> Any:
             return value if isinstance(value, origin) else convert(value, model)
 
+    native = is_same_in_both(kind, set())
     return ParamsAdapter(
         model=model,
+        encode_packed=msgspec.msgpack.Encoder().encode if native else None,
+        decode_packed=msgspec.msgpack.Decoder(model).decode if native else None,
         validate=validate,
         encode=json_encoder().encode,
         decode=decoder.decode,
@@ -180,6 +187,35 @@ def is_object(kind: Any) -> bool:
     if isinstance(kind, StructType):
         return not kind.array_like
     return isinstance(kind, DataclassType | TypedDictType | DictType)
+
+
+NATIVE = (
+    msgspec.inspect.BoolType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.StrType,
+)
+
+
+def is_same_in_both(kind: Any, seen: set[Any]) -> bool:
+    """Whether values of a type look the same in MessagePack as in JSON: no times, bytes, decimals, unknown types."""
+    if isinstance(kind, NATIVE):
+        return True
+    if isinstance(kind, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+        return is_same_in_both(kind.item_type, seen)
+    if isinstance(kind, msgspec.inspect.TupleType):
+        return all(is_same_in_both(item, seen) for item in kind.item_types)
+    if isinstance(kind, msgspec.inspect.DictType):
+        return isinstance(kind.key_type, msgspec.inspect.StrType) and is_same_in_both(kind.value_type, seen)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return all(is_same_in_both(item, seen) for item in kind.types)
+    if isinstance(kind, msgspec.inspect.StructType):
+        if kind.cls in seen:
+            return True
+        seen.add(kind.cls)
+        return not kind.array_like and all(is_same_in_both(part.type, seen) for part in kind.fields)
+    return False
 
 
 def field_names(model: Any) -> Iterator[str]:

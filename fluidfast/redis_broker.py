@@ -376,7 +376,7 @@ class RedisTaskBroker(TaskBroker):
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         self._claiming.add(batch)
         try:
-            given, flags, suspects, strikes, alone = await self.script(
+            given, flags, suspects, strikes, alone, at = await self.script(
                 "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
                 letters, int(idle), *tasks,
             )  # fmt: skip
@@ -390,7 +390,7 @@ class RedisTaskBroker(TaskBroker):
         enabled = {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
         # a claim whose reply was lost gives what it gave, and no longer knows where that came from
         suspect = bool(alone) or any(item.strikes >= SUSPECT_AFTER for item in items)
-        return Claim(batch, items, enabled, alone=suspect, suspects=suspects)
+        return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)
 
     async def settle(self, settlement: Settlement) -> bool:
         s = settlement
@@ -449,6 +449,18 @@ class RedisTaskBroker(TaskBroker):
             return [text for batch in lost if (text := batch.decode()) not in claiming]
 
         return renew
+
+    def yielder(self, consumer: str) -> Callable[[], object] | None:
+        client = self.server.sync_client(max(0.5, self.options.lease_seconds / 3))
+        script = load("farewell")
+
+        def give_back() -> object:
+            try:
+                return client.eval(script.text.decode(), 1, self._prefix, consumer, 0)
+            finally:
+                client.close()  # it is a rare thing, not worth a connection
+
+        return give_back
 
     @property
     def block_seconds(self) -> float:

@@ -117,9 +117,8 @@ class Address(ServerFinder):
     """One server: ``redis://``, ``rediss://``, ``unix://``."""
 
     def __init__(self, url: BrokerURL, max_connections: int) -> None:
-        parts = urlsplit(url.raw)
         query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in OPTIONS)
-        self.url = urlunsplit(parts._replace(query=query))
+        self.url = url.raw.partition("?")[0] + (f"?{query}" if query else "")
         options: dict[str, Any] = dict(parse_url(self.url))
         more = common()
         if url.scheme == "unix":

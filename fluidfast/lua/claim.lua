@@ -6,7 +6,8 @@
 --       6 letters of the queues to serve, in order   7 "1": the consumer runs nothing, so a suspect may be given
 --       8... names of tasks whose enabled flag is wanted
 -- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
---          flat list of field and strikes, "1" if what was given must run alone}
+--          flat list of field and strikes, "1" if what was given must run alone,
+--          if something was given: the server's time in microseconds, else 0}
 -- called by  RedisTaskBroker.claim
 local prefix = KEYS[1]
 local lease = prefix .. '-ff:lease:' .. ARGV[2]
@@ -87,4 +88,9 @@ if #given > 0 and redis.call('EXISTS', prefix .. '-ff:strikes') == 1 then
     end
   end
 end
-return {given, flags, redis.call('LLEN', suspect), strikes, alone}
+local at = 0
+if #given > 0 then
+  local t = redis.call('TIME')
+  at = t[1] * 1000000 + t[2]
+end
+return {given, flags, redis.call('LLEN', suspect), strikes, alone, at}

@@ -11,6 +11,8 @@ local prefix = KEYS[1]
 local mark = prefix .. '-ff:producer:' .. ARGV[1]
 local names = {prefix .. '-queue-high', prefix .. '-queue-medium', prefix .. '-queue-low'}
 local pushed = 1
+-- counted first: a key of the wrong type is found before anything is written
+local waiting = redis.call('LLEN', names[1]) + redis.call('LLEN', names[2]) + redis.call('LLEN', names[3])
 local last = redis.call('GET', mark)
 if last and tonumber(last) >= tonumber(ARGV[2]) then
   pushed = 0
@@ -22,6 +24,7 @@ else
   local at = 8
   for p = 1, 3 do
     local left = tonumber(ARGV[4 + p])
+    waiting = waiting + left
     while left > 0 do
       local n = math.min(left, 4000) -- Lua's stack takes just under 8000 values
       redis.call('LPUSH', names[p], unpack(ARGV, at, at + n - 1))
@@ -30,4 +33,4 @@ else
     end
   end
 end
-return {pushed, redis.call('LLEN', names[1]) + redis.call('LLEN', names[2]) + redis.call('LLEN', names[3])}
+return {pushed, waiting}
