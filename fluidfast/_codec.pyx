@@ -25,6 +25,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH, PyUnicode_New
+from libc.math cimport llrint
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -363,7 +364,7 @@ cdef bytes pack_queued(TaskPlan plan, TaskRun run):
     params_length = PyBytes_GET_SIZE(params)
     if params_length == 0 or is_suspect(params):
         return None
-    if (PyBytes_AS_STRING(params)[0] & 0xf0) != 0x80 and (PyBytes_AS_STRING(params)[0] & 0xff) < 0xde:
+    if (PyBytes_AS_STRING(params)[0] & 0xf0) != 0x80 and (PyBytes_AS_STRING(params)[0] & 0xfe) != 0xde:
         return None                 # no map
     name_length = PyBytes_GET_SIZE(plan.packed_name)
     payload = PyBytes_FromStringAndSize(NULL, 19 + name_length + 1 + params_length + 10)
@@ -765,7 +766,7 @@ cdef class Codec:
         for i in range(8):
             bits = bits << 8 | at[length - 8 + i]
         memcpy(&seconds, &bits, 8)
-        if not (0.0 < seconds < 250000000000.0):
+        if not (1.0 <= seconds < 250000000000.0):
             return None
         raw = PyBytes_FromStringAndSize(<const char*>at + 20 + name_length, length - 30 - name_length)
         if is_suspect(raw):
@@ -781,7 +782,8 @@ cdef class Codec:
             target[2 * i + 1] = HEX[at[3 + i] & 15]
         run = make_run(identity, plan.task, prio, params, manager, listeners)
         run._state = QUEUED
-        run.queued_us = <int64_t>(seconds * 1e6 + 0.5)
+        # as micros() rounds: the fraction by itself, to even
+        run.queued_us = <int64_t>seconds * 1000000 + llrint((seconds - <int64_t>seconds) * 1e6)
         return run
 
     cdef bint is_named(self, TaskPlan plan, const unsigned char* at, Py_ssize_t length) noexcept:

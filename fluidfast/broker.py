@@ -258,7 +258,7 @@ class Claim:
     enabled: dict[str, bool] = field(default_factory=dict)
     alone: bool = False
     suspects: int = 0
-    at: int = 0
+    at: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)

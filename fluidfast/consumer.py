@@ -54,6 +54,8 @@ SETTLE_SECONDS = 0.003
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 WAIT_SECONDS = 5.0
+END_SECONDS = 1.0
+"""How long what was cancelled at the end may take to end."""
 PROMOTE_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 MAX_PREFETCH = 1000
@@ -163,6 +165,7 @@ class Engine(Worker):
         self._flush_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_at = float("inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
@@ -181,7 +184,7 @@ class Engine(Worker):
 
     async def run(self) -> None:
         await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
 
         def lost(batches: list[str]) -> None:
             loop.call_soon_threadsafe(self._lose_batches, batches)
@@ -213,7 +216,10 @@ class Engine(Worker):
                     slot.task.cancel()
             for task in upkeep:
                 task.cancel()
-            await asyncio.gather(claiming, *upkeep, *(s.task for s in self._slots if s.task), return_exceptions=True)
+            ending = [claiming, *upkeep, *(slot.task for slot in self._slots if slot.task)]
+            _, hung = await asyncio.wait(ending, timeout=END_SECONDS)
+            if hung:  # a handler that does not let itself be cancelled
+                logger.warning("%s: leaves %d tasks behind that do not end", self.worker_name, len(hung))
             for timer in (self._flush_timer, self._sweep_timer):
                 if timer is not None:
                     timer.cancel()
@@ -240,7 +246,8 @@ class Engine(Worker):
         while self._running and monotonic() < deadline and not self._hurried:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=min(0.25, max(0.0, deadline - monotonic())))
-        for slot in self._slots:
+        # the last claimed goes back first here too
+        for slot in sorted(self._slots, key=claimed_when, reverse=True):
             if slot.held is not None and slot.task is not None:
                 slot.reason = "shutdown"
                 slot.task.cancel()
@@ -555,7 +562,7 @@ class Engine(Worker):
         except asyncio.CancelledError:
             if slot.reason and slot.task is not None:
                 slot.task.uncancel()
-            for held in helds:
+            for held in reversed(helds):
                 self._cancelled(slot, held, uncancel=False)
             return
         except BaseException as exc:
@@ -884,17 +891,24 @@ class Engine(Worker):
         if first != float("inf"):
             self._sweep_by(first)
 
-    def _held(self) -> Kept:
-        """What is to be prolonged; called in the keeper's thread."""
+    def _held(self) -> Kept | None:
+        """What is to be prolonged; called in the keeper's thread. None: the event loop is blocked for good, and what
+        this consumer holds is for others."""
         batches = list(self._leases)
         slots = [(task, run_id) for run_id, task in list(self._limited.items())]
-        # A run that is over its time by more than a lease should have been cancelled: either the event loop is
-        # blocked for good, or the handler does not let itself be cancelled. Then others get it.
+        # A run that is over its time by more than a lease should have ended.
         late = monotonic() - self.broker.options.lease_seconds
+        hung: list[str] = []
         for slot in list(self._slots):
-            held = slot.held
-            if held is not None and slot.deadline < late and held.lease.batch in batches:
-                batches.remove(held.lease.batch)
+            held, reason = slot.held, slot.reason
+            if held is None or slot.deadline >= late:
+                continue
+            if not reason:  # the loop has not even cancelled it
+                return None
+            hung += [one.lease.batch for one in (held.helds if isinstance(held, Group) else (held,))]
+        if hung and self._loop is not None:  # it does not let itself be cancelled
+            batches = [batch for batch in batches if batch not in hung]
+            self._loop.call_soon_threadsafe(self._lose_batches, hung)
         return batches, slots
 
     def _lose_batches(self, batches: list[str]) -> None:
@@ -1037,6 +1051,12 @@ class TaskConsumer(TaskManager, Workers):
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)
+
+
+def claimed_when(slot: Slot) -> tuple[float, int]:
+    """Orders what runs by when it was taken off its queue."""
+    held = slot.held.helds[0] if isinstance(slot.held, Group) else slot.held
+    return (0.0, 0) if held is None else (held.lease.claimed_at, int(held.field[1:]))
 
 
 def innermost_frames(exc: BaseException, count: int) -> list[str]:

@@ -28,14 +28,14 @@ STALLED_SECONDS = 1.0
 class LeaseKeeper:
     """Calls ``renew(*held())`` every ``period_seconds``, and ``lost`` with what it gives, in a thread of its own.
 
-    ``held`` and ``lost`` are called in that thread. So is ``stalled``, again and again while the event loop is blocked;
-    ``soon`` gets a function that the loop is to call.
+    ``held`` and ``lost`` are called in that thread; where ``held`` gives None, nothing is prolonged. So is ``stalled``,
+    again and again while the event loop is blocked; ``soon`` gets a function that the loop is to call.
     """
 
     def __init__(
         self,
         renew: Renew,
-        held: Callable[[], Held],
+        held: Callable[[], Held | None],
         lost: Callable[[list[str]], None],
         *,
         period_seconds: float,
@@ -74,8 +74,8 @@ class LeaseKeeper:
                 continue
             period = self._period
             try:
-                batches, slots = self._held()
-                if lost := self._renew(batches, slots):
+                held = self._held()
+                if held is not None and (lost := self._renew(*held)):
                     self._lost(lost)
                 failing = False
             except Exception as exc:

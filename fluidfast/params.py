@@ -175,7 +175,7 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         encode=json_encoder().encode,
         decode=decoder.decode,
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
-        from_builtins=lambda value: convert(value, model, strict=False, dec_hook=conceal),
+        from_builtins=lambda value: convert(value, model, dec_hook=conceal),
         fields=frozenset() if isinstance(kind, DictType) else frozenset(field_names(origin)),
     )
 

@@ -1,0 +1,99 @@
+"""Brokers in tests: a way to put payloads in as a producer does, to take them out, and to see where they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fluidfast._clock import new_id
+from fluidfast.broker import Batch, Settlement, TaskBroker
+from fluidfast.errors import ConnectionLostError
+from fluidfast.memory_broker import MemoryTaskBroker
+
+HIGH, MEDIUM, LOW = 0, 1, 2
+
+
+def with_options(url: str, **options: Any) -> str:
+    """A broker's url with more options."""
+    more = "&".join(f"{name}={value}" for name, value in options.items())
+    return f"{url}{'&' if '?' in url else '?'}{more}" if more else url
+
+
+class Sender:
+    """Sends batches over a broker's channel, as a producer does."""
+
+    def __init__(self, broker: TaskBroker) -> None:
+        self.broker = broker
+        self.id = new_id()
+        self.sequence = 0
+
+    async def send(self, *groups: list[bytes], sequence: int | None = None) -> int:
+        """A batch of up to three groups, confirmed. Gives how many runs wait. ``sequence``: of one that is sent again."""
+        if sequence is None:
+            self.sequence += 1
+            sequence = self.sequence
+        high, medium, low = (*groups, [], [], [])[:3]
+        async with asyncio.timeout(20):
+            while True:
+                channel = await self.broker.channel()
+                done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+                def confirm(waiting: int, exc: Exception | None, done: asyncio.Future[int] = done) -> None:
+                    if exc is None:
+                        done.set_result(waiting)
+                    else:
+                        done.set_exception(exc)
+
+                channel(Batch(self.id, sequence, (high, medium, low)), confirm)
+                try:
+                    return await done
+                except ConnectionLostError:
+                    continue  # under the same number
+
+
+async def put(broker: TaskBroker, *payloads: bytes, priority: int = MEDIUM) -> None:
+    """Queue payloads in their order, the way that the broker takes them."""
+    rest = [payload for payload in payloads if not broker.push(priority, payload)]
+    if rest:
+        groups: list[list[bytes]] = [[], [], []]
+        groups[priority] = rest
+        sender = Sender(broker)
+        await sender.send(*groups)
+        await broker.forget(sender.id)
+
+
+async def take(broker: TaskBroker, limit: int = 1000, consumer: str = "taker", **options: Any) -> list[bytes]:
+    """Claim and settle; gives the payloads."""
+    claim = await broker.claim(consumer, limit, **options)
+    if claim.items:
+        assert await broker.settle(Settlement(claim.batch, whole=True))
+    return [item.payload for item in claim.items]
+
+
+async def places(broker: TaskBroker) -> dict[str, int]:
+    """How many payloads are where; places that are empty are left out."""
+    found = {
+        **await broker.queue_length(),
+        "leased": await broker.leased_length(),
+        "delayed": await broker.delayed_length(),
+        "dead": len(await broker.dead()),
+    }
+    return {place: n for place, n in found.items() if n}
+
+
+def left_in_memory(broker: MemoryTaskBroker) -> list[str]:
+    """What a memory broker still keeps, named like the keys of the Redis broker."""
+    store = broker.store
+    parts: dict[str, Any] = {
+        **{f"queue-{name}": n for name, n in zip(("high", "medium", "low"), store.queue.lengths(), strict=True)},
+        "ff:delayed": store.queue.delayed_length(),
+        "ff:lease": store.leases,
+        "ff:strikes": store.strikes,
+        "ff:suspect": store.suspects,
+        "ff:dead": store.dead,
+        "tasks": store.info,
+        "ff:slots": {task: slots for task, slots in store.slots.items() if slots},
+        "ff:waiters": store.waiters,
+        "ff:locks": store.locks,
+    }
+    return [name for name, part in parts.items() if part]

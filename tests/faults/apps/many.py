@@ -1,0 +1,68 @@
+"""Row 12, a program: a process with several consumers, which note when they are woken. Options: ``consumers``,
+``plant``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from time import monotonic
+
+from worker_app import OPTIONS, end_with_parent, ledger
+
+from fluidfast import TaskConsumer, TaskRun, task
+from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.redis_wakeup import WakeUp
+
+
+@task
+async def pick_up(ctx: TaskRun) -> None:
+    ledger().started(ctx.id)
+    ledger().finished(ctx.id)
+
+
+def take_notes() -> None:
+    wait = WakeUp.wait
+
+    async def wait_noted(self: WakeUp, timeout: float) -> None:
+        began = monotonic()
+        await wait(self, timeout)
+        if monotonic() - began < timeout - 0.05:
+            ledger().note(f"woken {self.consumer}")
+
+    WakeUp.wait = wait_noted  # type: ignore[method-assign]
+
+
+def plant(bug: str) -> None:
+    async def wait_polling(self: WakeUp, timeout: float) -> None:
+        for _ in range(int(timeout / 0.02)):
+            if sum((await self.broker.queue_length()).values()):
+                ledger().note(f"woken {self.consumer}")
+                return
+            await asyncio.sleep(0.02)
+
+    if bug == "polling":
+        WakeUp.wait = wait_polling  # type: ignore[method-assign]
+    elif bug == "short-calls":
+        RedisTaskBroker.block_seconds = 0.5  # type: ignore[assignment, misc]
+
+
+async def main() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    consumers = [TaskConsumer(broker_url=OPTIONS["url"]) for _ in range(OPTIONS["consumers"])]
+    for consumer in consumers:
+        consumer.register_task(pick_up)
+        await consumer.startup()
+    ledger().note(f"ready {len(consumers)}")
+    await stop.wait()
+    await asyncio.gather(*(consumer.shutdown() for consumer in consumers))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    end_with_parent()
+    take_notes()
+    plant(OPTIONS["plant"])
+    asyncio.run(main())

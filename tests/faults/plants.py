@@ -1,0 +1,112 @@
+"""Bugs to plant, so that a row can be seen to go red. Test code only: the product has no switch.
+
+``plant(*names)`` for good, in a worker process (``fleet.workers(1, plant="one-sweep")``);
+``with planted(*names):`` in the process of the tests.
+
+    ack-before-run      a claim settles what it claimed before anything of it has run
+    pop-without-lease   a claim takes runs off the queue and writes no lease
+    no-fence            a settlement counts although its lease is gone
+    no-sequence         a batch that is sent again is pushed again
+    one-sweep           what one sweep sees expired is taken back
+    no-registration     a consumer blocks although nobody knows of its inbox
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fluidfast import redis_broker, scripts
+from fluidfast.broker import Settlement
+from fluidfast.redis_broker import RedisTaskBroker
+
+Undo = Callable[[], None]
+
+
+def patch(target: Any, name: str, value: Any) -> Undo:
+    before = getattr(target, name)
+    setattr(target, name, value)
+    return lambda: setattr(target, name, before)
+
+
+def edited(script: str, old: str, new: str) -> Undo:
+    """A Lua script with one passage replaced."""
+    before = redis_broker.load
+    text = before(script).text
+    assert text.count(old.encode()) == 1, f"{script}.lua has not once: {old}"
+    text = text.replace(old.encode(), new.encode())
+    changed = scripts.Script(script, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+    return patch(redis_broker, "load", lambda name: changed if name == script else before(name))
+
+
+def settle_always() -> Undo:
+    async def settle(self: RedisTaskBroker, settlement: Settlement) -> bool:
+        return True
+
+    return patch(RedisTaskBroker, "settle", settle)
+
+
+def ack_before_run() -> list[Undo]:
+    claim, settle = RedisTaskBroker.claim, RedisTaskBroker.settle
+
+    async def claim_and_settle(self: RedisTaskBroker, *args: Any, **kwargs: Any) -> Any:
+        claimed = await claim(self, *args, **kwargs)
+        if claimed.items:
+            await settle(self, Settlement(claimed.batch, whole=True))
+        return claimed
+
+    return [patch(RedisTaskBroker, "claim", claim_and_settle), settle_always(), renew_nothing()]
+
+
+def renew_nothing() -> Undo:
+    return patch(RedisTaskBroker, "renewer", lambda self, consumer: lambda batches, slots: [])
+
+
+def pop_without_lease() -> list[Undo]:
+    undo = edited("claim", "  if #given > 0 then\n    for i = 1", "  if false then\n    for i = 1")
+    return [undo, settle_always(), renew_nothing()]
+
+
+def no_fence() -> list[Undo]:
+    return [edited("settle", "if not redis.call('ZSCORE', leases, batch) then", "if false then")]
+
+
+def no_sequence() -> list[Undo]:
+    return [edited("enqueue", "if last and tonumber(last) >= tonumber(ARGV[2]) then", "if false then")]
+
+
+def one_sweep() -> list[Undo]:
+    reap = RedisTaskBroker.reap
+
+    async def reap_at_once(self: RedisTaskBroker) -> int:
+        await reap(self)
+        self._seen_expired = {batch: (mark, -1e9) for batch, (mark, _) in self._seen_expired.items()}
+        return await reap(self)
+
+    return [patch(RedisTaskBroker, "reap", reap_at_once)]
+
+
+BUGS: dict[str, Callable[[], list[Undo]]] = {
+    "ack-before-run": ack_before_run,
+    "pop-without-lease": pop_without_lease,
+    "no-fence": no_fence,
+    "no-sequence": no_sequence,
+    "one-sweep": one_sweep,
+}
+
+
+def plant(*names: str) -> list[Undo]:
+    """Plant bugs; gives what takes them out again, to be called backwards."""
+    return [undo for name in names for undo in BUGS[name]()]
+
+
+@contextmanager
+def planted(*names: str) -> Iterator[None]:
+    undos = plant(*names)
+    try:
+        yield
+    finally:
+        for undo in reversed(undos):
+            undo()

@@ -1,0 +1,237 @@
+"""``max_queue_length``: who queues more than may wait is held, or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from broker_kit import put, take
+from manager_kit import consuming, managing, take_runs, waiting
+from waiting import until, within
+
+from fluidfast import TaskManager, TaskRun, task
+from fluidfast.errors import ConfigError, QueueFullError
+
+
+@task
+async def note(ctx: TaskRun) -> None:
+    """Takes anything."""
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[TaskManager]:
+    async with managing(url, note, **options) as manager:
+        yield manager
+
+
+def numbers(runs: list[TaskRun[Any, Any]]) -> list[int]:
+    return [run.params["n"] for run in runs]
+
+
+async def fill(manager: TaskManager, count: int) -> None:
+    """Queue runs by another way, so that the manager has not seen them."""
+    payload = manager.create_task_run(note, n=-1).queue_dump_json()
+    await put(manager.broker, *[payload] * count)
+
+
+Queue = Callable[[TaskManager, int], Any]
+
+
+async def by_queue(manager: TaskManager, count: int) -> None:
+    for n in range(count):
+        await manager.queue(note, n=n)
+
+
+async def by_queue_many(manager: TaskManager, count: int) -> None:
+    await manager.queue_many(note, ({"n": n} for n in range(count)))
+
+
+async def at_once(manager: TaskManager, count: int) -> None:
+    await asyncio.gather(*(manager.queue(note, n=n) for n in range(count)))
+
+
+WAYS = pytest.mark.parametrize("queue", [by_queue, by_queue_many, at_once])
+DELIVERIES = pytest.mark.parametrize("delivery", ["confirmed", "buffered"])
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ConfigError, match="max_queue_length"):
+        TaskManager(max_queue_length=0)
+    with pytest.raises(ConfigError, match="on_full"):
+        TaskManager(max_queue_length=1, on_full="drop")
+
+
+@WAYS
+@DELIVERIES
+async def test_up_to_the_limit(broker_url: str, queue: Queue, delivery: str) -> None:
+    async with opened(broker_url, max_queue_length=100, on_full="raise", delivery=delivery) as manager:
+        await queue(manager, 100)
+        await manager.flush()
+        assert numbers(await take_runs(manager)) == list(range(100))
+
+
+@WAYS
+@DELIVERIES
+async def test_refused_above_the_limit(broker_url: str, queue: Queue, delivery: str) -> None:
+    async with opened(broker_url, max_queue_length=100, on_full="raise", delivery=delivery) as manager:
+        with pytest.raises(QueueFullError, match="max_queue_length is 100"):
+            await queue(manager, 500)
+        await manager.flush()
+        length = await waiting(manager)
+        assert 75 <= length <= 100
+        if queue is by_queue:
+            assert length == 100
+        with pytest.raises(QueueFullError):
+            await by_queue(manager, 26)
+        await manager.flush()
+        assert await waiting(manager) == 100
+        # room again, as the server says
+        await take(manager.broker, 50)
+        for n in range(50):
+            await manager.queue(note, n=n)
+        await manager.flush()
+        assert await waiting(manager) == 100
+
+
+@WAYS
+@DELIVERIES
+async def test_held_until_consumers_drain(broker_url: str, queue: Queue, delivery: str) -> None:
+    """All arrive, and never more than the limit wait."""
+    async with opened(broker_url, max_queue_length=100, delivery=delivery) as manager:
+        queueing = asyncio.create_task(queue(manager, 1000))
+        taken: list[TaskRun[Any, Any]] = []
+        async with asyncio.timeout(20):
+            while len(taken) < 1000:
+                assert await waiting(manager) <= 100
+                payloads = await take(manager.broker, 30)
+                taken += [manager.broker.codec.decode(payload, manager) for payload in payloads]
+                await asyncio.sleep(0)
+        await within(queueing)
+        assert sorted(numbers(taken)) == list(range(1000))
+        if queue is not at_once:
+            assert numbers(taken) == list(range(1000))
+
+
+@WAYS
+async def test_a_backlog_that_was_there_before(broker_url: str, queue: Queue) -> None:
+    """A producer that has just begun looks before it adds to it."""
+    async with opened(broker_url, max_queue_length=100, on_full="raise") as manager:
+        await fill(manager, 100)
+        with pytest.raises(QueueFullError):
+            await queue(manager, 300)
+        assert await waiting(manager) == 100
+
+
+async def test_held_for_so_long_only(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_length=10, full_timeout=0.1) as manager:
+        await by_queue(manager, 10)
+        begin = monotonic()
+        with pytest.raises(QueueFullError, match="10 runs wait"):
+            await within(manager.queue(note, n=10), 5)
+        assert 0.1 <= monotonic() - begin < 2
+        assert numbers(await take_runs(manager)) == list(range(10))
+        await within(manager.queue(note, n=11), 5)
+
+
+async def test_no_time_at_all(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_length=3, full_timeout=0) as manager:
+        await by_queue(manager, 3)
+        with pytest.raises(QueueFullError):
+            await manager.queue(note, n=3)
+        assert await waiting(manager) == 3
+
+
+async def test_queue_many_says_how_far_it_came(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_length=2500, full_timeout=0.05) as manager:
+        with pytest.raises(QueueFullError) as caught:
+            await manager.queue_many(note, ({"n": n} for n in range(10_000)), return_ids=True)
+        summary = caught.value.summary
+        runs = await take_runs(manager)
+        assert 1500 <= len(runs) <= 2500
+        assert numbers(runs) == list(range(len(runs)))
+        assert summary.queued == len(runs)
+        assert summary.run_ids == [run.id for run in runs]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+async def test_a_limit_below_a_batch(broker_url: str, limit: int) -> None:
+    async with opened(broker_url, max_queue_length=limit) as manager:
+        queueing = asyncio.create_task(by_queue_many(manager, 20))
+        taken: list[TaskRun[Any, Any]] = []
+        async with asyncio.timeout(20):
+            while len(taken) < 20:
+                assert await waiting(manager) <= limit
+                payloads = await take(manager.broker)
+                taken += [manager.broker.codec.decode(payload, manager) for payload in payloads]
+                await asyncio.sleep(0)
+        await within(queueing)
+        assert numbers(taken) == list(range(20))
+
+
+async def test_who_is_held_may_be_cancelled(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_length=5) as manager:
+        await by_queue(manager, 5)
+        held = asyncio.create_task(manager.queue(note, n=5))
+        await asyncio.wait([held], timeout=0.05)
+        assert not held.done()
+        held.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await held
+        await manager.flush()
+        assert await waiting(manager) == 5
+
+
+async def test_all_priorities_count(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_length=3, on_full="raise") as manager:
+        for priority in ("low", "medium", "high"):
+            await manager.queue(note, priority, n=1)
+        with pytest.raises(QueueFullError):
+            await manager.queue(note, "high", n=1)
+
+
+async def test_a_look_costs_nothing_while_there_is_room(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the limit the server is asked once, at the start: afterwards its confirmations say how many wait."""
+    async with opened(broker_url, max_queue_length=10_000) as manager:
+        asked = 0
+        ask = manager.broker.queue_length
+
+        async def counted() -> dict[str, int]:
+            nonlocal asked
+            asked += 1
+            return await ask()
+
+        monkeypatch.setattr(manager.broker, "queue_length", counted)
+        await by_queue(manager, 200)
+        await by_queue_many(manager, 2000)
+        assert asked <= 1
+
+
+async def test_two_producers_and_a_consumer(broker_url: str) -> None:
+    """Both are held while the consumer works, and nothing is lost or doubled."""
+    seen: list[int] = []
+    most = 0
+
+    @task
+    async def work(ctx: TaskRun) -> None:
+        seen.append(ctx.params["n"])
+        await asyncio.sleep(0)
+
+    options: dict[str, Any] = {"max_queue_length": 200}
+    async with managing(broker_url, work, **options) as one, managing(broker_url, work, **options) as two:
+        producing = asyncio.gather(
+            one.queue_many(work, ({"n": n} for n in range(0, 4000, 2))),
+            two.queue_many(work, ({"n": n} for n in range(1, 4000, 2))),
+        )
+        await until(lambda: waiting(one))
+        async with consuming(broker_url, work) as consumer:
+            while not producing.done():
+                most = max(most, await waiting(one))
+                await asyncio.sleep(0.002)
+            await producing
+            await until(lambda: consumer.engine.finished == 4000)
+        assert sorted(seen) == list(range(4000))
+        assert most <= 400, "each sees the other's runs with its own confirmations"
