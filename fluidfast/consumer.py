@@ -13,7 +13,7 @@ import logging
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -54,13 +54,19 @@ SETTLE_SECONDS = 0.003
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 WAIT_SECONDS = 5.0
-END_SECONDS = 1.0
-"""How long what was cancelled at the end may take to end."""
+CLEANUP_SECONDS = 0.7
+"""How long a run that shutdown has cancelled may take to clean up."""
+END_SECONDS = 0.1
+"""How long what does not end then is waited for once more. A shutdown takes the grace period and these two at most."""
+END_OF_WAITING_SECONDS = 5.0
+"""How long shutdown waits for the server to end this consumer's waiting for something to claim."""
 PROMOTE_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 MAX_PREFETCH = 1000
 QUICK_SECONDS = 0.02
 SLOW_SECONDS = 0.1
+CANCEL_AGAIN_SECONDS = 1.0
+"""How long a run that was cancelled may go on before it is cancelled again."""
 HOLD_SECONDS = 0.5
 """How long something claimed may wait for a slot here before others get it."""
 QUIET_SECONDS = 2.0
@@ -122,12 +128,13 @@ class Collector:
 class Slot:
     """Room for one run at a time."""
 
-    __slots__ = ("deadline", "held", "reason", "task")
+    __slots__ = ("cancel_at", "deadline", "held", "reason", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.held: Held | Group | None = None
         self.deadline = 0.0
+        self.cancel_at = float("inf")  # its deadline, and once it was cancelled, when it is to be cancelled again
         self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
 
 
@@ -155,6 +162,7 @@ class Engine(Worker):
         self._limited: dict[str, str] = {}  # run id -> task, of slots held under max_concurrency
         self._prefetch = 0
         self._draining = False
+        self._ended = False
         self._hurried = False
         self._alone = False
         self._quiet_until = 0.0  # claiming nothing more until then, so as to be idle for a suspect
@@ -168,6 +176,7 @@ class Engine(Worker):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
+        self._prolonged_at = 0.0  # when the leases were last prolonged
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
         self._async: dict[Any, bool] = {}
@@ -189,8 +198,16 @@ class Engine(Worker):
         def lost(batches: list[str]) -> None:
             loop.call_soon_threadsafe(self._lose_batches, batches)
 
+        renewer = self.broker.renewer(self.id)
+
+        def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
+            began = monotonic()
+            gone = renewer(batches, slots)
+            self._prolonged_at = began
+            return gone
+
         keeper = LeaseKeeper(
-            self.broker.renewer(self.id),
+            renew,
             self._held,
             lost,
             period_seconds=self.broker.options.lease_seconds / 3,
@@ -206,9 +223,10 @@ class Engine(Worker):
             await self._drain(claiming)
             # before the farewell: what it prolongs then would be known again, and nobody would ever say goodbye
             keeper.stop()
-            await asyncio.to_thread(keeper.join, self.broker.options.lease_seconds)
+            await keeper.join(self.broker.options.lease_seconds)
             await self._say_farewell()
         finally:
+            self._ended = True
             keeper.stop()
             claiming.cancel()
             for slot in self._slots:
@@ -236,11 +254,16 @@ class Engine(Worker):
         self._draining = True
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-        deadline = monotonic() + 5
+        deadline = monotonic() + END_OF_WAITING_SECONDS
         while not claiming.done() and monotonic() < deadline:
             if self._waiting is not None:
                 self._waiting.cancel()  # again and again: asyncio.wait_for of Python 3.11 may swallow it
             await asyncio.wait([claiming], timeout=0.1)
+        try:
+            async with asyncio.timeout(END_OF_WAITING_SECONDS):
+                await self.broker.idle_no_more(self.id)  # else what is given back wakes ourselves
+        except (BrokerError, TimeoutError) as exc:
+            logger.warning("%s: cannot end its waiting: %s", self.worker_name, exc or "no answer")
         await self._release_ready()
         deadline = monotonic() + self.grace_seconds
         while self._running and monotonic() < deadline and not self._hurried:
@@ -248,11 +271,10 @@ class Engine(Worker):
             await asyncio.wait([self._room], timeout=min(0.25, max(0.0, deadline - monotonic())))
         # the last claimed goes back first here too
         for slot in sorted(self._slots, key=claimed_when, reverse=True):
-            if slot.held is not None and slot.task is not None:
-                slot.reason = "shutdown"
-                slot.task.cancel()
+            if slot.held is not None:
+                self._cancel(slot, "shutdown")
         # for the slots to be empty, not for their tasks: those wait for the next run
-        deadline = monotonic() + 1
+        deadline = monotonic() + CLEANUP_SECONDS
         while self._running and monotonic() < deadline:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
@@ -452,8 +474,12 @@ class Engine(Worker):
         """A slot: runs what is ready, one after the other."""
         ready = self._ready
         loop = asyncio.get_running_loop()
+        task = slot.task
+        assert task is not None
         yielded = monotonic()
         while True:
+            if task.cancelling():
+                await self._shake_off(task)
             if not ready:
                 waiter: asyncio.Future[None] = loop.create_future()
                 self._idle.append(waiter)
@@ -479,6 +505,13 @@ class Engine(Worker):
             slot.held = held
             try:
                 await self._run(slot, held)
+            except asyncio.CancelledError:
+                if not slot.reason:
+                    raise
+                # by us, before it started
+                if held.run.task.max_concurrency:
+                    self._limited[held.run.id] = held.run.name  # it may have been granted
+                self._drop(held) if slot.reason == "lost" else self._interrupt(held)
             except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
                 logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
                 self._drop(held)
@@ -489,9 +522,22 @@ class Engine(Worker):
                 await asyncio.sleep(0)
                 yielded = now
 
+    async def _shake_off(self, task: "asyncio.Task[None]") -> None:
+        """What a run did to its asyncio task, which is a slot's, is not to reach the next run."""
+        while not self._ended and task.cancelling():
+            while task.cancelling():
+                task.uncancel()
+            try:
+                await asyncio.sleep(0)  # a cancellation that has not arrived yet does so here
+            except asyncio.CancelledError:
+                pass
+        if self._ended:
+            raise asyncio.CancelledError
+
     def _vacate(self, slot: Slot) -> None:
         slot.held = None
         slot.reason = ""
+        slot.cancel_at = float("inf")
         self._running -= 1
         if self._room is not None and (self._draining or self._want()):
             room, self._room = self._room, None
@@ -547,7 +593,7 @@ class Engine(Worker):
         if not helds:
             return
         task: Task[Any] = helds[0].run.task
-        slot.deadline = deadline = monotonic() + task.timeout_seconds
+        slot.deadline = slot.cancel_at = deadline = monotonic() + task.timeout_seconds
         if deadline < self._sweep_at:
             self._sweep_by(deadline)
         for held in helds:
@@ -604,7 +650,14 @@ class Engine(Worker):
         direct = self._async.get(executor)
         if direct is None:
             direct = self._async[executor] = is_async(executor)
-        slot.deadline = deadline = monotonic() + task.timeout_seconds
+        now = monotonic()
+        if now - max(held.lease.claimed_at, self._prolonged_at) > self.broker.options.lease_seconds:
+            # this process, or the server, stood still: others may have run it by now
+            if not await self._still_holds(held.lease, slot):
+                self._drop(held)
+                return
+            now = monotonic()
+        slot.deadline = slot.cancel_at = deadline = now + task.timeout_seconds
         if deadline < self._sweep_at:
             self._sweep_by(deadline)
         run._enter(RUNNING)
@@ -758,11 +811,15 @@ class Engine(Worker):
     def _interrupt(self, held: Held) -> None:
         lease = held.lease
         lease.partial = True
-        self._free(held.run, lease.settlement)
-        self._spawn(self._give_back(lease, held.field))
+        slots: list[tuple[str, str]] = []
+        if (task := self._limited.pop(held.run.id, None)) is not None:
+            slots.append((task, held.run.id))
+        self._spawn(self._give_back(lease, held.field, slots))
 
-    async def _give_back(self, lease: Lease, field: str) -> None:
+    async def _give_back(self, lease: Lease, field: str, slots: list[tuple[str, str]]) -> None:
         try:
+            if slots:  # first, since a lease of which all was given back settles nothing
+                await self.broker.settle(Settlement(lease.batch, slots=slots))
             await self.broker.release(lease.batch, [field])
         except BrokerError as exc:
             logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
@@ -854,16 +911,35 @@ class Engine(Worker):
             if self._room is not None and not self._room.done():
                 self._room.set_result(None)
 
-    def _lose(self, lease: Lease, why: str) -> None:
-        """The lease is gone: its runs are somebody else's."""
+    async def _still_holds(self, lease: Lease, slot: Slot) -> bool:
+        """Ask the broker whether a lease is still ours; ``slot`` is about to start one of its runs."""
+        try:
+            gone = await self.broker.renew(self.id, [lease.batch])
+        except BrokerError:  # nobody knows: what cannot be settled will run again
+            return True
+        if gone:
+            self._lose(lease, "it ran out", besides=slot)
+        return not gone
+
+    def _lose(self, lease: Lease, why: str, besides: Slot | None = None) -> None:
+        """The lease is gone: its runs are somebody else's. What runs of them is cancelled, ``besides`` in one slot."""
         if lease.lost:
             return
         lease.lost = True
         logger.warning("%s: lease %s was lost (%s); its runs may run twice", self.worker_name, lease.batch, why)
         for slot in self._slots:
-            if slot.held is not None and slot.held.lease is lease and slot.task is not None and not slot.reason:
-                slot.reason = "lost"
-                slot.task.cancel()
+            held = slot.held
+            if held is not None and held.lease is lease and slot is not besides and not slot.reason:
+                self._cancel(slot, "lost")
+
+    def _cancel(self, slot: Slot, reason: str) -> None:
+        """Cancel what a slot runs; again and again, since it may swallow that (as asyncio.wait_for of Python 3.11 may)."""
+        assert slot.task is not None
+        slot.reason = reason
+        slot.cancel_at = monotonic() + CANCEL_AGAIN_SECONDS
+        slot.task.cancel()
+        if slot.cancel_at < self._sweep_at:
+            self._sweep_by(slot.cancel_at)
 
     # -- upkeep
 
@@ -881,14 +957,12 @@ class Engine(Worker):
         now = monotonic()
         first = float("inf")
         for slot in self._slots:
-            if slot.held is None or slot.reason or slot.task is None:
+            if slot.held is None:
                 continue
-            if slot.deadline <= now:
-                slot.reason = "timeout"
-                slot.task.cancel()
-            elif slot.deadline < first:
-                first = slot.deadline
-        if first != float("inf"):
+            if slot.cancel_at <= now:
+                self._cancel(slot, slot.reason or "timeout")
+            first = min(first, slot.cancel_at)
+        if first < self._sweep_at:
             self._sweep_by(first)
 
     def _held(self) -> Kept | None:
@@ -1013,6 +1087,14 @@ class TaskConsumer(TaskManager, Workers):
         ``delay``: seconds before it may start.
         """
         self._sync_queue.send((task, monotonic() + delay if delay else 0.0))
+
+    async def on_shutdown(self) -> None:
+        """Queue what ``sync_queue`` was given if this was stopped before it had begun; then as a manager."""
+        if not self._sync_queue.has_started():
+            for _ in range(self._sync_queue.queue_size()):
+                if (message := await self._sync_queue.get_message(0)) is not None:
+                    await self._queue_from_sync(message)
+        await TaskManager.on_shutdown(self)
 
     async def _queue_from_sync(self, message: tuple[Any, float]) -> None:
         task, due = message

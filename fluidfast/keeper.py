@@ -7,6 +7,7 @@ It keeps nothing for ever: what has been overdue for longer than a lease, althou
 prolonged no more, and then another consumer gets it.
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class LeaseKeeper:
         lost: Callable[[list[str]], None],
         *,
         period_seconds: float,
-        soon: Callable[[Callable[[], None]], object] | None = None,
+        soon: Callable[[Callable[[], None]], object],
         stalled: Callable[[], object] | None = None,
     ) -> None:
         self._renew = renew
@@ -50,8 +51,9 @@ class LeaseKeeper:
         self._stalled = stalled
         self._had_its_turn = True
         self._look_at = 0.0
+        self._ended = asyncio.Event()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fluidfast-leases", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="fluidfast-leases", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -61,9 +63,22 @@ class LeaseKeeper:
         """Ask the thread to end; it does after the call that it is in."""
         self._stopped.set()
 
-    def join(self, seconds: float) -> None:
-        """Wait until the thread has ended, for so many seconds at most. Blocks."""
-        self._thread.join(seconds)
+    async def join(self, seconds: float) -> None:
+        """Wait until the thread has ended, for so many seconds at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        except TimeoutError:
+            pass
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        finally:
+            try:
+                self._soon(self._ended.set)
+            except RuntimeError:  # the loop is closed: nobody waits
+                pass
 
     def _run(self) -> None:
         failing = False
@@ -88,7 +103,7 @@ class LeaseKeeper:
             self._look_at_the_loop()
 
     def _look_at_the_loop(self) -> None:
-        if self._soon is None or self._stalled is None or monotonic() < self._look_at:
+        if self._stalled is None or monotonic() < self._look_at:
             return
         self._look_at = monotonic() + STALLED_SECONDS
         try:

@@ -263,6 +263,8 @@ class RedisTaskBroker(TaskBroker):
                 self.server.moved()
                 await self.server.client.connection_pool.disconnect()
                 raise ConnectionLostError(f"broker {self.url}: {exc}") from exc
+            except redis.exceptions.OutOfMemoryError as exc:  # redis-py has taken the first word off
+                raise self.error(ServerReply(f"OOM {exc}")) from exc
             except redis.exceptions.RedisError as exc:
                 raise self.error(ServerReply(str(exc))) from exc
 

@@ -5,8 +5,9 @@ after a slot has moved is at the right place.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 import redis
 import redis.exceptions
@@ -33,7 +34,7 @@ OPTIONS = (
     "ssl_certfile",
     "ssl_check_hostname",
     "ssl_keyfile",
-    "ssl_keyfile_password",
+    "ssl_password",
 )
 """URL options that are passed on to redis-py."""
 CONNECT_SECONDS = 5.0
@@ -86,12 +87,18 @@ def common(**more: Any) -> dict[str, Any]:
     }
 
 
+def redis_query(url: BrokerURL, names: Collection[str], *, tls: bool) -> str:
+    """The options of a URL that redis-py is to read."""
+    options = {name: value for name, value in url.query.items() if name in names}
+    if tls and options.get("ssl_cert_reqs") != "none":
+        options.setdefault("ssl_check_hostname", "True")  # which redis-py does by itself from version 6 on
+    return urlencode(options)
+
+
 def server_options(url: BrokerURL, scheme: str, place: str, db: str = "") -> dict[str, Any]:
     """redis-py's keyword arguments for one server of a URL that names several."""
-    query = "&".join(
-        f"{name}={value}"
-        for name, value in url.query.items()
-        if name in OPTIONS and name != "db" and not name.startswith("sentinel_")
+    query = redis_query(
+        url, {name for name in OPTIONS if name != "db" and not name.startswith("sentinel_")}, tls=scheme == "rediss"
     )
     user = urlsplit(url.raw).netloc.rpartition("@")[0]
     netloc = f"{user}@{place}" if user else place
@@ -117,7 +124,7 @@ class Address(ServerFinder):
     """One server: ``redis://``, ``rediss://``, ``unix://``."""
 
     def __init__(self, url: BrokerURL, max_connections: int) -> None:
-        query = "&".join(f"{name}={value}" for name, value in url.query.items() if name in OPTIONS)
+        query = redis_query(url, OPTIONS, tls=url.scheme == "rediss")
         self.url = url.raw.partition("?")[0] + (f"?{query}" if query else "")
         options: dict[str, Any] = dict(parse_url(self.url))
         more = common()

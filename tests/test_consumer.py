@@ -120,6 +120,7 @@ async def start(broker_url: str, notes: Notes, keeps: list[str], no_leaked_keys:
     notes.gate.set()
     for consumer in consumers:
         await within(consumer.shutdown(), 30)
+        await consumer.broker.close()
     no_leaked_keys.allow(*(f"*-{name}*" for name in keeps))
     if keeper and isinstance(keeper[0], MemoryTaskBroker):
         assert [name for name in left_in_memory(keeper[0]) if not name.startswith(tuple(keeps))] == []
@@ -565,7 +566,11 @@ class TestTimeout:
             assert seconds[name] - 0.01 < took < seconds[name] + 2
 
     @pytest.mark.parametrize("times", [1, 3])
-    async def test_a_handler_that_swallows_the_cancel(self, start: Start, notes: Notes, times: int) -> None:
+    async def test_a_handler_that_swallows_the_cancel(
+        self, start: Start, notes: Notes, times: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fluidfast.consumer.CANCEL_AGAIN_SECONDS", 0.05)
+
         @task(timeout_seconds=0.1)
         async def stubborn(ctx: TaskRun[Any, Notes]) -> None:
             for _ in range(ctx.params.times):
@@ -954,7 +959,6 @@ class TestSyncQueue:
         await within(consumer.shutdown())
         assert (await consumer.broker.queue_length())["medium"] == 20
         await consumer.broker.clear()
-        await consumer.broker.close()
 
 
 class TestShutdown:
@@ -981,7 +985,6 @@ class TestShutdown:
         await within(stopping)
         assert sorted(notes.done) == [0, 1]
         assert await places(consumer.broker) == {}
-        await consumer.broker.close()
 
     async def test_what_has_not_started_goes_back_in_order(self, start: Start, notes: Notes) -> None:
         consumer = await start(max_concurrent_tasks=1)
@@ -1019,7 +1022,6 @@ class TestShutdown:
         await until(lambda: len(notes.done) == 2)
         assert sorted(notes.done) == [1, 2]
         await until(lambda: empty(other))
-        await consumer.broker.close()
 
     async def test_a_handler_that_will_not_be_cancelled(self, start: Start, notes: Notes) -> None:
         stop = asyncio.Event()
@@ -1047,7 +1049,6 @@ class TestShutdown:
         stop.set()
         await start(stubborn, url_options={"lease_seconds": 0.5})
         await until(lambda: len(notes.done) >= 1)
-        await consumer.broker.close()
 
     async def test_a_run_that_fails_or_cancels_itself_meanwhile(self, start: Start, notes: Notes) -> None:
         @task
@@ -1070,7 +1071,6 @@ class TestShutdown:
         await within(stopping)
         assert notes.done == ["succeeds"]
         assert await places(consumer.broker) == {}
-        await consumer.broker.close()
 
     async def test_under_load_nothing_is_lost_or_run_twice(self, start: Start, notes: Notes) -> None:
         first = await start(max_concurrent_tasks=3)
@@ -1079,7 +1079,6 @@ class TestShutdown:
             await until(lambda so_far=len(notes.done): len(notes.done) > so_far or len(notes.done) == 3000)  # type: ignore[misc]
             consumer = await start(max_concurrent_tasks=3)
             await within(first.shutdown())
-            await first.broker.close()
             first = consumer
         await until(lambda: len(notes.done) >= 3000)
         await until(lambda: empty(first))
@@ -1097,7 +1096,6 @@ class TestShutdown:
         await consumer.shutdown()
         await consumer.shutdown()
         assert await places(consumer.broker) == {}
-        await consumer.broker.close()
 
 
 async def take_back(consumer: TaskConsumer, url: str) -> int:
@@ -1381,7 +1379,6 @@ class TestAsyncHandlers:
         await until(lambda: len(notes.done) == 20)
         await within(consumer.shutdown())
         assert sorted(got) == list(range(20))
-        await consumer.broker.close()
 
 
 class TestObject:
@@ -1445,7 +1442,6 @@ class TestObject:
         assert "ticker" in await consumer.status()
         await within(consumer.shutdown())
         assert extra.is_stopped()
-        await consumer.broker.close()
 
     async def test_one_that_ends_ends_the_consumer(self, start: Start, notes: Notes) -> None:
         async def fail() -> None:

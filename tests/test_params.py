@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskRun, task
 from fluidfast._codec import Codec
-from fluidfast.errors import ParamsError, TaskDecoratorError, TaskParamsError
+from fluidfast.errors import ParamsError, PayloadError, TaskDecoratorError, TaskParamsError
 from fluidfast.params import Params, ParamsAdapter, adapter_for
 
 SECRET = "canary-secret-value"
@@ -528,6 +528,48 @@ def test_nan_in_any_kind(make: Callable[[float], Any], field: str, number: float
     run = codec.create_with(task_of(model), None, "", params, None, None)
     with pytest.raises(ParamsError, match=f"task 'work', field '{field}': NaN and infinity cannot be queued"):
         codec.encode(run)
+
+
+class Node(msgspec.Struct):
+    a: float = 0
+    next: "Node | None" = None
+
+
+@codecs
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("model", [Struct, Data, Attrs, Model, Typed, dict[str, list[float]], Params], ids=str)
+def test_nan_that_somebody_else_wrote(model: Any, number: float, msgpack: bool) -> None:
+    codec = Codec({}, msgpack=msgpack)
+    codec.create(task_of(model), None, "", {"c": []} if model == dict[str, list[float]] else {"a": 1}, None, None)
+    head = ["x" * 32, bytes(16)]
+    params = {"c": [1.5, number]} if model == dict[str, list[float]] else {"a": 1, "c": [1.5, number]}
+    payloads = [json.dumps({"task": "work", "params": params}).encode()]
+    if msgpack:
+        payloads = [msgspec.msgpack.encode([run_id, "work", 1, params, 1, 1764000000.5]) for run_id in head]
+    for payload in payloads:
+        with pytest.raises((PayloadError, TaskParamsError)):
+            codec.decode(payload, None)
+
+
+@codecs
+def test_depth_in_a_model(msgpack: bool) -> None:
+    codec = Codec({}, msgpack=msgpack)
+    a_task = task_of(Node)
+    node = Node()
+    for _ in range(63):
+        node = Node(1, node)
+    run = codec.create_with(a_task, None, "", node, None, None)
+    assert codec.decode(codec.submit(run), None).params == node
+    deep = codec.create_with(a_task, None, "", Node(1, node), None, None)
+    with pytest.raises(ParamsError, match="nested deeper than 64 levels"):
+        codec.submit(deep)
+    params = msgspec.to_builtins(Node(1, node))
+    payloads = [json.dumps({"id": "x", "task": "work", "params": params}).encode()]
+    if msgpack:
+        payloads = [msgspec.msgpack.encode([bytes(16), "work", 1, params, 1, 1764000000.5])]
+    for payload in payloads:
+        with pytest.raises(PayloadError, match="nested deeper than 64 levels"):
+            codec.decode(payload, None)
 
 
 @codecs

@@ -23,8 +23,8 @@ __all__ = ["add", "run"]
 logger = logging.getLogger("fluidfast.worker")
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-THREAD_SECONDS = 1.0
-"""How long plain functions in threads may take to notice that the worker ends."""
+LEFT_SECONDS = 0.1
+"""How long what has not ended by the end of the worker is waited for: threads, handlers that refuse to be cancelled."""
 
 EPILOG = """\
 The first SIGTERM or SIGINT drains: nothing more is claimed, what has not started goes back to its queue, what runs may
@@ -138,20 +138,25 @@ async def work(found: Any, text: str, concurrency: int | None, started: list[boo
     except Exception as exc:
         raise CommandError(f"the worker failed: {type(exc).__name__}: {exc}") from exc
     logger.info("stopped after %d runs", consumer.engine.finished)
-    leave_threads(threads)
+    await leave(threads)
     return 0
 
 
-def leave_threads(threads: ThreadPoolExecutor) -> None:
-    """End the pool. A thread that goes on was given back or has timed out: nothing that it does counts any more, and
-    nothing can stop it but the end of the process, which Python would put off for it."""
+async def leave(threads: ThreadPoolExecutor) -> None:
+    """End the pool, and the process if something does not let itself be ended: what it did was given back or has timed
+    out, so that nothing that it does counts any more, and Python would wait for it."""
     threads.shutdown(wait=False, cancel_futures=True)
-    end = monotonic() + THREAD_SECONDS
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    end = monotonic() + LEFT_SECONDS
     alive = [thread for thread in threading.enumerate() if thread.name.startswith("task-thread")]
+    if tasks:
+        _, tasks = await asyncio.wait(tasks, timeout=LEFT_SECONDS)
     for thread in alive:
         thread.join(max(0.0, end - monotonic()))
-    if left := sum(thread.is_alive() for thread in alive):
-        logger.warning("%d functions still run in threads; they end with this process", left)
+    if left := len(tasks) + sum(thread.is_alive() for thread in alive):
+        logger.warning("%d handlers do not end; they end with this process", left)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -92,5 +92,11 @@ local at = 0
 if #given > 0 then
   local t = redis.call('TIME')
   at = t[1] * 1000000 + t[2]
+elseif not redis.call('ZSCORE', prefix .. '-ff:consumers', ARGV[1]) then
+  -- It will wait, and what is moved to its inbox then has to be found if it dies: a server that came back empty, or a
+  -- consumer that fell silent and goes on, does not know it before its next renewal.
+  redis.call('ZREM', prefix .. '-ff:consumers', '') -- frees, and removes nothing: see renew.lua
+  local t = redis.call('TIME')
+  redis.call('ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000), ARGV[1])
 end
 return {given, flags, redis.call('LLEN', suspect), strikes, alone, at}

@@ -9,7 +9,7 @@
         producer.done(20)                                                     # exit code 0 within 20 s
         fleet.drain(30)                      # nothing is queued, leased, delayed, suspect or in an inbox any more
         fleet.stop()                         # SIGTERM to the rest; every exit code is 0, or the test fails
-        verdict = fleet.verdict().check(seed=fault_seed, killed=fleet.killed)
+        verdict = fleet.verdict().check(seed=fault_seed, killed=fleet.killed, stopped=fleet.stopped)
         fleet.assert_clean()                 # no key that never expires is left
         figures.add(1, "kill -9", **verdict.counts(), kills=1)
 
@@ -88,8 +88,8 @@ class Process:
         self._close()
 
     def pause(self) -> None:
-        """SIGSTOP. Counts as killed: what it had runs again elsewhere."""
-        self.fleet.killed.add(self.who)
+        """SIGSTOP. The oracle is told: what it had runs again elsewhere."""
+        self.fleet.stopped.add(self.who)
         os.kill(self.pid, signal.SIGSTOP)
         os.waitpid(self.pid, os.WUNTRACED)
 
@@ -139,13 +139,19 @@ class Fleet:
         self.server = server
         self.oracle = oracle
         self.name = name
-        self.lease_seconds = lease_seconds
-        self.url = f"{server.url}?name={name}&lease_seconds={lease_seconds}{query}"
+        self.query = query
+        self.set_lease(lease_seconds)
         self.prefix = "{" + name + "}"
         self.processes: list[Process] = []
         self.killed: set[str] = set()
+        self.stopped: set[str] = set()
         self._client = redis.Redis.from_url(server.url, socket_timeout=5)
         self._numbers: dict[str, int] = {}
+
+    def set_lease(self, seconds: float) -> None:
+        """For processes that are started from now on."""
+        self.lease_seconds = seconds
+        self.url = f"{self.server.url}?name={self.name}&lease_seconds={seconds}{self.query}"
 
     # -- processes
 

@@ -106,13 +106,17 @@ class Verdict:
         lists = ("lost", "dead", "unexpected", "duplicated", "recovered")
         return {**numbers, **{name: len(getattr(self, name)) for name in lists}}
 
-    def unexplained(self, killed: Collection[str]) -> list[str]:
-        """Ids that ran more than once although somebody who was not killed (or stopped) had started them first."""
-        return [
-            id
-            for id, starts in self.starts.items()
-            if any(who not in killed for who, _ in sorted(starts, key=lambda start: start[1])[:-1])
-        ]
+    def unexplained(self, killed: Collection[str], stopped: Collection[str] = ()) -> list[str]:
+        """Ids that were started again although who had started them before was not killed.
+
+        ``stopped``: processes that stood still. They lose what they have as well, and may start some of it later.
+        """
+        found = []
+        for id, starts in self.starts.items():
+            ordered = sorted((start for start in starts if start[0] not in stopped), key=lambda start: start[1])
+            if any(who not in killed for who, _ in ordered[:-1]):
+                found.append(id)
+        return found
 
     def again_per_process(self) -> Counter[str]:
         """For each process, how many of the runs that it had started were started again elsewhere."""
@@ -121,16 +125,18 @@ class Verdict:
             again.update(who for who, _ in sorted(starts, key=lambda start: start[1])[:-1])
         return again
 
-    def check(self, *, seed: object = None, killed: Collection[str] | None = None) -> Verdict:
+    def check(
+        self, *, seed: object = None, killed: Collection[str] | None = None, stopped: Collection[str] = ()
+    ) -> Verdict:
         """Print the counts; raise AssertionError if something was lost or was unexpected.
 
-        ``killed``: names of the processes that were killed or stopped; given, only what they had may run twice.
+        ``killed``, ``stopped``: names of processes; given, only what they had may run twice.
         """
         print(f"oracle: seed {seed}, {self}")
         assert not self.lost, f"seed {seed}: lost {len(self.lost)}: {self.lost[:5]}; {self}"
         assert not self.unexpected, f"seed {seed}: unexpected {self.unexpected[:5]}; {self}"
         if killed is not None:
-            found = self.unexplained(killed)
+            found = self.unexplained(killed, stopped)
             assert not found, f"seed {seed}: {len(found)} ran twice without a reason: {found[:5]}; {self}"
         return self
 

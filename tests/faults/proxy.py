@@ -7,7 +7,8 @@
         cut.happened                    # whether they did
         proxy.cut(BACK, 0, reset=True)  # not one byte of the next answer passes; the ends see a RST
         proxy.every(THERE, 5000, jitter=random.Random(seed))   # again and again, at random distances around 5000 bytes
-        proxy.stall(); proxy.flow()     # nothing passes, nobody is told; and again
+        proxy.stall(); proxy.flow()     # nothing passes, nobody is told; and again (of one direction: stall(BACK))
+        proxy.stall(THERE, 100)         # after 100 more bytes
         proxy.delay_seconds = 0.05      # each way
 
 Bytes are counted over all connections of one direction, from the moment of the call. A cut ends the connection that
@@ -31,7 +32,8 @@ THERE, BACK = "there", "back"
 class Cut:
     """A cut that was ordered."""
 
-    def __init__(self, direction: str, after: int, reset: bool, everything: bool) -> None:
+    def __init__(self, direction: str, after: int, reset: bool, everything: bool, stalls: bool = False) -> None:
+        self.stalls = stalls  # it does not end the connection: nothing more passes
         self.direction = direction
         self.left = after
         self.reset = reset
@@ -62,7 +64,7 @@ class Side(asyncio.Protocol):
             self.take(data)
 
     def take(self, data: bytes) -> None:
-        if self.proxy.stalled or self.other is None or self.other.transport is None:
+        if self.direction in self.proxy.stalled or self.other is None or self.other.transport is None:
             self.held.append(data)
         else:
             self.proxy.pass_on(self, data)
@@ -78,7 +80,7 @@ class Side(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.proxy.sides.discard(self)
-        if self.other is not None and self.other.transport is not None and not self.proxy.stalled:
+        if self.other is not None and self.other.transport is not None and self.direction not in self.proxy.stalled:
             self.other.transport.close()
 
     def end(self, reset: bool) -> None:
@@ -98,7 +100,7 @@ class FaultProxy:
     def __init__(self, port: int) -> None:
         self.target = port
         self.delay_seconds = 0.0
-        self.stalled = False
+        self.stalled: set[str] = set()
         self.cuts = 0
         """How many connections were cut so far."""
         self.connections = 0
@@ -189,15 +191,22 @@ class FaultProxy:
 
         return int(self._do(action))
 
-    def stall(self) -> None:
-        """Nothing passes, and the ends are not told."""
-        self._do(lambda: setattr(self, "stalled", True))
+    def stall(self, direction: str | None = None, after: int = 0) -> None:
+        """Nothing passes (in this direction; after so many bytes more), and the ends are not told."""
 
-    def flow(self) -> None:
+        def action() -> None:
+            if after and direction is not None:
+                self._armed[direction] = Cut(direction, after, False, False, stalls=True)
+            else:
+                self.stalled |= {THERE, BACK} if direction is None else {direction}
+
+        self._do(action)
+
+    def flow(self, direction: str | None = None) -> None:
         """What was held passes, and all that follows."""
 
         def action() -> None:
-            self.stalled = False
+            self.stalled -= {THERE, BACK} if direction is None else {direction}
             for side in list(self.sides):
                 side.flow()
 
@@ -221,6 +230,10 @@ class FaultProxy:
         self.passed[side.direction] += cut.left
         self._armed[side.direction] = None
         cut.happened = True
+        if cut.stalls:
+            self.stalled.add(side.direction)
+            side.held.insert(0, data[cut.left :])
+            return
         self.cuts += 1
         # What was allowed has to arrive before the end does: so it is a FIN behind data, and a RST only towards the
         # side that sent, unless nothing was to pass.

@@ -7,10 +7,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from harness import Fleet, Process, percentile, until
+from harness import Fleet, percentile, until
 from oracle import STARTED
 from results import Figures
 
@@ -21,7 +22,7 @@ SETTLE_BATCHES = 10
 
 
 def kill_again_and_again(
-    fleet: Fleet, draw: random.Random, *, kills: int, pause: tuple[float, float], workers: int, busy: Callable[[], bool]
+    fleet: Fleet, draw: random.Random, *, kills: int, pause: tuple[float, float], busy: Callable[[], bool]
 ) -> list[tuple[str, float]]:
     """Kill one of the workers, start another, wait a little. Gives who was killed when."""
     killed = []
@@ -46,9 +47,7 @@ def recoveries(fleet: Fleet, killed: list[tuple[str, float]]) -> list[float]:
     found = []
     for starts in fleet.verdict().starts.values():
         ordered = sorted(starts, key=lambda start: start[1])
-        found += [
-            later - when[who] for (who, _), (_, later) in zip(ordered, ordered[1:], strict=False) if who in when
-        ]
+        found += [later - when[who] for (who, _), (_, later) in pairwise(ordered) if who in when]
     return found
 
 
@@ -71,10 +70,12 @@ def judge(fleet: Fleet, figures: Figures, seed: int, killed: list[tuple[str, flo
 def test_killed_in_mid_batch(fleet: Fleet, fault_seed: int, figures: Figures) -> None:
     draw = random.Random(fault_seed)
     fleet.workers(3, **options())
-    producer = fleet.producer(count=6000, ms=RUNNING_MS, rate=1500, priorities=["high", "medium", "low"], seed=fault_seed)
+    producer = fleet.producer(
+        count=6000, ms=RUNNING_MS, rate=1500, priorities=["high", "medium", "low"], seed=fault_seed
+    )
     until(lambda: fleet.oracle.count(STARTED) > 200, 20, "work is going on")
     killed = kill_again_and_again(
-        fleet, draw, kills=8, pause=(0.1, 0.3), workers=3, busy=lambda: producer.alive or bool(fleet.places())
+        fleet, draw, kills=8, pause=(0.1, 0.3), busy=lambda: producer.alive or bool(fleet.places())
     )
     producer.done(30)
     fleet.drain(30)
@@ -103,10 +104,6 @@ def test_what_was_held_comes_back_within_a_lease_and_two_sweeps(fleet: Fleet, fi
         process.kill()
 
 
-def grown(fleet: Fleet, process: Process) -> int:
-    return sum(1 for _ in fleet.oracle.lines(STARTED, process.who))
-
-
 @pytest.mark.soak
 def test_a_million_tasks_and_a_thousand_kills(
     make_fleet: Callable[..., Fleet], fault_seed: int, figures: Figures, pytestconfig: pytest.Config
@@ -122,7 +119,7 @@ def test_a_million_tasks_and_a_thousand_kills(
     ]
     until(lambda: fleet.oracle.count(STARTED) > 200, 20, "work is going on")
     killed = kill_again_and_again(
-        fleet, draw, kills=kills, pause=(0.0, 0.5), workers=4, busy=lambda: any(p.alive for p in producers)
+        fleet, draw, kills=kills, pause=(0.0, 0.5), busy=lambda: any(p.alive for p in producers)
     )
     for producer in producers:
         producer.done(600)

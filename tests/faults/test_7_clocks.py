@@ -20,11 +20,14 @@ from servers import RedisServer, find_servers, select_servers
 HOUR = 3600.0
 
 
-def early(fleet: Fleet, delay_seconds: float) -> list[float]:
-    """By how much runs were started before their time, which is counted from when they were attempted."""
-    attempted = {line.id: line.at for line in fleet.oracle.lines("A")}
-    starts = [(line.id, line.at) for line in fleet.oracle.lines(STARTED)]
-    return [ahead for id, at in starts if (ahead := attempted[id] + delay_seconds - at) > 0.002]
+def early(fleet: Fleet, who: str, delay_seconds: float) -> list[float]:
+    """By how much runs of a producer were started before their time, which counts from when they were attempted."""
+    attempted = {line.id: line.at for line in fleet.oracle.lines("A", who)}
+    return [
+        ahead
+        for line in fleet.oracle.lines(STARTED)
+        if line.id in attempted and (ahead := attempted[line.id] + delay_seconds - line.at) > 0.002
+    ]
 
 
 @pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
@@ -40,7 +43,7 @@ def test_a_workers_clock(fleet: Fleet, tmp_path: Path, fault_seed: int, figures:
             producer.done()
         fleet.drain(20)
         fleet.stop()
-    ahead = [seconds for seconds in early_of(fleet, delayed.who, 1.0)]
+    ahead = early(fleet, delayed.who, 1.0)
     verdict = fleet.verdict().check(seed=fault_seed, killed=())
     word = "ahead" if hours > 0 else "behind"
     figures.add(
@@ -51,15 +54,6 @@ def test_a_workers_clock(fleet: Fleet, tmp_path: Path, fault_seed: int, figures:
     fleet.assert_clean()
 
 
-def early_of(fleet: Fleet, who: str, delay_seconds: float) -> list[float]:
-    attempted = {line.id: line.at for line in fleet.oracle.lines("A", who)}
-    return [
-        ahead
-        for line in fleet.oracle.lines(STARTED)
-        if line.id in attempted and (ahead := attempted[line.id] + delay_seconds - line.at) > 0.002
-    ]
-
-
 def now_of(server: RedisServer) -> float:
     with redis.Redis.from_url(server.url) as client:
         seconds, micros = client.time()  # type: ignore[misc]
@@ -67,9 +61,7 @@ def now_of(server: RedisServer) -> float:
 
 
 @pytest.fixture
-def shifted(
-    tmp_path: Path, server_kind: str, make_fleet: Callable[..., Fleet]
-) -> Callable[[Clock], Fleet]:
+def shifted(tmp_path: Path, server_kind: str, make_fleet: Callable[..., Fleet]) -> Callable[[Clock], Fleet]:
     """A fleet whose server lives under a clock of its own."""
     servers: list[RedisServer] = []
 
@@ -104,12 +96,16 @@ def test_the_servers_clock_jumps(
         until(lambda: fleet.oracle.count(FINISHED) >= 80, 30, lambda: f"all have run; left: {fleet.places()}")
         fleet.drain(20)
         fleet.stop()
-    ahead = early_of(fleet, delayed.who, 1.0)
+    ahead = early(fleet, delayed.who, 1.0)
     verdict = fleet.verdict().check(seed=fault_seed, killed=())
     taken = [line for line in fleet.oracle.notes() if line.id.startswith("lost ") or " no " in line.id]
     word = "forward" if hours > 0 else "back"
     figures.add(
-        7, f"the server's clock jumps an hour {word}", **verdict.counts(), live_leases_taken=len(taken), early=len(ahead)
+        7,
+        f"the server's clock jumps an hour {word}",
+        **verdict.counts(),
+        live_leases_taken=len(taken),
+        early=len(ahead),
     )
     assert not taken
     assert not ahead
@@ -167,5 +163,7 @@ def test_clocks_jump_under_load_for_long(
         fleet.drain(60)
         fleet.stop()
     verdict = fleet.verdict().check(seed=fault_seed, killed=())
-    figures.add(7, "the server's clock jumps an hour every 3 s, a worker is an hour off", jumps=jumps, **verdict.counts())
+    figures.add(
+        7, "the server's clock jumps an hour every 3 s, a worker is an hour off", jumps=jumps, **verdict.counts()
+    )
     assert verdict.ok == 25_000

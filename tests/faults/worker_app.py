@@ -8,7 +8,7 @@ The environment variable ``FAULT`` holds a JSON object (``harness.Fleet`` writes
     app           path of a Python file with further tasks: all of its public Task objects are registered; its tasks
                   find the ledger as ``worker_app.LEDGER``
     plant         comma-separated names of bugs to plant (``plants.py``)
-    note          true: each settlement and each lost lease is noted in the ledger
+    note          true: each claim, settlement, and lost lease is noted in the ledger
     config        keywords of the TaskConsumer or TaskManager (max_concurrent_tasks, stopping_grace_period, ...)
     clock         path of a clock file (``clocks.py``); the harness preloads the shim
     producer only: count, start (the first number), rate (a second; 0: as fast as it goes), window (queue() calls at a
@@ -111,7 +111,13 @@ def register(manager: TaskManager) -> None:
 def take_notes(consumer: TaskConsumer) -> None:
     """Write down what the broker said to each settlement, and which leases renewing found lost."""
     broker = consumer.broker
-    settle, renewer = broker.settle, broker.renewer
+    claim, settle, renewer = broker.claim, broker.settle, broker.renewer
+
+    async def claim_noted(*args: Any, **kwargs: Any) -> Any:
+        claimed = await claim(*args, **kwargs)
+        if claimed.items:
+            ledger().note(f"claim {claimed.batch} {len(claimed.items)}")
+        return claimed
 
     async def settle_noted(settlement: Any) -> bool:
         runs = len(settlement.done)
@@ -130,7 +136,7 @@ def take_notes(consumer: TaskConsumer) -> None:
 
         return renew_noted
 
-    broker.settle, broker.renewer = settle_noted, renewer_noted  # type: ignore[method-assign]
+    broker.claim, broker.settle, broker.renewer = claim_noted, settle_noted, renewer_noted  # type: ignore
 
 
 async def consume() -> int:

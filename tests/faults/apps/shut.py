@@ -1,11 +1,11 @@
-"""Row 13: the module of ``python -m fluidfast worker shut:consumer``. Options: ``grace``, ``concurrency``, ``plant``."""
+"""Row 13: the module of ``python -m fluidfast worker shut:consumer``. Options: ``grace concurrency plant``."""
 
 from __future__ import annotations
 
 import asyncio
 
 from apps.slow import Length, blocking, quick, sleeping, threaded
-from worker_app import OPTIONS, end_with_parent, ledger
+from worker_app import OPTIONS, end_with_parent, ledger, work
 
 from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.consumer import Engine
@@ -24,7 +24,7 @@ async def stubborn(ctx: TaskRun[Length]) -> None:
     ledger().finished(ctx.id)
 
 
-TASKS = (sleeping, blocking, threaded, quick, stubborn)
+TASKS = (sleeping, blocking, threaded, quick, stubborn, work)
 
 
 class NotingConsumer(TaskConsumer):
