@@ -379,11 +379,19 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def claim(
-        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+        self,
+        consumer: str,
+        limit: int,
+        *,
+        max_bytes: int = 8 << 20,
+        idle: bool = True,
+        waits: bool = False,
+        tasks: Sequence[str] = (),
     ) -> Claim:
         """Take up to ``limit`` payloads under a new lease, high priority first, FIFO within one.
 
-        ``max_bytes`` bounds their sum, but one is always given. ``idle``: the consumer runs nothing. ``tasks``: whose
+        ``max_bytes`` bounds their sum, but one is always given. ``idle``: the consumer runs nothing. ``waits``: it will
+        ``wait`` if it is given nothing. ``tasks``: whose
         enabled flag is wanted. If the reply is lost the same claim is asked again and gives the same payloads.
         """
 

@@ -359,7 +359,7 @@ class Engine(Worker):
                     await self._wait_for_room()
                     continue
                 idle = self._running == 0 and not self._ready
-                claim = await self.broker.claim(self.id, want, idle=idle, tasks=tuple(self._known))
+                claim = await self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
                 failing = False
                 self._quiet_until = 0.0
                 if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:

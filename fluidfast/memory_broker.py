@@ -144,7 +144,14 @@ class MemoryTaskBroker(TaskBroker):
     # -- consuming
 
     async def claim(
-        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+        self,
+        consumer: str,
+        limit: int,
+        *,
+        max_bytes: int = 8 << 20,
+        idle: bool = True,
+        waits: bool = False,
+        tasks: Sequence[str] = (),
     ) -> Claim:
         store = self.store
         alone = False

@@ -372,7 +372,14 @@ class RedisTaskBroker(TaskBroker):
     # -- consuming
 
     async def claim(
-        self, consumer: str, limit: int, *, max_bytes: int = 8 << 20, idle: bool = True, tasks: Sequence[str] = ()
+        self,
+        consumer: str,
+        limit: int,
+        *,
+        max_bytes: int = 8 << 20,
+        idle: bool = True,
+        waits: bool = False,
+        tasks: Sequence[str] = (),
     ) -> Claim:
         batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
@@ -380,7 +387,7 @@ class RedisTaskBroker(TaskBroker):
         try:
             given, flags, suspects, strikes, alone, at = await self.script(
                 "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
-                letters, int(idle), *tasks,
+                letters, int(idle) + 2 * int(waits), *tasks,
             )  # fmt: skip
         finally:
             self._claiming.discard(batch)

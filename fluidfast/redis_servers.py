@@ -13,8 +13,11 @@ import redis
 import redis.exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry as SyncRetry
 
 from .broker import BrokerURL
 from .errors import BrokerURLError
@@ -38,6 +41,8 @@ OPTIONS = (
 )
 """URL options that are passed on to redis-py."""
 CONNECT_SECONDS = 5.0
+ASK_SECONDS = 2.0
+"""How long a Sentinel or a Cluster node may take to say where the primary is, before the next one is asked."""
 
 
 class ServerFinder(ABC):
@@ -95,6 +100,11 @@ def redis_query(url: BrokerURL, names: Collection[str], *, tls: bool) -> str:
     return urlencode(options)
 
 
+def asking() -> dict[str, Any]:
+    """Options of a connection to one of several that may be asked: it is not tried again, the next one is asked."""
+    return {"socket_timeout": ASK_SECONDS, "socket_connect_timeout": ASK_SECONDS, "retry": Retry(NoBackoff(), 0)}
+
+
 def server_options(url: BrokerURL, scheme: str, place: str, db: str = "") -> dict[str, Any]:
     """redis-py's keyword arguments for one server of a URL that names several."""
     query = redis_query(
@@ -139,6 +149,16 @@ class Address(ServerFinder):
         )
 
 
+class PrimaryPool(SentinelConnectionPool):
+    """Connections to the primary. Ending them all ends those to the Sentinels too."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.connection_pool.disconnect()
+
+
 class Sentinels(ServerFinder):
     """``redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB]``: the primary that the Sentinels name.
 
@@ -164,16 +184,19 @@ class Sentinels(ServerFinder):
         if tls:
             self.sentinel_options.update((k, v) for k, v in options.items() if k.startswith("ssl"))
         self.sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            self.places, sentinel_kwargs=common(socket_timeout=2.0, **self.sentinel_options), **options, **common()
+            self.places, sentinel_kwargs=common(**asking(), **self.sentinel_options), **options, **common()
         )
-        self.client = self.sentinel.master_for(self.service)
+        self.client = self.sentinel.master_for(self.service, connection_pool_class=PrimaryPool)
 
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":
         from redis.sentinel import Sentinel as SyncSentinel
 
         timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds, "protocol": 2}
         sentinel = SyncSentinel(  # type: ignore[no-untyped-call]
-            self.places, sentinel_kwargs={**self.sentinel_options, **timeouts}, **self.options, **timeouts
+            self.places,
+            sentinel_kwargs={**self.sentinel_options, **timeouts, "retry": SyncRetry(NoBackoff(), 0)},
+            **self.options,
+            **timeouts,
         )
         client: redis.Redis = sentinel.master_for(self.service)  # type: ignore[no-untyped-call]
         return client
@@ -227,7 +250,7 @@ class ClusterNode(ServerFinder):
             return self.place
         trouble: Exception = redis.exceptions.ConnectionError("no node was asked")
         for host, port in self.seeds:
-            client = Redis(host=host, port=port, ssl=self.tls, **self.options, **common(socket_timeout=2.0))
+            client = Redis(host=host, port=port, ssl=self.tls, **self.options, **common(**asking()))
             try:
                 slots = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
             except (redis.exceptions.RedisError, OSError) as exc:

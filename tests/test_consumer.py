@@ -343,9 +343,7 @@ class TestUnreadable:
         await consumer.queue("note", n="after")
         await until(lambda: "after" in notes.done)
 
-    async def test_params_that_do_not_fit_are_a_failure(
-        self, start: Start, keeps: list[str]
-    ) -> None:
+    async def test_params_that_do_not_fit_are_a_failure(self, start: Start, keeps: list[str]) -> None:
         keeps.append("ff:dead")
         consumer = await start()
         events = told(consumer)
@@ -391,9 +389,7 @@ class TestDisabled:
         await until(lambda: 4 in notes.done)
         assert notes.done == [1, 3, 4]
 
-    async def test_before_the_consumer_has_heard_of_the_task(
-        self, start: Start, notes: Notes, broker_url: str
-    ) -> None:
+    async def test_before_the_consumer_has_heard_of_the_task(self, start: Start, notes: Notes, broker_url: str) -> None:
         async with TaskManager(broker_url=broker_url) as manager:
             manager.register_task(note)
             await manager.broker.enable_task("note", False)
@@ -856,9 +852,7 @@ class TestWaitingForResults:
         await until(lambda: notes.done == ["inner", "success"])
 
     @pytest.mark.parametrize("how", ["failure", "timeout", "aborted", "disabled", "rate_limited", "retried"])
-    async def test_of_a_run_that_does_not_succeed(
-        self, start: Start, notes: Notes, how: str, keeps: list[str]
-    ) -> None:
+    async def test_of_a_run_that_does_not_succeed(self, start: Start, notes: Notes, how: str, keeps: list[str]) -> None:
         @task(timeout_seconds=0.1)
         async def troubled(ctx: TaskRun[Any, Notes]) -> None:
             if how == "timeout":
@@ -1038,9 +1032,7 @@ class TestShutdown:
                         raise
             ctx.deps.done.append(1)
 
-        consumer = await start(
-            stubborn, stopping_grace_period=0.1, url_options={"lease_seconds": 0.5}
-        )
+        consumer = await start(stubborn, stopping_grace_period=0.1, url_options={"lease_seconds": 0.5})
         await consumer.queue("stubborn")
         await until(lambda: notes.started)
         begin = monotonic()
@@ -1233,9 +1225,7 @@ class TestLease:
         stop.set()
         await until(lambda: empty(consumer))
 
-    async def test_lost_while_it_waits_for_room(
-        self, start: Start, notes: Notes, broker_url: str
-    ) -> None:
+    async def test_lost_while_it_waits_for_room(self, start: Start, notes: Notes, broker_url: str) -> None:
         """Under max_concurrency a slot asks the broker before it starts; to be cancelled there does not end it."""
         limited = note._replace(name="limited", max_concurrency=1)
         consumer = await start(limited, clean, max_concurrent_tasks=1, url_options={"lease_seconds": 0.6})

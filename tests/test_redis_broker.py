@@ -127,7 +127,7 @@ class TestSharedWithAioFluid:
         assert ran == ["theirs", "by hand"]
 
     async def test_our_payload_is_plain_json(self, manager: TaskManager) -> None:
-        run = await manager.queue("note", priority="low", n=1, text="é\n\"")
+        run = await manager.queue("note", priority="low", n=1, text='é\n"')
         assert isinstance(manager.broker, RedisTaskBroker)
         raw = await manager.broker.redis_cli.rpop(manager.broker.task_queue_names[2])
         assert isinstance(raw, bytes)
@@ -138,7 +138,7 @@ class TestSharedWithAioFluid:
             "task": "note",
             "priority": "low",
             "state": "queued",
-            "params": {"n": 1, "text": "é\n\""},
+            "params": {"n": 1, "text": 'é\n"'},
         }
 
     async def test_info_is_theirs(self, manager: TaskManager, no_leaked_keys: Any) -> None:
@@ -816,5 +816,3 @@ def test_used_in_one_event_loop_after_another(redis_url: str) -> None:
             runner.run(manager.on_shutdown())
     with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
         client.delete(*manager.broker.task_queue_names)
-
-

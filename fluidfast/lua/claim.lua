@@ -3,7 +3,8 @@
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
 --       4 at most this many bytes (one run is always given)   5 lease in ms
---       6 letters of the queues to serve, in order   7 "1": the consumer runs nothing, so a suspect may be given
+--       6 letters of the queues to serve, in order   7 a sum: 1 if the consumer runs nothing, so a suspect may be
+--       given; 2 if it waits when it is given nothing
 --       8... names of tasks whose enabled flag is wanted
 -- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
 --          flat list of field and strikes, "1" if what was given must run alone,
@@ -52,7 +53,7 @@ else
       given[#given + 1] = payload
     end
   end
-  if ARGV[7] == '1' then
+  if tonumber(ARGV[7]) % 2 == 1 then
     local member = redis.call('RPOP', suspect)
     if member then
       given = {string.sub(member, 1, 1) .. '1', string.sub(member, 2)}
@@ -92,7 +93,7 @@ local at = 0
 if #given > 0 then
   local t = redis.call('TIME')
   at = t[1] * 1000000 + t[2]
-elseif not redis.call('ZSCORE', prefix .. '-ff:consumers', ARGV[1]) then
+elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consumers', ARGV[1]) then
   -- It will wait, and what is moved to its inbox then has to be found if it dies: a server that came back empty, or a
   -- consumer that fell silent and goes on, does not know it before its next renewal.
   redis.call('ZREM', prefix .. '-ff:consumers', '') -- frees, and removes nothing: see renew.lua

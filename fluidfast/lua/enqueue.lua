@@ -16,7 +16,7 @@ local waiting = redis.call('LLEN', names[1]) + redis.call('LLEN', names[2]) + re
 local last = redis.call('GET', mark)
 if last and tonumber(last) >= tonumber(ARGV[2]) then
   pushed = 0
-elseif false then
+elseif tonumber(last or 0) < tonumber(ARGV[4]) then
   return redis.error_reply('BEHIND a batch that was refused')
 else
   -- first, because on a server that is full it is refused, and then nothing has been pushed

@@ -7,6 +7,7 @@
     pop-without-lease   a claim takes runs off the queue and writes no lease
     no-fence            a settlement counts although its lease is gone
     no-sequence         a batch that is sent again is pushed again
+    no-order            a batch is pushed although the one before it, not confirmed yet, was refused
     one-sweep           what one sweep sees expired is taken back
     no-registration     a consumer blocks although nobody knows of its inbox
 """
@@ -77,6 +78,10 @@ def no_sequence() -> list[Undo]:
     return [edited("enqueue", "if last and tonumber(last) >= tonumber(ARGV[2]) then", "if false then")]
 
 
+def no_order() -> list[Undo]:
+    return [edited("enqueue", "elseif tonumber(last or 0) < tonumber(ARGV[4]) then", "elseif false then")]
+
+
 def one_sweep() -> list[Undo]:
     reap = RedisTaskBroker.reap
 
@@ -93,6 +98,7 @@ BUGS: dict[str, Callable[[], list[Undo]]] = {
     "pop-without-lease": pop_without_lease,
     "no-fence": no_fence,
     "no-sequence": no_sequence,
+    "no-order": no_order,
     "one-sweep": one_sweep,
 }
 
