@@ -32,7 +32,7 @@ from libc.string cimport memchr, memcmp, memcpy
 import msgspec
 
 from ._clock cimport make_id, now_us
-from ._machine cimport INIT, QUEUED, state_number
+from ._machine cimport QUEUED, state_number
 from ._run cimport TaskRun, make_run, micros, priority_number
 
 from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
@@ -519,13 +519,15 @@ cdef class Codec:
             run.root_run_id = parent.root_run_id or parent.id
         return run
 
-    def take(self, task, priority, items, Py_ssize_t max_count, Py_ssize_t max_bytes, errors, ids, Py_ssize_t base) -> tuple:
+    def take(
+        self, task, priority, items, Py_ssize_t max_count, Py_ssize_t max_bytes, errors, ids, Py_ssize_t base
+    ) -> tuple:
         """Payloads of as many queued runs as fit, one for each item (params as a mapping or an object) of an iterator.
 
-        No run object is made: who wants events makes them one by one. ``errors``: a list that gets (index, exception) for
-        items that do not fit, or None: the exception is raised, and what was taken before it stands in its ``taken``.
-        ``ids``: a list that gets the runs' ids, or None. ``base``: index of the first item. Returns (payloads, their bytes,
-        items consumed, whether the iterator has ended).
+        No run object is made: who wants events makes them one by one. ``errors``: a list that gets (index, exception)
+        for items that do not fit, or None: the exception is raised, and what was taken before it stands in its
+        ``taken``. ``ids``: a list that gets the runs' ids, or None. ``base``: index of the first item. Returns
+        (payloads, their bytes, items consumed, whether the iterator has ended).
         """
         cdef TaskPlan plan = self.plan_of(task)
         cdef TaskRun run = make_run("", plan.task, priority_number(plan.task.priority if priority is None else priority),
@@ -598,7 +600,10 @@ cdef class Codec:
         return [self.encode(run) for run in runs]
 
     def submit(self, TaskRun run not None) -> bytes:
-        """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload. Raises as ``encode``."""
+        """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload.
+
+        Raises as ``encode``.
+        """
         run.advance(QUEUED, now_us())
         return self.encode(run)
 

@@ -11,7 +11,7 @@ import types
 from datetime import date, datetime, timedelta, timezone
 
 from ._clock cimport make_id, now_us
-from ._machine cimport ABORTED, FAILURE, INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
+from ._machine cimport INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
 
 from .errors import TaskAbortedError, TaskRunError
 from .states import PRIORITIES, STATES

@@ -78,8 +78,8 @@ class BrokerURL:
         except ValueError:
             # its own message quotes what it could not read, which may be a part of the password
             raise BrokerURLError(
-                f"broker {self}: not a URL: a port is a number, and in a user or a password write % / ? # @ [ ] : as %25 "
-                "%2F %3F %23 %40 %5B %5D %3A"
+                f"broker {self}: not a URL: a port is a number, and in a user or a password write % / ? # @ [ ] : "
+                "as %25 %2F %3F %23 %40 %5B %5D %3A"
             ) from None
 
     @property

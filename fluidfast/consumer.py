@@ -933,7 +933,8 @@ class Engine(Worker):
                 self._cancel(slot, "lost")
 
     def _cancel(self, slot: Slot, reason: str) -> None:
-        """Cancel what a slot runs; again and again, since it may swallow that (as asyncio.wait_for of Python 3.11 may)."""
+        """Cancel what a slot runs; again and again, since it may swallow that (as asyncio.wait_for of Python 3.11
+        may)."""
         assert slot.task is not None
         slot.reason = reason
         slot.cancel_at = monotonic() + CANCEL_AGAIN_SECONDS

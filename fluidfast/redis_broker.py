@@ -138,9 +138,16 @@ class RedisTaskBroker(TaskBroker):
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
         connection = self.server.connection()
+        caller = asyncio.current_task()
+        cancelled = caller.cancelling() if caller is not None else 0
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
+            if caller is not None and caller.cancelling() > cancelled:
+                raise asyncio.CancelledError  # which asyncio.wait_for, that redis-py uses, swallowed (Python 3.11)
             return Link(connection)
+        except asyncio.CancelledError:
+            connection._close()  # type: ignore[no-untyped-call]
+            raise
         except redis.exceptions.AuthenticationError as exc:
             raise BrokerAuthError(f"broker {self.url}: the server refused the user or the password: {exc}") from exc
         except (TimeoutError, redis.exceptions.RedisError, OSError) as exc:
@@ -173,6 +180,9 @@ class RedisTaskBroker(TaskBroker):
             except (LinkLost, ServerReply) as exc:
                 link.abort()
                 raise self.error(exc) from exc
+            except asyncio.CancelledError:
+                link.abort()
+                raise
             self._link = link
             if self._watch is None:
                 self._watch = loop.call_later(1.0, self._check_links)

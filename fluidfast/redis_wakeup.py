@@ -75,7 +75,14 @@ class WakeUp:
         if held is None or held[0].closed:
             self.drop(priority)
             link = await broker.blocking_link()
-            held = self.links[priority] = (link, await link.call(pack(("CLIENT", "ID"))))
+            try:
+                held = self.links[priority] = (link, await link.call(pack(("CLIENT", "ID"))))
+            except BaseException as exc:
+                broker._blocked.discard(link)
+                link.abort()
+                if isinstance(exc, (LinkLost, ServerReply)):
+                    raise broker.error(exc) from exc
+                raise
         command = pack(
             (
                 "BLMOVE", broker.keys.queue(priority), broker.keys.inbox(self.consumer, priority),

@@ -28,7 +28,8 @@ class Sender:
         self.sequence = 0
 
     async def send(self, *groups: list[bytes], sequence: int | None = None) -> int:
-        """A batch of up to three groups, confirmed. Gives how many runs wait. ``sequence``: of one that is sent again."""
+        """A batch of up to three groups, confirmed. Gives how many runs wait. ``sequence``: of one that is sent
+        again."""
         if sequence is None:
             self.sequence += 1
             sequence = self.sequence

@@ -325,6 +325,16 @@ class Fake:
         self.answers: list[list[str] | Exception] = []
         self.held: Held | None = (["a", "b"], [("task", "run")])
         self.called = threading.Semaphore(0)
+        self.blocked = False
+        self.stalls = 0
+
+    def soon(self, call: Callable[[], None]) -> None:
+        if not self.blocked:
+            call()
+
+    def stall(self) -> None:
+        self.stalls += 1
+        self.called.release()
 
     def renew(self, batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
         self.renewed.append((list(batches), list(slots)))
@@ -340,7 +350,9 @@ class Fake:
 
     @contextmanager
     def keeping(self, period: float = 0.01) -> Iterator[LeaseKeeper]:
-        keeper = LeaseKeeper(self.renew, lambda: self.held, self.lost.append, period_seconds=period)
+        keeper = LeaseKeeper(
+            self.renew, lambda: self.held, self.lost.append, period_seconds=period, soon=self.soon, stalled=self.stall
+        )
         keeper.start()
         try:
             yield keeper
@@ -377,6 +389,38 @@ def test_it_goes_on_after_errors(caplog: pytest.LogCaptureFixture) -> None:
         "leases cannot be prolonged, trying again: gone",
         "leases cannot be prolonged, trying again: odd",
     ]
+
+
+def test_nothing_is_prolonged_while_there_is_nothing_to_hold() -> None:
+    fake = Fake()
+    fake.held = None
+    asked = threading.Event()
+    keeper = LeaseKeeper(
+        fake.renew,
+        lambda: asked.set(),
+        fake.lost.append,
+        period_seconds=0.01,
+        soon=fake.soon,  # type: ignore[arg-type]
+    )
+    keeper.start()
+    assert asked.wait(DEADLINE_SECONDS)
+    keeper.stop()
+    keeper._thread.join(DEADLINE_SECONDS)
+    assert fake.renewed == []
+
+
+def test_it_sees_a_loop_that_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between its periods; and it says nothing of one that gets on."""
+    monkeypatch.setattr("fluidfast.keeper.STALLED_SECONDS", 0.01)
+    fake = Fake()
+    with fake.keeping():
+        fake.calls(5)
+    assert fake.stalls == 0
+    blocked = Fake()
+    blocked.blocked = True
+    with blocked.keeping(period=3600):
+        blocked.calls(3)
+    assert blocked.renewed == []
 
 
 def test_it_stops_at_once() -> None:

@@ -1,4 +1,5 @@
-"""The manager without a consumer: registers, makes and queues runs, executes in place, opens and closes what it was given."""
+"""The manager without a consumer: registers, makes and queues runs, executes in place, opens and closes what it was
+given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What only the Redis broker has: keys that aio-fluid shares, URLs, and a server that refuses, fills up or goes away."""
+"""What only the Redis broker has: keys that aio-fluid shares, URLs, and a server that refuses, fills up or goes
+away."""
 
 from __future__ import annotations
 

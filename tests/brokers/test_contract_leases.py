@@ -1,4 +1,5 @@
-"""The contract: what is under a lease is settled, given back, prolonged or taken back, and in no two of these places."""
+"""The contract: what is under a lease is settled, given back, prolonged or taken back, and in no two of these
+places."""
 
 from __future__ import annotations
 

@@ -26,6 +26,11 @@ from pathlib import Path
 ATTEMPTED, ACKNOWLEDGED, REFUSED, STARTED, FINISHED, NOTE = "A", "K", "R", "S", "F", "N"
 
 
+def in_a_line(id: str) -> str:
+    """An id as the ledger has it: as it is, unless it would be more than one line or cannot be written."""
+    return id if id.isascii() and id.isprintable() else ascii(id)
+
+
 class Ledger:
     """The file of one process. Safe after a fork only if parent and child say different things."""
 
@@ -37,7 +42,7 @@ class Ledger:
 
     def _say(self, word: str, *ids: str) -> None:
         now = time.monotonic()
-        text = "".join([f"{word} {each} {now:.4f}\n" for each in ids]).encode()
+        text = "".join([f"{word} {in_a_line(each)} {now:.4f}\n" for each in ids]).encode()
         if os.write(self._fd, text) != len(text):
             raise OSError("a ledger was not written in one piece")
 

@@ -5,11 +5,13 @@
 
     ack-before-run      a claim settles what it claimed before anything of it has run
     pop-without-lease   a claim takes runs off the queue and writes no lease
-    no-fence            a settlement counts although its lease is gone
+    no-fence            a settlement counts although its lease is gone, and renewing does not tell
     no-sequence         a batch that is sent again is pushed again
     no-order            a batch is pushed although the one before it, not confirmed yet, was refused
     one-sweep           what one sweep sees expired is taken back
-    no-registration     a consumer blocks although nobody knows of its inbox
+    settled-again       a settlement that is sent again has its retries queued again
+    delayed-again       runs that are delayed, and sent again, are delayed again
+    dead-forgotten      what cannot be read is settled and not kept
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 from fluidfast import redis_broker, scripts
 from fluidfast.broker import Settlement
+from fluidfast.consumer import Engine
 from fluidfast.redis_broker import RedisTaskBroker
 
 Undo = Callable[[], None]
@@ -71,7 +74,26 @@ def pop_without_lease() -> list[Undo]:
 
 
 def no_fence() -> list[Undo]:
-    return [edited("settle", "if not redis.call('ZSCORE', leases, batch) then", "if false then")]
+    renew, renewer = RedisTaskBroker.renew, RedisTaskBroker.renewer
+
+    async def renew_silently(self: RedisTaskBroker, *args: Any) -> list[str]:
+        await renew(self, *args)
+        return []
+
+    def renewer_silent(self: RedisTaskBroker, consumer: str) -> Any:
+        call = renewer(self, consumer)
+
+        def renew_now(batches: Any, slots: Any) -> list[str]:
+            call(batches, slots)
+            return []
+
+        return renew_now
+
+    return [
+        edited("settle", "if not redis.call('ZSCORE', leases, batch) then", "if false then"),
+        patch(RedisTaskBroker, "renew", renew_silently),
+        patch(RedisTaskBroker, "renewer", renewer_silent),
+    ]
 
 
 def no_sequence() -> list[Undo]:
@@ -80,6 +102,22 @@ def no_sequence() -> list[Undo]:
 
 def no_order() -> list[Undo]:
     return [edited("enqueue", "elseif tonumber(last or 0) < tonumber(ARGV[4]) then", "elseif false then")]
+
+
+def settled_again() -> list[Undo]:
+    return [edited("settle", "if n_fields > 0 and settled == 0 then", "if false then")]
+
+
+def delayed_again() -> list[Undo]:
+    return [edited("delay", "if not redis.call('SET',", "if false and not redis.call('SET',")]
+
+
+def dead_forgotten() -> list[Undo]:
+    def discard(self: Engine, lease: Any, item: Any, reason: str) -> None:
+        lease.settlement.done.append(item.field)
+        self._settled(lease)
+
+    return [patch(Engine, "_discard", discard)]
 
 
 def one_sweep() -> list[Undo]:
@@ -100,6 +138,9 @@ BUGS: dict[str, Callable[[], list[Undo]]] = {
     "no-sequence": no_sequence,
     "no-order": no_order,
     "one-sweep": one_sweep,
+    "settled-again": settled_again,
+    "delayed-again": delayed_again,
+    "dead-forgotten": dead_forgotten,
 }
 
 

@@ -16,7 +16,7 @@ from results import Figures
 
 from fluidfast import TaskManager
 
-WARM_SECONDS = 2.0
+WARM_SECONDS = 0.5
 IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrange", "zrangebyscore", "zrem", "zscore", "exists")
 """What idle consumers do within scripts; what they send is the rest: EVALSHA, BLMOVE, SET."""
 

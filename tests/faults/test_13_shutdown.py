@@ -145,7 +145,7 @@ def test_what_cannot_be_stopped(
     """
     grace = 0.5
     fleet = make_fleet(lease_seconds=1.0)
-    items: list[Item] = [(kind, f"{kind}-{i}", None, {"seconds": 2.5}) for kind in kinds.split() for i in range(2)]
+    items: list[Item] = [(kind, f"{kind}-{i}", None, {"seconds": 2.2}) for kind in kinds.split() for i in range(2)]
     queue_all(fleet, oracle, TASKS, items)
     worker = start(fleet, grace=grace)
     until(lambda: oracle.count(STARTED) >= (1 if kinds == "blocking" else 4), 20, "they run")

@@ -115,7 +115,11 @@ def test_the_servers_clock_jumps(
 
 def test_leases_that_look_an_hour_overdue(fleet: Fleet, fault_seed: int, figures: Figures) -> None:
     """The same without a shim: all deadlines are set an hour back in one step, again and again."""
-    fleet.workers(2, note=True, config={"max_concurrent_tasks": 10})
+    look_overdue(fleet, figures, fault_seed)
+
+
+def look_overdue(fleet: Fleet, figures: Figures, seed: int, plant: str = "") -> None:
+    fleet.workers(2, plant=plant, note=True, config={"max_concurrent_tasks": 10})
     producer = fleet.producer(count=80, ms=700)
     producer.done()
     until(lambda: fleet.oracle.count(STARTED) >= 20, 20, "work is going on")
@@ -127,7 +131,7 @@ def test_leases_that_look_an_hour_overdue(fleet: Fleet, fault_seed: int, figures
         time.sleep(0.6)  # a sweep is every 0.5 s, a renewal every 0.33 s
     fleet.drain(20)
     fleet.stop()
-    verdict = fleet.verdict().check(seed=fault_seed, killed=())
+    verdict = fleet.verdict().check(seed=seed, killed=())
     figures.add(7, "deadlines set an hour back under living workers", jumps=jumps, **verdict.counts())
     assert verdict.ok == fleet.oracle.count(ACKNOWLEDGED) == 80
     fleet.assert_clean()
