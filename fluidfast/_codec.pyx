@@ -530,8 +530,8 @@ cdef class Codec:
         (payloads, their bytes, items consumed, whether the iterator has ended).
         """
         cdef TaskPlan plan = self.plan_of(task)
-        cdef TaskRun run = make_run("", plan.task, priority_number(plan.task.priority if priority is None else priority),
-                                    None, None, None)
+        cdef int prio = priority_number(plan.task.priority if priority is None else priority)
+        cdef TaskRun run = make_run("", plan.task, prio, None, None, None)
         cdef list payloads = []
         cdef Py_ssize_t size = 0, count = 0
         cdef bytes payload

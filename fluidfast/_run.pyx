@@ -158,7 +158,7 @@ cdef class TaskRun(RunState):
             self.emit(entered)
 
     def _enter(self, int state) -> None:
-        """Go to the state of this number, now, and tell nobody: for callers that tell when it is also true elsewhere."""
+        """Go to the state of this number, now, and tell nobody: for callers that tell when it is true elsewhere."""
         if not 0 <= state < N_STATES:
             raise TaskRunError(f"no task state has the number {state}")
         self.advance(state, now_us())
@@ -316,7 +316,8 @@ cdef class TaskRun(RunState):
 
         Raises:
             TaskAbortedError: the task aborted itself; the state is ``aborted``.
-            Exception: whatever the task raised, ``TimeoutError`` after its ``timeout_seconds``; the state is ``failure``.
+            Exception: whatever the task raised, ``TimeoutError`` after its ``timeout_seconds``; the state is
+                ``failure``.
         """
         from .executor import execute
 

@@ -235,9 +235,8 @@ class TaskManager:
     def _has_room(self, count: int) -> bool:
         """Whether ``count`` runs more are within ``max_queue_length``, as far as is known here."""
         limit = self.config.max_queue_length
-        known = self.broker.waiting()
-        if known is None:
-            known = self._producer.waiting_total + self._producer.pending
+        told = self.broker.waiting()
+        known = self._producer.waiting_total + self._producer.pending if told is None else told
         return limit is None or known + count <= limit
 
     async def _admit(self, count: int) -> None:
@@ -270,7 +269,7 @@ class TaskManager:
         """Ask the broker how many runs wait."""
         producer = self._producer
         confirmed = producer.confirmed
-        waiting = sum((await self.broker.queue_length()).values())
+        waiting: float = sum((await self.broker.queue_length()).values())
         if producer.confirmed != confirmed:  # which of the two answers is the newer one cannot be told
             waiting = max(waiting, producer.waiting_total)
         producer.waiting_total = waiting
