@@ -153,6 +153,12 @@ class Fleet:
         self.lease_seconds = seconds
         self.url = f"{self.server.url}?name={self.name}&lease_seconds={seconds}{self.query}"
 
+    def look_at(self, server: RedisServer) -> None:
+        """The broker's keys are on this server from now on."""
+        self.server = server
+        self._client.close()
+        self._client = redis.Redis.from_url(server.url, socket_timeout=5)
+
     # -- processes
 
     def _start(self, role: str, options: dict[str, Any], env: dict[str, str] | None) -> Process:

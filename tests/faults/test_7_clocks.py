@@ -34,8 +34,8 @@ def early(fleet: Fleet, who: str, delay_seconds: float) -> list[float]:
 def test_a_workers_clock(fleet: Fleet, tmp_path: Path, fault_seed: int, figures: Figures, hours: int) -> None:
     """Its retries and its delayed runs are due by the server's clock, whoever takes them."""
     with Clock(tmp_path, hours * HOUR) as clock:
-        fleet.workers(1, env=clock.env, note=True)
-        fleet.workers(1, note=True)
+        fleet.workers(1, env=clock.env, config={"max_concurrent_tasks": 10})
+        fleet.workers(1, config={"max_concurrent_tasks": 10})
         retried = fleet.producer(count=60, task="fail")
         running = fleet.producer(count=20, ms=1500)  # longer than a lease
         delayed = fleet.producer(count=60, delay=1.0)
@@ -86,14 +86,15 @@ def test_the_servers_clock_jumps(
 ) -> None:
     with Clock(tmp_path) as clock:
         fleet = shifted(clock)
+        fleet.set_lease(0.6)
         fleet.workers(2, note=True, config={"max_concurrent_tasks": 10})
-        running = fleet.producer(count=60, ms=1200)  # longer than a lease: it lives by being renewed
+        running = fleet.producer(count=40, ms=900)  # longer than a lease: it lives by being renewed
         until(lambda: fleet.oracle.count(STARTED) >= 20, 20, "work is going on")
         clock.set(hours * HOUR)
         delayed = fleet.producer(count=20, delay=1.0)
         for producer in (running, delayed):
             producer.done()
-        until(lambda: fleet.oracle.count(FINISHED) >= 80, 30, lambda: f"all have run; left: {fleet.places()}")
+        until(lambda: fleet.oracle.count(FINISHED) >= 60, 30, lambda: f"all have run; left: {fleet.places()}")
         fleet.drain(20)
         fleet.stop()
     ahead = early(fleet, delayed.who, 1.0)
@@ -109,7 +110,7 @@ def test_the_servers_clock_jumps(
     )
     assert not taken
     assert not ahead
-    assert verdict.ok == 80
+    assert verdict.ok == 60
     fleet.assert_clean()
 
 
@@ -120,11 +121,11 @@ def test_leases_that_look_an_hour_overdue(fleet: Fleet, fault_seed: int, figures
 
 def look_overdue(fleet: Fleet, figures: Figures, seed: int, plant: str = "") -> None:
     fleet.workers(2, plant=plant, note=True, config={"max_concurrent_tasks": 10})
-    producer = fleet.producer(count=80, ms=700)
+    producer = fleet.producer(count=60, ms=700)
     producer.done()
     until(lambda: fleet.oracle.count(STARTED) >= 20, 20, "work is going on")
     jumps = 0
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 1.9
     while time.monotonic() < end:
         age_leases(fleet)
         jumps += 1
@@ -133,7 +134,7 @@ def look_overdue(fleet: Fleet, figures: Figures, seed: int, plant: str = "") -> 
     fleet.stop()
     verdict = fleet.verdict().check(seed=seed, killed=())
     figures.add(7, "deadlines set an hour back under living workers", jumps=jumps, **verdict.counts())
-    assert verdict.ok == fleet.oracle.count(ACKNOWLEDGED) == 80
+    assert verdict.ok == fleet.oracle.count(ACKNOWLEDGED) == 60
     fleet.assert_clean()
 
 

@@ -37,7 +37,7 @@ from typing import Any
 import msgspec
 
 from fluidfast import RetryPolicy, Task, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.errors import BrokerConnectionError, TaskError
+from fluidfast.errors import BrokerConnectionError, NotDurableError, TaskError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -202,7 +202,7 @@ async def produce() -> int:
                     await manager._queue_run(run, delay)
                 else:
                     await manager.queue(name, draw.choice(priorities), run_id=id, ms=ms, pad=pad)
-            except BrokerConnectionError as exc:
+            except (BrokerConnectionError, NotDurableError) as exc:
                 book.note(f"unknown {id} {type(exc).__name__}")
                 if time.monotonic() > end:
                     raise

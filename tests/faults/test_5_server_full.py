@@ -1,0 +1,159 @@
+"""Row 5: the server is at its maxmemory and evicts nothing. Producers get a typed error and no batch is there in part;
+whoever consumes goes on claiming, running and settling, which frees; then producers go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import redis
+from harness import Fleet, until
+from proxy import BACK, THERE, FaultProxy
+from results import Figures
+from worker_app import work
+
+from fluidfast import TaskManager
+from fluidfast.errors import BrokerFullError
+from fluidfast.redis_broker import RedisTaskBroker
+
+PAD = 2000
+
+
+def fill(fleet: Fleet, megabytes: int) -> None:
+    """Let foreign data take what is left of the memory, to the last few kilobytes."""
+    fleet.call("CONFIG", "SET", "maxmemory", f"{megabytes}mb")
+    for size in (100_000, 10_000, 1_000, 100):
+        try:
+            while True:
+                fleet.call("RPUSH", "ballast", b"x" * size)
+        except redis.exceptions.OutOfMemoryError:
+            continue
+
+
+def relieve(fleet: Fleet) -> None:
+    fleet.call("DEL", "ballast")
+
+
+def full_then_relief(fleet: Fleet, seed: int, figures: Figures, what: str, *, count: int, rounds: int) -> None:
+    fleet.workers(2, note=True)
+    producers = [fleet.producer(count=count, pad=PAD, window=50, rate=2000, seed=seed) for _ in range(2)]
+    retried = fleet.producer(count=count // 10, rate=200, task="fail")
+    for _ in range(rounds):
+        until(lambda: fleet.oracle.count("K") > 100, 20, "work is going on")
+        fill(fleet, 10)
+        seen = fleet.oracle.count("R")
+        until(lambda seen=seen: fleet.oracle.count("R") > seen + 20, 20, "producers are refused")  # type: ignore[misc]
+        # What is queued is run and settled although the server is full.
+        until(lambda: not fleet.places().keys() - {"delayed"}, 20, lambda: f"it is worked off: {fleet.places()}")
+        relieve(fleet)
+        acknowledged = fleet.oracle.count("K")
+        until(
+            lambda acknowledged=acknowledged: (
+                fleet.oracle.count("K") > acknowledged + 20 or not fleet.living("producer")
+            ),
+            20,
+            "producers go on",
+        )  # type: ignore[misc]
+    for producer in (*producers, retried):
+        producer.done(60)
+    fleet.drain(30)
+    fleet.stop()
+    errors = {line.id.split()[2] for line in fleet.oracle.notes() if line.id.startswith("refused ")}
+    refused_settles = [line.id for line in fleet.oracle.notes() if line.id.startswith("settle ") and " no " in line.id]
+    verdict = fleet.verdict().check(seed=seed, killed=())  # a run that was refused and came all the same is unexpected
+    figures.add(
+        5, what, **verdict.counts(), settles_refused=len(refused_settles), errors=" ".join(sorted(errors)),
+        worker_exits=len(fleet.exits()),
+    )  # fmt: skip
+    assert errors == {"BrokerFullError"}
+    assert not refused_settles
+    fleet.assert_clean()
+
+
+def test_full_then_relief(fleet: Fleet, fault_seed: int, figures: Figures) -> None:
+    full_then_relief(fleet, fault_seed, figures, "maxmemory reached, then relief", count=2500, rounds=1)
+
+
+@pytest.mark.soak
+def test_full_again_and_again(fleet: Fleet, fault_seed: int, figures: Figures) -> None:
+    full_then_relief(fleet, fault_seed, figures, "maxmemory reached, then relief, again", count=60_000, rounds=15)
+
+
+async def test_a_batch_is_refused_as_a_whole(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(maxmemory="6mb")
+    manager = TaskManager(broker_url=fleet.url)
+    manager.register_task(work)
+    async with manager:
+        with pytest.raises(BrokerFullError) as caught:
+            await manager.queue_many("work", ({"pad": "x" * 1000} for _ in range(50_000)))
+        queued = caught.value.summary.queued
+        assert 0 < queued == fleet.places()["medium"]
+        await manager.broker.clear()
+
+
+async def test_refused_and_accepted_behind_each_other_and_both_answers_lost(make_fleet: Callable[..., Fleet]) -> None:
+    """A batch is refused since the server is full; there is room when the next one comes; the connection ends before
+    either is known. If the second one were accepted, the first one, sent again, would pass for one that was seen."""
+    fleet = make_fleet()
+    with FaultProxy(fleet.server.port) as proxy:
+        manager = TaskManager(broker_url=proxy.url_of(fleet.url))
+        manager.register_task(work)
+        async with manager:
+            await manager.queue_many("work", [{}])
+            before = proxy.passed[THERE]
+            await manager.queue_many("work", [{}])
+            size = proxy.passed[THERE] - before
+            fill(fleet, 8)
+            proxy.stall(BACK)
+            proxy.stall(THERE, size)
+            refused = refusals(fleet)
+            calls = []
+            for _ in range(2):  # batches of their own, both on their way
+                calls.append(asyncio.create_task(manager.queue_many("work", [{}], return_ids=True)))
+                await asyncio.sleep(0.02)
+            until(lambda: refusals(fleet) > refused, 10, "the first one is refused")
+            relieve(fleet)
+            proxy.flow(THERE)
+            await asyncio.sleep(0.1)
+            proxy.cut_all()
+            proxy.flow()
+            summaries = await asyncio.wait_for(asyncio.gather(*calls), 20)
+            found = [payload[7:39].decode() for payload in fleet.call("LRANGE", f"{fleet.prefix}-queue-medium", 0, -1)]
+            assert len(found) == 4
+            assert {summary.run_ids[0] for summary in summaries} <= set(found)
+            await manager.broker.clear()
+
+
+def refusals(fleet: Fleet) -> int:
+    """Scripts that the server refused or ended."""
+    return int(fleet.call("INFO", "commandstats")["cmdstat_evalsha"]["failed_calls"])
+
+
+async def test_a_full_server_answers_every_verb(make_fleet: Callable[..., Fleet]) -> None:
+    """What frees is allowed, what grows is refused with BrokerFullError."""
+    fleet = make_fleet()
+    broker = RedisTaskBroker(fleet.url)
+    await broker.connect()
+    await broker.script("enqueue", "p", 1, 60_000, 0, 0, 5, 0, *(b"%d" % i for i in range(5)))
+    await broker.delay([(0.0, 1, b"5")])
+    fill(fleet, 8)
+    assert await broker.renew("c", []) == []
+    assert not (await broker.claim("nobody", 0)).items
+    claim = await broker.claim("c", 3)
+    assert [item.payload for item in claim.items] == [b"0", b"1", b"2"]
+    assert await broker.renew("c", [claim.batch]) == []
+    await broker.promote()
+    assert await broker.release(claim.batch, [claim.items[0].field]) == 1
+    with pytest.raises(BrokerFullError):
+        await broker.script("enqueue", "p", 2, 60_000, 0, 0, 1, 0, b"6")
+    with pytest.raises(BrokerFullError):
+        await broker.delay([(1.0, 1, b"7")])
+    with pytest.raises(BrokerFullError):
+        await broker.set_task_aborted("8", "why")
+    assert (await broker.queue_length())["medium"] == 4
+    assert await broker.delayed_length() == 0
+    relieve(fleet)
+    await broker.clear()
+    await broker.close()
