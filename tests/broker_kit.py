@@ -9,6 +9,7 @@ from fluidfast._clock import new_id
 from fluidfast.broker import Batch, Settlement, TaskBroker
 from fluidfast.errors import ConnectionLostError
 from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.redis_broker import RedisTaskBroker
 
 HIGH, MEDIUM, LOW = 0, 1, 2
 
@@ -71,15 +72,46 @@ async def take(broker: TaskBroker, limit: int = 1000, consumer: str = "taker", *
     return [item.payload for item in claim.items]
 
 
+# All at once: what moves from one place to the next is not to be missed between two questions.
+PLACES = """
+local prefix = KEYS[1]
+local found = {}
+for i, name in ipairs({'-queue-high', '-queue-medium', '-queue-low', '-ff:suspect', '-ff:dead'}) do
+  found[i] = redis.call('LLEN', prefix .. name)
+end
+found[6] = redis.call('ZCARD', prefix .. '-ff:delayed')
+found[7] = 0
+for _, batch in ipairs(redis.call('ZRANGE', prefix .. '-ff:leases', 0, -1)) do
+  found[7] = found[7] + redis.call('HLEN', prefix .. '-ff:lease:' .. batch)
+end
+found[8] = 0
+for _, consumer in ipairs(redis.call('ZRANGE', prefix .. '-ff:consumers', 0, -1)) do
+  for _, word in ipairs({'high', 'medium', 'low'}) do
+    found[8] = found[8] + redis.call('LLEN', prefix .. '-ff:inbox:' .. consumer .. ':' .. word)
+  end
+end
+return found
+"""
+
+
 async def places(broker: TaskBroker) -> dict[str, int]:
-    """How many payloads are where; places that are empty are left out."""
-    found = {
-        **await broker.queue_length(),
-        "leased": await broker.leased_length(),
-        "delayed": await broker.delayed_length(),
-        "dead": len(await broker.dead()),
-    }
-    return {place: n for place, n in found.items() if n}
+    """How many payloads are where, at one moment; places that are empty are left out."""
+    if isinstance(broker, RedisTaskBroker):
+        counts: list[int] = await broker.redis_cli.eval(PLACES, 1, broker.prefix)  # type: ignore[misc]
+    else:
+        assert isinstance(broker, MemoryTaskBroker)
+        store = broker.store
+        leased = sum(len(lease.held) for lease in store.leases.values())
+        counts = [
+            *store.queue.lengths(),
+            len(store.suspects),
+            len(store.dead),
+            store.queue.delayed_length(),
+            leased,
+            0,
+        ]
+    names = ("high", "medium", "low", "suspect", "dead", "delayed", "leased", "inbox")
+    return {name: n for name, n in zip(names, counts, strict=True) if n}
 
 
 def left_in_memory(broker: MemoryTaskBroker) -> list[str]:

@@ -51,7 +51,10 @@ async def by_queue_many(manager: TaskManager, count: int) -> None:
 
 
 async def at_once(manager: TaskManager, count: int) -> None:
-    await asyncio.gather(*(manager.queue(note, n=n) for n in range(count)))
+    results = await asyncio.gather(*(manager.queue(note, n=n) for n in range(count)), return_exceptions=True)
+    for result in results:  # raised when all have ended, so that none works on behind the test's back
+        if isinstance(result, BaseException):
+            raise result
 
 
 WAYS = pytest.mark.parametrize("queue", [by_queue, by_queue_many, at_once])

@@ -214,7 +214,7 @@ class TestRuns:
     async def test_what_waits_long_for_a_slot_goes_to_others(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consumer.HOLD_SECONDS", 0.1)
+        monkeypatch.setattr("fluidfast.engine.HOLD_SECONDS", 0.1)
         first = await start(max_concurrent_tasks=1)
         for n in range(200):  # quick ones, so that it claims many at a time
             await first.queue("note", n=n)
@@ -565,7 +565,7 @@ class TestTimeout:
     async def test_a_handler_that_swallows_the_cancel(
         self, start: Start, notes: Notes, times: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consumer.CANCEL_AGAIN_SECONDS", 0.05)
+        monkeypatch.setattr("fluidfast.engine.CANCEL_AGAIN_SECONDS", 0.05)
 
         @task(timeout_seconds=0.1)
         async def stubborn(ctx: TaskRun[Any, Notes]) -> None:
@@ -1250,7 +1250,7 @@ class TestLease:
     async def test_a_suspect_runs_alone_on_a_busy_consumer(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consumer.QUIET_SECONDS", 0.2)
+        monkeypatch.setattr("fluidfast.engine.QUIET_SECONDS", 0.2)
         beside: list[int] = []
 
         @task

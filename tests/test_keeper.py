@@ -207,12 +207,12 @@ async def test_a_hung_handler_does_not_hold_up_the_shutdown(broker_url: str, cap
         await within(hung.entered.wait())
         try:
             await within(consumer.shutdown(), 10)
+            assert "leaves 1 tasks behind" in caplog.text
+            async with consuming(url, hung.task) as other:
+                await until(lambda: other.engine.finished == 1)
+            assert hung.runs == [0, 0]
         finally:
             hung.go_on.set()
-        assert "leaves 1 tasks behind" in caplog.text
-        async with consuming(url, hung.task) as other:
-            await until(lambda: other.engine.finished == 1)
-        assert hung.runs == [0, 0]
 
 
 async def test_a_loop_that_is_blocked_for_good(redis_url: str) -> None:

@@ -335,7 +335,7 @@ def tls_url(port: int, host: str = HOST, **options: Any) -> str:
 
 async def works(url: str) -> None:
     """A manager, a consumer and its keeper get through."""
-    url = with_options(url, lease_seconds=0.3)
+    url = with_options(url, lease_seconds=1)
     go_on = asyncio.Event()
 
     @task
@@ -350,7 +350,9 @@ async def works(url: str) -> None:
         deadline = await manager.broker.redis_cli.zscore(key, batch)  # type: ignore[attr-defined]
 
         async def prolonged() -> bool:
-            return bool(await manager.broker.redis_cli.zscore(key, batch) > deadline)  # type: ignore[attr-defined]
+            now = await manager.broker.redis_cli.zscore(key, batch)  # type: ignore[attr-defined]
+            assert now is not None, "the lease was lost"
+            return bool(now > deadline)
 
         await until(prolonged)
         go_on.set()

@@ -23,7 +23,7 @@ from typing import Any
 
 from fluidfast import redis_broker, scripts
 from fluidfast.broker import Settlement
-from fluidfast.consumer import Engine
+from fluidfast.engine import Engine
 from fluidfast.redis_broker import RedisTaskBroker
 
 Undo = Callable[[], None]

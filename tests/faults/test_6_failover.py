@@ -104,7 +104,7 @@ def role(server: RedisServer) -> str:
 def replicas_of(server: RedisServer) -> int:
     with redis.Redis(port=server.port) as client:
         found = client.info("replication")
-    return sum(1 for name, value in found.items() if name.startswith("slave") and value["state"] == "online")
+    return sum(1 for name, value in found.items() if isinstance(value, dict) and value.get("state") == "online")
 
 
 def stop(fleet: Fleet, producers: list[Any]) -> None:

@@ -1,0 +1,1045 @@
+"""The engine of a consumer: claim, execute, settle.
+
+It keeps up to ``max_concurrent_tasks`` slots busy. A slot is one long-lived asyncio task that awaits one handler after
+the other, so that starting a run costs no Task object; ``current_task()`` in a handler is the slot. What is claimed and
+not started waits in ``ready``; how much more than the free slots is claimed follows the observed pace. What is finished
+is settled when its batch is through, or after SETTLE_SECONDS.
+"""
+
+import asyncio
+import logging
+import os
+import traceback
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ._clock import now_micros
+from ._run import TaskRun
+from .broker import Claim, Claimed, Settlement
+from .errors import (
+    BrokerConnectionError,
+    BrokerError,
+    PayloadError,
+    TaskAbortedError,
+    TaskError,
+    TaskParamsError,
+    TaskRunError,
+    UnknownTaskError,
+)
+from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
+from .keeper import Held as Kept
+from .keeper import LeaseKeeper
+from .states import STATES
+from .task import Task, is_async
+from .workers import Worker
+
+if TYPE_CHECKING:
+    from .manager import TaskManager
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.003
+"""How long a finished run waits for others of its batch before it is settled."""
+YIELD_SECONDS = 0.002
+"""How long handlers that never wait may keep the event loop from everything else."""
+WAIT_SECONDS = 5.0
+CLEANUP_SECONDS = 0.7
+"""How long a run that shutdown has cancelled may take to clean up."""
+END_SECONDS = 0.1
+"""How long what does not end then is waited for once more. A shutdown takes the grace period and these two at most."""
+END_OF_WAITING_SECONDS = 5.0
+"""How long shutdown waits for the server to end this consumer's waiting for something to claim."""
+PROMOTE_SECONDS = 1.0
+MAX_PREFETCH = 1000
+QUICK_SECONDS = 0.02
+SLOW_SECONDS = 0.1
+CANCEL_AGAIN_SECONDS = 1.0
+"""How long a run that was cancelled may go on before it is cancelled again."""
+HOLD_SECONDS = 0.5
+"""How long something claimed may wait for a slot here before others get it."""
+QUIET_SECONDS = 2.0
+"""How long a busy consumer stops claiming so that it can run a suspect alone; if it is not idle by then, another
+may be."""
+RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
+ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
+
+
+class Lease:
+    """A claimed batch, and what is to be said of it."""
+
+    __slots__ = ("batch", "claimed_at", "left", "lost", "partial", "sending", "settlement", "unstarted")
+
+    def __init__(self, batch: str, size: int) -> None:
+        self.batch = batch
+        self.claimed_at = monotonic()
+        self.left = size
+        self.unstarted = size
+        self.lost = False
+        self.partial = False  # something of it left, or may have to leave, by another way than a settlement
+        self.sending = False
+        self.settlement = Settlement(batch)
+
+
+class Held:
+    """One run under a lease."""
+
+    __slots__ = ("field", "lease", "payload", "run", "strikes")
+
+    def __init__(self, lease: Lease, item: Claimed, run: TaskRun[Any, Any]) -> None:
+        self.lease = lease
+        self.field = item.field
+        self.payload = item.payload
+        self.strikes = item.strikes
+        self.run = run
+
+
+class Group:
+    """Runs of a task that takes a batch, executed as one."""
+
+    __slots__ = ("helds", "lease")
+
+    def __init__(self, helds: list[Held]) -> None:
+        self.helds = helds
+        self.lease = Lease("", 0)  # of their own are several, and what happens to one of them does not stop the others
+
+
+class Collector:
+    """Runs of a task that takes a batch, until there are enough of them or the first has waited for long enough."""
+
+    __slots__ = ("helds", "timer")
+
+    def __init__(self) -> None:
+        self.helds: list[Held] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Slot:
+    """Room for one run at a time."""
+
+    __slots__ = ("cancel_at", "deadline", "held", "reason", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.held: Held | Group | None = None
+        self.deadline = 0.0
+        self.cancel_at = float("inf")  # its deadline, and once it was cancelled, when it is to be cancelled again
+        self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
+
+
+class Engine(Worker):
+    """Consumes for one manager."""
+
+    def __init__(self, manager: "TaskManager", *, concurrency: int, stopping_grace_period: float) -> None:
+        super().__init__(name="task-consumer", stopping_grace_period=stopping_grace_period + 5)
+        self.manager = manager
+        self.broker = manager.broker
+        self.concurrency = concurrency
+        self.grace_seconds = stopping_grace_period
+        self.id = manager.manager_id
+        self.finished = 0
+        """Runs that this consumer has brought to an end."""
+        self._listeners = manager.dispatcher.listeners
+        self._ready: deque[Held | Group] = deque()
+        self._collectors: dict[str, Collector] = {}
+        self._collected = 0  # runs in collectors, and in groups that wait or run
+        self._collectable = 0  # how many more are claimed on their account
+        self._slots: list[Slot] = []
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._leases: dict[str, Lease] = {}
+        self._limited: dict[str, str] = {}  # run id -> task, of slots held under max_concurrency
+        self._prefetch = 0
+        self._draining = False
+        self._ended = False
+        self._over = False  # nothing more is said to the broker, which is being closed
+        self._hurried = False
+        self._alone = False
+        self._quiet_until = 0.0  # claiming nothing more until then, so as to be idle for a suspect
+        self._quiet_next = 0.0
+        self._room: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        self._dirty: set[Lease] = set()
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_at = float("inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._promote_soon: asyncio.Event = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._prolonged_at = 0.0  # when the leases were last prolonged
+        self._behind = 0  # microseconds from this machine's wall clock to the broker's
+        self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
+        self._async: dict[Any, bool] = {}
+
+    async def status(self) -> dict[str, Any]:
+        return {
+            **await super().status(),
+            "tasks_running": self._running,
+            "tasks_claimed": len(self._ready),
+            "tasks_finished": self.finished,
+        }
+
+    # -- life
+
+    async def run(self) -> None:
+        await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
+        loop = self._loop = asyncio.get_running_loop()
+
+        def lost(batches: list[str]) -> None:
+            loop.call_soon_threadsafe(self._lose_batches, batches)
+
+        renewer = self.broker.renewer(self.id)
+
+        def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
+            began = monotonic()
+            gone = renewer(batches, slots)
+            self._prolonged_at = began
+            return gone
+
+        keeper = LeaseKeeper(
+            renew,
+            self._held,
+            lost,
+            period_seconds=self.broker.options.lease_seconds / 3,
+            soon=loop.call_soon_threadsafe,
+            stalled=self.broker.yielder(self.id),
+        )
+        keeper.start()
+        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._reap_loop, self._promote_loop]
+        upkeep = [asyncio.create_task(loop(), name=f"{self.worker_name}-{loop.__name__}") for loop in loops]
+        claiming = asyncio.create_task(self._claim_loop(), name=f"{self.worker_name}-claim")
+        try:
+            await self._wait_stop()
+            await self._drain(claiming)
+            # before the farewell: what it prolongs then would be known again, and nobody would ever say goodbye
+            keeper.stop()
+            await keeper.join(self.broker.options.lease_seconds)
+            await self._say_farewell()
+        finally:
+            self._ended = True
+            keeper.stop()
+            claiming.cancel()
+            for slot in self._slots:
+                if slot.task is not None:
+                    slot.task.cancel()
+            for task in upkeep:
+                task.cancel()
+            ending = [claiming, *upkeep, *(slot.task for slot in self._slots if slot.task)]
+            _, hung = await asyncio.wait(ending, timeout=END_SECONDS)
+            if hung:  # a handler that does not let itself be cancelled
+                logger.warning("%s: leaves %d tasks behind that do not end", self.worker_name, len(hung))
+            self._flush()  # what has ended only now
+            if self._sends:
+                await asyncio.wait(set(self._sends), timeout=END_SECONDS)
+            self._over = True
+            for send in set(self._sends):
+                send.cancel()
+            if self._sends:
+                await asyncio.wait(set(self._sends), timeout=END_SECONDS)
+            for timer in (self._flush_timer, self._sweep_timer):
+                if timer is not None:
+                    timer.cancel()
+
+    def hurry(self) -> None:
+        """Do not wait for the end of the grace period: what runs when this consumer stops goes back at once."""
+        self._hurried = True
+        if self._draining and self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    async def _drain(self, claiming: "asyncio.Task[None]") -> None:
+        """Stop claiming, give back what has not started, let the running finish within the grace period, give back
+        what has not finished then."""
+        self._draining = True
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        deadline = monotonic() + END_OF_WAITING_SECONDS
+        while not claiming.done() and monotonic() < deadline:
+            if self._waiting is not None:
+                self._waiting.cancel()  # again and again: asyncio.wait_for of Python 3.11 may swallow it
+            await asyncio.wait([claiming], timeout=0.1)
+        try:
+            async with asyncio.timeout(END_OF_WAITING_SECONDS):
+                await self.broker.idle_no_more(self.id)  # else what is given back wakes ourselves
+        except (BrokerError, TimeoutError) as exc:
+            logger.warning("%s: cannot end its waiting: %s", self.worker_name, exc or "no answer")
+        await self._release_ready()
+        deadline = monotonic() + self.grace_seconds
+        while self._running and monotonic() < deadline and not self._hurried:
+            self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room], timeout=min(0.25, max(0.0, deadline - monotonic())))
+        # the last claimed goes back first here too
+        for slot in sorted(self._slots, key=claimed_when, reverse=True):
+            if slot.held is not None:
+                self._cancel(slot, "shutdown")
+        # for the slots to be empty, not for their tasks: those wait for the next run
+        deadline = monotonic() + CLEANUP_SECONDS
+        while self._running and monotonic() < deadline:
+            self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
+        self._flush()
+        while self._sends or self._dirty:
+            if self._sends:
+                await asyncio.wait(set(self._sends), timeout=5)
+            self._flush()
+            if self._sends and monotonic() > deadline + 5:
+                logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
+                break
+
+    async def _say_farewell(self) -> None:
+        try:
+            await self.broker.farewell(self.id)
+        except BrokerError as exc:
+            logger.warning("%s: %s", self.worker_name, exc)
+
+    async def _release_ready(self, keep: int = 0) -> None:
+        """Give back what waits for a slot, all but the first ``keep``."""
+        back: dict[str, list[Held]] = {}
+        taken: list[Held] = []
+        for collector in self._collectors.values():
+            if collector.timer is not None:
+                collector.timer.cancel()
+                collector.timer = None
+            taken += reversed(collector.helds)
+            self._collected -= len(collector.helds)
+            collector.helds = []
+        while len(self._ready) > keep:
+            ready = self._ready.pop()
+            if isinstance(ready, Group):
+                taken += reversed(ready.helds)
+                self._collected -= len(ready.helds)
+            else:
+                taken.append(ready)
+        for held in taken:
+            back.setdefault(held.lease.batch, []).append(held)
+        # The last claimed goes back first, so that the first claimed is the next to be taken.
+        for batch, helds in back.items():
+            helds.reverse()
+            lease = helds[0].lease
+            lease.partial = True
+            lease.left -= len(helds)
+            lease.unstarted -= len(helds)
+            try:
+                await self.broker.release(batch, [held.field for held in helds])
+            except BrokerError as exc:
+                logger.warning(
+                    "%s: cannot give back %d runs, their lease will run out: %s", self.worker_name, len(helds), exc
+                )
+            if lease.left <= 0 and not lease.sending:
+                self._finish_lease(lease)
+
+    # -- claiming
+
+    def _want(self) -> int:
+        """How many more to claim."""
+        if self._alone:
+            return 0
+        if self._quiet_until:
+            if self._running == 0 and not self._ready:
+                return 1
+            if monotonic() < self._quiet_until:
+                return 0
+            self._quiet_until = 0.0
+        room = self.concurrency + self._prefetch - self._running - len(self._ready)
+        if self._collectable:
+            room += self._collectable - self._collected
+        # in big steps: a claim for each freed slot would be a round trip for each run
+        return room if room * 2 >= self._prefetch and room > 0 else 0
+
+    async def _claim_loop(self) -> None:
+        failing = False
+        while not self._draining:
+            if self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
+                await self._wait_stop(1.0)
+                continue
+            try:
+                want = self._want()
+                if want == 0:
+                    await self._wait_for_room()
+                    continue
+                idle = self._running == 0 and not self._ready
+                claim = await self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
+                failing = False
+                self._quiet_until = 0.0
+                if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:
+                    self._quiet_until = now + QUIET_SECONDS
+                    self._quiet_next = now + 5 * QUIET_SECONDS
+                if claim.items:
+                    try:
+                        await self._accept(claim)
+                    except BaseException:
+                        # What was not taken in is not renewed either: its lease runs out, and others get it.
+                        self._leases.pop(claim.batch, None)
+                        raise
+                elif not self._draining:
+                    self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
+                    try:
+                        await self._waiting
+                    finally:
+                        self._waiting = None
+            except asyncio.CancelledError:  # of the waiting, by _drain
+                return
+            except BrokerConnectionError as exc:
+                if not failing:
+                    logger.warning("%s: %s; trying again", self.worker_name, exc)
+                failing = True
+                await self._wait_stop(0.5)
+            except Exception:
+                logger.exception("%s: claiming failed; trying again", self.worker_name)
+                await self._wait_stop(0.5)
+
+    async def _wait_for_room(self) -> None:
+        room = self._room = asyncio.get_running_loop().create_future()  # who makes room takes it out of self._room
+        await asyncio.wait([room], timeout=0.05)
+        if room.done():
+            return
+        # Every slot is taken for longer than a moment: what is pushed now is for others.
+        await self.broker.idle_no_more(self.id)
+        if not room.done() and self._want() == 0 and not self._draining:
+            await asyncio.wait([room], timeout=1.0)
+
+    def _now(self) -> int:
+        """The broker's time in microseconds: what is delayed is due by its clock, whatever this machine's says."""
+        return now_micros() + self._behind
+
+    async def _accept(self, claim: Claim) -> None:
+        """Turn payloads into runs: those that can start go to the slots, the others are settled."""
+        lease = Lease(claim.batch, len(claim.items))
+        self._leases[claim.batch] = lease
+        self._known.update(claim.enabled)
+        self._alone = claim.alone
+        codec = self.broker.codec
+        manager, listeners = self.manager, self._listeners
+        if claim.at:
+            self._behind = claim.at - now_micros()
+        now = self._now()
+        helds: list[Held] = []
+        for item in claim.items:
+            try:
+                run = codec.decode(item.payload, manager, listeners)
+            except TaskParamsError as exc:
+                lease.unstarted -= 1
+                held = Held(lease, item, exc.task_run)
+                exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
+                self._end(held, FAILURE)
+                self._bury(held, str(exc))
+            except (UnknownTaskError, PayloadError) as exc:
+                lease.unstarted -= 1
+                logger.error("%s: a run cannot be read and goes to the dead: %s", self.worker_name, exc)
+                self._discard(lease, item, str(exc))
+            else:
+                if run.execute_after is not None and (after := run.execute_after.timestamp() * 1e6) > now:
+                    lease.unstarted -= 1
+                    self._postpone(lease, item.field, (after - now) / 1e6, run.prio, item.payload)
+                    continue
+                helds.append(Held(lease, item, run))
+        if fresh := {held.run.name for held in helds} - self._known.keys():
+            try:
+                infos = await self.broker.get_tasks_info(*fresh)
+                self._known.update((info.name, info.enabled) for info in infos)
+            except BrokerError as exc:  # the next claim brings the flags
+                logger.warning("%s: cannot see whether tasks are enabled: %s", self.worker_name, exc)
+                self._known.update((name, True) for name in fresh)
+        known = self._known
+        ready = self._ready
+        for held in helds:
+            if known.get(held.run.name, True):
+                if held.run.task.batch:
+                    self._collect(held)
+                else:
+                    ready.append(held)
+            else:
+                lease.unstarted -= 1
+                held.run.logger.info("%s - aborted - the task is disabled", held.run.id)
+                self._end(held, ABORTED)
+        self._wake_slots()
+
+    def _wake_slots(self) -> None:
+        # One is enough: each slot that takes a run wakes the next while there is more.
+        if not self._ready:
+            return
+        if self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        elif len(self._slots) < self.concurrency:
+            slot = Slot()
+            self._slots.append(slot)
+            slot.task = asyncio.create_task(self._work(slot), name=f"task-worker-{len(self._slots)}")
+
+    # -- executing
+
+    async def _work(self, slot: Slot) -> None:
+        """A slot: runs what is ready, one after the other."""
+        ready = self._ready
+        loop = asyncio.get_running_loop()
+        task = slot.task
+        assert task is not None
+        yielded = monotonic()
+        while True:
+            if not ready:
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._idle.append(waiter)
+                await waiter
+                yielded = monotonic()
+                continue
+            held = ready.popleft()
+            if ready and (self._idle or len(self._slots) < self.concurrency):
+                self._wake_slots()
+            if isinstance(held, Group):
+                await self._work_group(slot, held)
+                if task.cancelling():
+                    await self._shake_off(task)
+                yielded = monotonic()
+                continue
+            lease = held.lease
+            lease.unstarted -= 1
+            if lease.unstarted == 0:
+                self._pace(lease)
+            if lease.lost:
+                self._drop(held)
+                continue
+            self._running += 1
+            slot.deadline = float("inf")  # until it starts
+            slot.held = held
+            try:
+                await self._run(slot, held)
+            except asyncio.CancelledError:
+                if not slot.reason:
+                    raise
+                # by us, before it started
+                if held.run.task.max_concurrency:
+                    self._limited[held.run.id] = held.run.name  # it may have been granted
+                self._drop(held) if slot.reason == "lost" else self._interrupt(held)
+            except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
+                logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
+                self._drop(held)
+            finally:
+                self._vacate(slot)
+            if task.cancelling():
+                await self._shake_off(task)
+            now = monotonic()
+            if now - yielded > YIELD_SECONDS:
+                await asyncio.sleep(0)
+                yielded = now
+
+    async def _shake_off(self, task: "asyncio.Task[None]") -> None:
+        """What a run did to its asyncio task, which is a slot's, is not to reach the next run."""
+        while not self._ended and task.cancelling():
+            while task.cancelling():
+                task.uncancel()
+            try:
+                await asyncio.sleep(0)  # a cancellation that has not arrived yet does so here
+            except asyncio.CancelledError:
+                pass
+        if self._ended:
+            raise asyncio.CancelledError
+
+    def _vacate(self, slot: Slot) -> None:
+        slot.held = None
+        slot.reason = ""
+        slot.cancel_at = float("inf")
+        self._running -= 1
+        if self._room is not None and (self._draining or self._want()):
+            room, self._room = self._room, None
+            if not room.done():
+                room.set_result(None)
+
+    def _collect(self, held: Held) -> None:
+        """Put a run to the others of its task, which are executed together."""
+        task: Task[Any] = held.run.task
+        collector = self._collectors.get(task.name)
+        if collector is None:
+            collector = self._collectors[task.name] = Collector()
+            self._collectable += task.batch * min(self.concurrency, 4)
+        collector.helds.append(held)
+        self._collected += 1
+        if len(collector.helds) >= task.batch:
+            self._group(collector)
+        elif collector.timer is None:
+            collector.timer = asyncio.get_running_loop().call_later(task.batch_wait, self._group, collector)
+
+    def _group(self, collector: Collector) -> None:
+        if collector.timer is not None:
+            collector.timer.cancel()
+            collector.timer = None
+        helds, collector.helds = collector.helds, []
+        if helds:
+            self._ready.append(Group(helds))
+            self._wake_slots()
+
+    async def _work_group(self, slot: Slot, group: Group) -> None:
+        """Run a batch in one slot."""
+        self._running += 1
+        slot.deadline = float("inf")
+        slot.held = group
+        try:
+            for held in group.helds:
+                held.lease.unstarted -= 1
+                if held.lease.unstarted == 0:
+                    self._pace(held.lease)
+                if held.lease.lost:
+                    self._drop(held)
+            await self._run_group(slot, [held for held in group.helds if not held.lease.lost])
+        except Exception:
+            logger.exception("%s: a batch could not be handled", self.worker_name)
+            for held in group.helds:
+                if not held.run.is_done:
+                    self._drop(held)
+        finally:
+            self._collected -= len(group.helds)
+            self._vacate(slot)
+
+    async def _run_group(self, slot: Slot, helds: list[Held]) -> None:
+        if not helds:
+            return
+        task: Task[Any] = helds[0].run.task
+        slot.deadline = slot.cancel_at = deadline = monotonic() + task.timeout_seconds
+        if deadline < self._sweep_at:
+            self._sweep_by(deadline)
+        for held in helds:
+            held.run._enter(RUNNING)
+            if self._listeners.mask & 1 << RUNNING:
+                held.run._emit()
+        failed: Any = None
+        try:
+            failed = await call(task.executor, [held.run for held in helds])
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError:
+            if slot.reason and slot.task is not None:
+                slot.task.uncancel()
+            for held in reversed(helds):
+                self._cancelled(slot, held, uncancel=False)
+            return
+        except BaseException as exc:
+            for held in helds:
+                self._conclude(held, exc)
+            return
+        if slot.reason and slot.task is not None:
+            slot.task.uncancel()
+        errors = failed if isinstance(failed, Mapping) else {}
+        for held in helds:
+            self._conclude(held, errors.get(held.run.id))
+
+    def _conclude(self, held: Held, exc: BaseException | None) -> None:
+        """Settle a run in the state that the task's function set it to, else by how the function ended."""
+        run = held.run
+        if run.is_failure or (exc is not None and not run.is_done):
+            if isinstance(exc, TaskAbortedError):
+                self._end(held, ABORTED)
+            else:
+                self._failed(held, exc or TaskRunError(SET_TO_FAILURE))
+        else:
+            self._end(held, STATES.index(run.state) if run.is_done else SUCCESS)
+
+    def _pace(self, lease: Lease) -> None:
+        """All of a batch has started: claim more at a time if that was quick, fewer if it was not."""
+        age = monotonic() - lease.claimed_at
+        if age < QUICK_SECONDS:
+            self._prefetch = min(MAX_PREFETCH, max(16, self._prefetch * 2))
+        elif age > SLOW_SECONDS:
+            self._prefetch //= 4
+
+    async def _run(self, slot: Slot, held: Held) -> None:
+        run = held.run
+        task: Task[Any] = run.task
+        logs = task.logger.isEnabledFor(logging.INFO)
+        if task.max_concurrency and not await self._acquire(held):
+            return
+        executor = task.executor
+        direct = self._async.get(executor)
+        if direct is None:
+            direct = self._async[executor] = is_async(executor)
+        now = monotonic()
+        if now - max(held.lease.claimed_at, self._prolonged_at) > self.broker.options.lease_seconds:
+            # this process, or the server, stood still: others may have run it by now
+            if not await self._still_holds(held.lease, slot):
+                self._drop(held)
+                return
+            now = monotonic()
+        slot.deadline = slot.cancel_at = deadline = now + task.timeout_seconds
+        if deadline < self._sweep_at:
+            self._sweep_by(deadline)
+        run._enter(RUNNING)
+        if self._listeners.mask & 1 << RUNNING:
+            run._emit()
+        if logs:
+            task.logger.info("%s - start", run.id)
+        try:
+            if direct:
+                await executor(run)
+            else:
+                await call(executor, run)
+        except asyncio.CancelledError:
+            self._cancelled(slot, held)
+        except TaskAbortedError as exc:
+            task.logger.info("%s - aborted - %s", run.id, exc)
+            self._end(held, ABORTED)
+        except GeneratorExit:  # the event loop is gone
+            raise
+        except BaseException as exc:
+            self._conclude(held, exc)
+        else:
+            if slot.reason and slot.task is not None:
+                slot.task.uncancel()  # it finished although we cancelled it
+            self._end(held, SUCCESS)
+
+    async def _acquire(self, held: Held) -> bool:
+        run = held.run
+        try:
+            granted = await self.broker.acquire(run.task, run.id)
+        except BrokerError as exc:
+            logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.name_id, exc)
+            self._retry(held, 1.0, self._as_claimed(held))
+            return False
+        if granted:
+            self._limited[run.id] = run.name
+            return True
+        retry = retry_when_limited(self._as_claimed(held), self._now())
+        if retry is None:
+            self._end(held, RATE_LIMITED)
+        else:
+            run.logger.info("%s - rate limited - again in %.1f s", run.id, retry.delay)
+            self._retry(held, retry.delay, retry.run)
+        return False
+
+    def _as_claimed(self, held: Held) -> TaskRun[Any, Any]:
+        """The run as it came: what a task did to its params is not what is tried again."""
+        return self.broker.codec.decode(held.payload, self.manager, self._listeners)
+
+    def _cancelled(self, slot: Slot, held: Held, *, uncancel: bool = True) -> None:
+        run = held.run
+        reason = slot.reason
+        if uncancel and reason and slot.task is not None:
+            slot.task.uncancel()
+        if run.is_done and reason != "lost":
+            self._conclude(held, None)
+            if not reason and (self._draining or not self.is_running()):
+                raise asyncio.CancelledError
+        elif reason == "timeout":
+            self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
+        elif reason == "lost":
+            run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
+            self._drop(held)
+        elif self._draining or reason == "shutdown" or not self.is_running():
+            run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.id)
+            run._enter(INTERRUPTED)
+            run._emit()
+            self._interrupt(held)
+            if not reason:
+                raise asyncio.CancelledError
+        else:
+            # The handler cancelled itself, or something in it did.
+            self._failed(held, asyncio.CancelledError("the task was cancelled from within"))
+
+    def _failed(self, held: Held, exc: BaseException) -> None:
+        run = held.run
+        retry = retry_after_failure(self._as_claimed(held), exc, self._now())
+        if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
+            run.logger.error("%s - timeout - %s", run.id, exc)
+        elif isinstance(exc, TaskRunError):
+            run.logger.error("%s - failure - %s", run.id, exc)
+        else:
+            run.logger.error("%s - failure", run.id, exc_info=exc)
+        if retry is None:
+            self._end(held, FAILURE)
+            if run.task.retry is not None:
+                tail = " < ".join(innermost_frames(exc, 3))
+                self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc} (at {tail or '?'})")
+            return
+        told = run.is_done
+        run._enter(FAILURE)
+        if not told:
+            run._emit()
+        run.logger.warning("%s - retry %d in %.1f s", run.id, retry.run.retry_attempt, retry.delay)
+        self._retry(held, retry.delay, retry.run)
+
+    # -- settling
+
+    def _end(self, held: Held, state: int) -> None:
+        """A run has come to its end."""
+        run = held.run
+        if not run.is_done:
+            run._enter(state)
+            if self._listeners.mask & ANY_END:
+                run._emit()
+        elif state == SUCCESS and run.is_failure:  # the task's function set it
+            self._failed(held, TaskRunError(SET_TO_FAILURE))
+            return
+        task: Task[Any] = run.task
+        settlement = held.lease.settlement
+        settlement.info[task.name] = run  # type: ignore[assignment]  # the last one counts, it is written out when sent
+        if run.extra is not None and "reply" in run.extra:
+            self._reply(settlement, run)
+        if task.logger.isEnabledFor(logging.INFO):
+            task.logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
+        self.finished += 1
+        self._settle(held)
+
+    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None:
+        try:
+            assert run.extra is not None
+            manager_id = msgspec.json.decode(run.extra["reply"], type=str)
+            payload = run.queue_dump_json()
+        except (TaskError, msgspec.DecodeError) as exc:
+            logger.warning("%s: who waits for %s cannot be told: %s", self.worker_name, run.name_id, exc)
+        else:
+            settlement.replies.append((manager_id, payload))
+
+    def _retry(self, held: Held, delay: float, again: TaskRun[Any, Any]) -> None:
+        payload = self.broker.codec.encode(again)
+        held.lease.settlement.retries.append((delay, again.prio, payload))
+        self.promote_in(delay)
+        self._settle(held)
+
+    def _postpone(self, lease: Lease, field: str, delay: float, priority: int, payload: bytes) -> None:
+        lease.settlement.retries.append((delay, priority, payload))
+        self.promote_in(delay)
+        lease.settlement.done.append(field)
+        self._settled(lease)
+
+    def _bury(self, held: Held, reason: str) -> None:
+        held.lease.settlement.dead.append((held.field, reason))
+
+    def _discard(self, lease: Lease, item: Claimed, reason: str) -> None:
+        lease.settlement.dead.append((item.field, reason))
+        lease.settlement.done.append(item.field)
+        if item.strikes:
+            lease.settlement.survived.append(item.field)
+        self._settled(lease)
+
+    def _interrupt(self, held: Held) -> None:
+        lease = held.lease
+        lease.partial = True
+        slots: list[tuple[str, str]] = []
+        if (task := self._limited.pop(held.run.id, None)) is not None:
+            slots.append((task, held.run.id))
+        self._spawn(self._give_back(lease, held.field, slots))
+
+    async def _give_back(self, lease: Lease, field: str, slots: list[tuple[str, str]]) -> None:
+        try:
+            if slots:  # first, since a lease of which all was given back settles nothing
+                await self.broker.settle(Settlement(lease.batch, slots=slots))
+            await self.broker.release(lease.batch, [field])
+        except BrokerError as exc:
+            logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
+        self._settled(lease)
+
+    def _drop(self, held: Held) -> None:
+        """A run whose lease is gone: another consumer has it, and nothing said of it here would count."""
+        held.lease.partial = True
+        self._free(held.run, held.lease.settlement)
+        self._settled(held.lease)
+
+    def _free(self, run: TaskRun[Any, Any], settlement: Settlement) -> None:
+        if (task := self._limited.pop(run.id, None)) is not None:
+            settlement.slots.append((task, run.id))
+
+    def _settle(self, held: Held) -> None:
+        lease = held.lease
+        settlement = lease.settlement
+        settlement.done.append(held.field)
+        if held.strikes:
+            settlement.survived.append(held.field)
+        if self._limited:
+            self._free(held.run, settlement)
+        self._settled(lease)
+
+    def _settled(self, lease: Lease) -> None:
+        lease.left -= 1
+        self._dirty.add(lease)
+        if lease.left == 0:
+            self._start_send(lease)
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        for lease in list(self._dirty):
+            self._start_send(lease)
+
+    def _start_send(self, lease: Lease) -> None:
+        # One settlement of a lease at a time: they have to arrive in their order.
+        if not lease.sending:
+            lease.sending = True
+            self._spawn(self._send(lease))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._over:
+            coroutine.close()
+            return
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    async def _send(self, lease: Lease) -> None:
+        try:
+            while lease in self._dirty:
+                self._dirty.discard(lease)
+                settlement = lease.settlement
+                lease.settlement = Settlement(lease.batch)
+                if lease.lost or not (settlement.done or settlement.slots):
+                    continue
+                settlement.whole = lease.left == 0 and not lease.partial
+                for name, run in settlement.info.items():
+                    ended: TaskRun[Any, Any] = run  # type: ignore[assignment]
+                    end, duration = ended.end, ended.duration
+                    assert end is not None
+                    assert duration is not None
+                    settlement.info[name] = (end.isoformat(), duration.total_seconds(), str(ended.state))
+                await self._send_until_answered(lease, settlement)
+        finally:
+            lease.sending = False
+            if lease.left <= 0 and lease not in self._dirty:
+                self._finish_lease(lease)
+
+    async def _send_until_answered(self, lease: Lease, settlement: Settlement) -> None:
+        while True:
+            try:
+                if not await self.broker.settle(settlement):
+                    self._lose(lease, "could not be settled")
+                return
+            except BrokerConnectionError as exc:
+                logger.warning(
+                    "%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc
+                )
+            except BrokerError as exc:
+                logger.error("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
+            await asyncio.sleep(0.5)
+
+    def _finish_lease(self, lease: Lease) -> None:
+        self._leases.pop(lease.batch, None)
+        if self._alone and not self._leases:
+            self._alone = False
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
+
+    async def _still_holds(self, lease: Lease, slot: Slot) -> bool:
+        """Ask the broker whether a lease is still ours; ``slot`` is about to start one of its runs."""
+        try:
+            gone = await self.broker.renew(self.id, [lease.batch])
+        except BrokerError:  # nobody knows: what cannot be settled will run again
+            return True
+        if gone:
+            self._lose(lease, "it ran out", besides=slot)
+        return not gone
+
+    def _lose(self, lease: Lease, why: str, besides: Slot | None = None) -> None:
+        """The lease is gone: its runs are somebody else's. What runs of them is cancelled, ``besides`` in one slot."""
+        if lease.lost:
+            return
+        lease.lost = True
+        logger.warning("%s: lease %s was lost (%s); its runs may run twice", self.worker_name, lease.batch, why)
+        for slot in self._slots:
+            held = slot.held
+            if held is not None and held.lease is lease and slot is not besides and not slot.reason:
+                self._cancel(slot, "lost")
+
+    def _cancel(self, slot: Slot, reason: str) -> None:
+        """Cancel what a slot runs; again and again, since it may swallow that (as asyncio.wait_for of Python 3.11
+        may)."""
+        assert slot.task is not None
+        slot.reason = reason
+        slot.cancel_at = monotonic() + CANCEL_AGAIN_SECONDS
+        slot.task.cancel()
+        if slot.cancel_at < self._sweep_at:
+            self._sweep_by(slot.cancel_at)
+
+    # -- upkeep
+
+    def _sweep_by(self, when: float) -> None:
+        """Look at timeouts at this monotonic time."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._sweep_at = when
+        delay = max(0.0, when - monotonic())
+        self._sweep_timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        self._sweep_at = float("inf")
+        now = monotonic()
+        first = float("inf")
+        for slot in self._slots:
+            if slot.held is None:
+                continue
+            if slot.cancel_at <= now:
+                self._cancel(slot, slot.reason or "timeout")
+            first = min(first, slot.cancel_at)
+        if first < self._sweep_at:
+            self._sweep_by(first)
+
+    def _held(self) -> Kept | None:
+        """What is to be prolonged; called in the keeper's thread. None: the event loop is blocked for good, and what
+        this consumer holds is for others."""
+        batches = list(self._leases)
+        slots = [(task, run_id) for run_id, task in list(self._limited.items())]
+        # A run that is over its time by more than a lease should have ended.
+        late = monotonic() - self.broker.options.lease_seconds
+        hung: list[str] = []
+        for slot in list(self._slots):
+            held, reason = slot.held, slot.reason
+            if held is None or slot.deadline >= late:
+                continue
+            if not reason:  # the loop has not even cancelled it
+                return None
+            hung += [one.lease.batch for one in (held.helds if isinstance(held, Group) else (held,))]
+        if hung and self._loop is not None:  # it does not let itself be cancelled
+            batches = [batch for batch in batches if batch not in hung]
+            self._loop.call_soon_threadsafe(self._lose_batches, hung)
+        return batches, slots
+
+    def _lose_batches(self, batches: list[str]) -> None:
+        for batch in batches:
+            lease = self._leases.get(batch)
+            if lease is not None and lease.left > 0 and not lease.sending:
+                self._lose(lease, "it ran out")
+
+    async def _reap_loop(self) -> None:
+        period = max(0.05, self.broker.options.lease_seconds / 2)
+        while True:
+            await asyncio.sleep(period)
+            try:
+                await self.broker.reap()
+            except Exception as exc:
+                logger.warning("%s: reaping failed, trying again: %s", self.worker_name, exc)
+
+    def promote_in(self, seconds: float) -> None:
+        """Look for what is due in so many seconds; what others delay is seen within PROMOTE_SECONDS of its time."""
+        asyncio.get_running_loop().call_later(seconds + SETTLE_SECONDS, self._promote_soon.set)
+
+    async def _promote_loop(self) -> None:
+        while True:
+            pause = PROMOTE_SECONDS
+            try:
+                due = await self.broker.promote()
+                if due is not None:
+                    pause = min(pause, due + 0.001)
+            except Exception as exc:
+                logger.warning("%s: promoting delayed runs failed, trying again: %s", self.worker_name, exc)
+            if self._ready and not self._draining and monotonic() - self._ready[0].lease.claimed_at > HOLD_SECONDS:
+                self._prefetch = 0
+                await self._release_ready()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._promote_soon.wait()
+            except TimeoutError:
+                pass
+            self._promote_soon.clear()
+
+
+def claimed_when(slot: Slot) -> tuple[float, int]:
+    """Orders what runs by when it was taken off its queue."""
+    held = slot.held.helds[0] if isinstance(slot.held, Group) else slot.held
+    return (0.0, 0) if held is None else (held.lease.claimed_at, int(held.field[1:]))
+
+
+def innermost_frames(exc: BaseException, count: int) -> list[str]:
+    """Where an exception was raised, innermost first: ``file.py:line function``."""
+    frames = traceback.extract_tb(exc.__traceback__)[-count:]
+    return [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames)]
