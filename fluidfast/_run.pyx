@@ -14,6 +14,7 @@ from ._clock cimport make_id, now_us
 from ._machine cimport INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
 
 from .errors import TaskAbortedError, TaskRunError
+from .record import dump, dump_json
 from .states import PRIORITIES, STATES
 
 __all__ = ["TaskRun"]
@@ -260,14 +261,10 @@ cdef class TaskRun(RunState):
 
         ``mode="json"``: times as ISO 8601 text, params as plain builtins. ``include``, ``exclude``: names of fields.
         """
-        from .run import dump
-
         return dump(self, **options)
 
     def model_dump_json(self, **options) -> str:
         """``model_dump(mode="json")`` as JSON text."""
-        from .run import dump_json
-
         return dump_json(self, **options)
 
     def queue_dump_json(self) -> bytes:
