@@ -113,7 +113,7 @@ async def test_without_a_replica_and_buffered(start_server: Start) -> None:
 async def test_a_replica_that_hangs_and_comes_back(start_server: Start) -> None:
     primary = start_server()
     replica = await start_replica(start_server, primary)
-    async with managed(primary, "replica", 0.2) as manager:
+    async with managed(primary, "replica", 0.5) as manager:
         await manager.queue(note, n=0)
         replica.pause()
         with pytest.raises(NotDurableError):

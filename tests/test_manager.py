@@ -153,10 +153,14 @@ class TestQueue:
     ) -> None:
         if how in ("create_task_run", "execute") and name == "anything":
             pytest.skip("nothing is encoded")
-        with pytest.raises(error, match=says):
+
+        async def attempt() -> None:
             result = getattr(manager, how)(name, **options)
             if how != "create_task_run":
                 await within(result)
+
+        with pytest.raises(error, match=says):
+            await attempt()
         assert await places(manager.broker) == {}
         assert [state for state, _ in events if state != "init"] == []
 

@@ -174,7 +174,8 @@ def test_flush(broker_url: str) -> None:
 # -- many threads
 
 
-def test_eight_threads(broker_url: str) -> None:
+@pytest.mark.parametrize("delivery", ["confirmed", "buffered"])
+def test_eight_threads(broker_url: str, delivery: str) -> None:
     """They share one loop, and what they queue is all there, each thread's in its order."""
     barrier = threading.Barrier(8)
 
@@ -183,9 +184,10 @@ def test_eight_threads(broker_url: str) -> None:
         for n in range(100):
             manager.sync.queue(mail, to=1000 * k + n)
         manager.sync.queue_many(mail, ({"to": 1000 * k + n} for n in range(100, 300)))
+        manager.sync.flush()
         manager.sync.execute(mail, to=k)
 
-    with opened(broker_url) as manager, ThreadPoolExecutor(8) as pool:
+    with opened(broker_url, delivery=delivery) as manager, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda k: work(manager, k), range(8)))
         assert len(threads()) == 1
         assert sorted(manager.deps.seen) == list(range(8))

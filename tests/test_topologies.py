@@ -240,6 +240,24 @@ async def test_cluster(start_server: Start) -> None:
     assert load.longest < 10
 
 
+@pytest.mark.xfail(reason="RedisTaskBroker.redis() does not know AskError: what goes by redis-py fails in the meantime")
+async def test_what_is_asked_while_a_slot_moves(start_server: Start) -> None:
+    """It waits for the end of the move, as the scripts do: max_queue_length, say, asks how many runs wait."""
+    cluster = await start_cluster(start_server)
+    async with managing(cluster.url, note) as manager:
+        await manager.queue(note, n=1)
+        slot = key_slot(manager.broker.name.encode())
+        source = cluster.node_of(slot)
+        target = next(node for node in cluster.nodes if node is not source)
+        cluster.begin(slot, source, target)
+        asking = asyncio.create_task(manager.broker.queue_length())
+        try:
+            await asyncio.wait([asking], timeout=0.3)
+        finally:
+            await asyncio.to_thread(cluster.migrate, slot, source, target)
+        assert await within(asking) == {"high": 0, "medium": 1, "low": 0}
+
+
 async def test_a_cluster_node_that_is_not_there(start_server: Start) -> None:
     """One of those in the URL is enough."""
     cluster = await start_cluster(start_server)
@@ -528,6 +546,10 @@ async def test_the_least_rights(start_server: Start, server_kind: str, caplog: p
     assert [line for line in told if "took back 1 runs" not in line] == []
 
 
+REFUSED = r"(?i)permission|can't run this command"
+"""What a server says of a command within a script."""
+
+
 async def test_rights_that_are_missing(start_server: Start, server_kind: str) -> None:
     """A producer can neither read nor take what waits; who has no right is told so."""
     version = find_servers()[server_kind].version_info
@@ -554,7 +576,7 @@ async def test_rights_that_are_missing(start_server: Start, server_kind: str) ->
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)
         sha = client.execute_command("SCRIPT", "LOAD", "return redis.call('RPOP', '{jobs}-queue-medium')")
-        with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)permission"):
+        with pytest.raises(redis.exceptions.ResponseError, match=REFUSED):
             client.execute_command("EVALSHA", sha, 1, "{jobs}")
     # another broker's name, a consumer with a producer's rights, a wrong password
     for wrong in (
@@ -569,6 +591,6 @@ async def test_rights_that_are_missing(start_server: Start, server_kind: str) ->
         assert "wrong@" not in str(caught.value)
         await manager.on_shutdown()
     consumer = TaskConsumer(broker_url=url)
-    with pytest.raises(BrokerError, match="no permissions"):
+    with pytest.raises(BrokerError, match=REFUSED):
         await within(consumer.broker.claim("me", 1))
     await consumer.on_shutdown()

@@ -31,10 +31,17 @@ def info(server: RedisServer, section: str) -> dict[str, Any]:
 
 async def start_replica(start_server: Start, primary: RedisServer, **options: Any) -> RedisServer:
     """A replica that has what its primary has."""
+    before = info(primary, "replication")["connected_slaves"]
     ask(primary, "CONFIG", "SET", "repl-diskless-sync-delay", "0")  # do not wait for other replicas
     replica = start_server(extra=(f"replicaof {HOST} {primary.port}", *options.pop("extra", ())), **options)
     await until(lambda: info(replica, "replication")["master_link_status"] == "up")
-    await until(lambda: info(primary, "replication").get("connected_slaves", 0) >= 1)
+
+    def acknowledged() -> bool:
+        with redis.Redis(port=primary.port, socket_timeout=10) as client:
+            client.set("probe", 1, px=1)
+            return bool(client.wait(1 + before, 500) == 1 + before)
+
+    await until(acknowledged)
     return replica
 
 
@@ -112,14 +119,16 @@ class Cluster:
         """The node that held the slot at the start."""
         return self.nodes[slot * len(self.nodes) // SLOTS]
 
-    def ids(self) -> list[str]:
-        return [ask(node, "CLUSTER", "MYID").decode() for node in self.nodes]
+    def begin(self, slot: int, source: RedisServer, target: RedisServer) -> str:
+        """Tell both that a slot is to move. Twice is harmless. Gives the id of the target."""
+        source_id, target_id = (str(ask(node, "CLUSTER", "MYID").decode()) for node in (source, target))
+        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        return target_id
 
     def migrate(self, slot: int, source: RedisServer, target: RedisServer) -> int:
         """Move a slot with all its keys, as `redis-cli --cluster reshard` does. Gives how many keys it moved."""
-        source_id, target_id = (ask(node, "CLUSTER", "MYID").decode() for node in (source, target))
-        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
-        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        target_id = self.begin(slot, source, target)
         moved = 0
         while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
             ask(source, "MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)

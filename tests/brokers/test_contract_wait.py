@@ -246,6 +246,22 @@ class TestWhatWasSetAside:
         await until(lambda: again.taken == [b"low"])
         await again.leave()
 
+    async def test_of_every_priority(self, open_broker: Open) -> None:
+        busy, other = open_broker(), open_broker()
+        waiting = asyncio.create_task(busy.wait("busy", 60))
+        await blocked(busy, "busy")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        for priority in (LOW, MEDIUM, HIGH):
+            await put(other, b"%d" % priority, priority=priority)
+        await within(busy.wait("busy", 60))
+        claim = await busy.claim("busy", 1)
+        assert [item.payload for item in claim.items] == [b"0"]
+        await busy.idle_no_more("busy")
+        assert await take(other) == [b"1", b"2"]
+        assert await busy.settle(Settlement(claim.batch, whole=True))
+        await busy.farewell("busy")
+
     async def test_a_cancelled_waiter_passes_it_on(self, open_broker: Open) -> None:
         one, two = open_broker(), open_broker()
         first = asyncio.create_task(one.wait("one", 60))
