@@ -522,9 +522,10 @@ class RedisTaskBroker(TaskBroker):
 
     async def idle_no_more(self, consumer: str) -> None:
         """Nothing more is to be moved to this consumer's inbox until it waits again; what was, is for others."""
-        if (wakeup := self._wakeups.get(consumer)) is not None and wakeup.pending:
+        if (wakeup := self._wakeups.get(consumer)) is not None and (wakeup.pending or wakeup.moved):
             await wakeup.unblock()
             await self.script("farewell", consumer, 0)
+            wakeup.moved = False
 
     async def farewell(self, consumer: str) -> None:
         wakeup = self._wakeups.pop(consumer, None)

@@ -31,6 +31,7 @@ class WakeUp:
         self.links: dict[TaskPriority, tuple[Link, int]] = {}
         self.pending: dict[TaskPriority, asyncio.Future[Any]] = {}
         self.woken: asyncio.Future[None] | None = None
+        self.moved = False  # something may be in the inbox
 
     async def wait(self, timeout: float) -> None:
         """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
@@ -61,7 +62,10 @@ class WakeUp:
                 if not future.cancelled() and (exc := future.exception()) is not None:
                     self.drop(priority)
                     refused = refused or isinstance(exc, ServerReply)
+                    self.moved = True  # its answer may have been lost
                     logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+                elif not moved_nothing(future):
+                    self.moved = True
         return refused
 
     def wake(self) -> None:

@@ -47,6 +47,7 @@ class Process:
         self.fleet = fleet
         self.who = who
         self.options = options
+        self._ready = False
         self.log_path = fleet.oracle.directory / f"{who}.log"
         paths = [str(Path(fluidfast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FAULT": json.dumps(options), **env}
@@ -78,7 +79,9 @@ class Process:
     def is_ready(self) -> bool:
         if not self.alive:
             raise AssertionError(f"{self.who} ended with {self.popen.returncode}:\n{self.log[-3000:]}")
-        return any(line.id.startswith("ready ") for line in self.fleet.oracle.notes(self.who))
+        if not self._ready:  # its ledger may be long by the time that it is asked again
+            self._ready = any(line.id.startswith("ready ") for line in self.fleet.oracle.notes(self.who))
+        return self._ready
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end. The oracle is told: what it had may run again."""

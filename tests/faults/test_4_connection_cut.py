@@ -326,13 +326,16 @@ async def test_every_kth_byte(redis_server: RedisServer, redis_url: str, fault_s
 
 
 @pytest.mark.soak
-async def test_every_byte(redis_server: RedisServer, redis_url: str, fault_seed: int, figures: Figures) -> None:
+async def test_every_byte(
+    redis_server: RedisServer, redis_url: str, fault_seed: int, figures: Figures, pytestconfig: pytest.Config
+) -> None:
     name = redis_url.partition("name=")[2]
-    found = await campaign(redis_server, name, LONG_CUTS, fault_seed)
+    cuts = int(pytestconfig.getoption("--fault-cuts", default=None) or LONG_CUTS)
+    found = await campaign(redis_server, name, cuts, fault_seed)
     wrong = found.pop("wrong")
     figures.add(4, "cut at byte offsets of each verb, both ways", **found)
     assert not wrong, wrong
-    assert found["cuts"] >= LONG_CUTS
+    assert found["cuts"] >= cuts
 
 
 def under_load(fleet: Fleet, seed: int, figures: Figures, count: int, mean: int) -> None:

@@ -72,19 +72,23 @@ async def test_sentinel_failovers(
         def named() -> int:
             return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tasks")[1])
 
+        def current() -> RedisServer:
+            port = named()
+            return next(node for node in nodes if node.port == port)
+
         for _ in range(FAILOVERS):
-            old = next(node for node in nodes if node.port == named())
+            old = current()
             old.kill()
-            await asyncio.to_thread(until, lambda old=old: named() != old.port, 40, "a failover")
-            new = next(node for node in nodes if node.port == named())
-            until(lambda new=new: role(new) == "master", 20, "it is primary")
-            fleet.look_at(new)
+            until(lambda old=old: current() is not old and role(current()) == "master", 40, "a failover")
+            fleet.look_at(current())
             seen = fleet.oracle.count(FINISHED)
             until(lambda seen=seen: fleet.oracle.count(FINISHED) > seen + RATE / 4, 30, "work goes on")
             old.restart()
             # its file says what it was: Sentinels put that right as well, after a while
-            ask(old, "REPLICAOF", HOST, new.port)
-            until(lambda new=new: replicas_of(new) == 2, 40, lambda new=new: f"both replicate: {replication(new)}")
+            ask(old, "REPLICAOF", HOST, current().port)
+            # Sentinels may have changed their mind meanwhile
+            until(lambda: replicas_of(current()) == 2, 60, lambda: f"both replicate: {replication(current())}")
+            fleet.look_at(current())
             assert not fleet.exits()
     stop(fleet, producers)
     verdict = fleet.verdict()
