@@ -62,8 +62,9 @@ async def test_sentinel_failovers(
     figures: Figures,
     durability: str,
 ) -> None:
-    primary = start_server()
-    nodes = [primary, *[await start_replica(start_server, primary) for _ in range(2)]]
+    quick = "repl-diskless-sync-delay 0"  # a replica that comes back does not wait for others
+    primary = start_server(extra=(quick,))
+    nodes = [primary, *[await start_replica(start_server, primary, extra=(quick,)) for _ in range(2)]]
     url = await start_sentinels(primary, tmp_path, started, replicas=2)
     fleet = make_fleet(server=primary)
     producers, at = begin(fleet, url, durability, FAILOVERS * 20)
