@@ -269,7 +269,7 @@ class RedisTaskBroker(TaskBroker):
                 raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
                 raise BrokerConnectionError(f"broker {self.url}: {exc}") from exc
-            except redis.exceptions.MovedError as exc:
+            except (redis.exceptions.MovedError, redis.exceptions.AskError) as exc:
                 self.server.moved()
                 await self.server.client.connection_pool.disconnect()
                 raise ConnectionLostError(f"broker {self.url}: {exc}") from exc

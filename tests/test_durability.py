@@ -142,9 +142,6 @@ async def test_who_consumes_does_not_wait_for_replicas(start_server: Start) -> N
         await within(asyncio.gather(*waits))
 
 
-@pytest.mark.xfail(
-    reason="enqueue.lua writes nothing for a batch that it has seen, so WAIT on the new connection waits for nothing",
-)
 async def test_a_batch_that_is_sent_again_waits_as_well(start_server: Start) -> None:
     """A connection was lost after the batch arrived. The second sending pushes nothing, but its answer has to mean what
     the first one's would have meant."""

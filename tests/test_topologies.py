@@ -240,7 +240,6 @@ async def test_cluster(start_server: Start) -> None:
     assert load.longest < 10
 
 
-@pytest.mark.xfail(reason="RedisTaskBroker.redis() does not know AskError: what goes by redis-py fails in the meantime")
 async def test_what_is_asked_while_a_slot_moves(start_server: Start) -> None:
     """It waits for the end of the move, as the scripts do: max_queue_length, say, asks how many runs wait."""
     cluster = await start_cluster(start_server)

@@ -16,6 +16,7 @@ local waiting = redis.call('LLEN', names[1]) + redis.call('LLEN', names[2]) + re
 local last = redis.call('GET', mark)
 if last and tonumber(last) >= tonumber(ARGV[2]) then
   pushed = 0
+  redis.call('PEXPIRE', mark, ARGV[3]) -- a write, so that WAIT behind it waits for what the first sending wrote
 elseif tonumber(last or 0) < tonumber(ARGV[4]) then
   return redis.error_reply('BEHIND a batch that was refused')
 else
