@@ -43,6 +43,8 @@ ALLOWED_KEYS = ("*-tasks-*",)
 class Process:
     """A worker or a producer. ``who`` is its name in the oracle."""
 
+    _ready = False
+
     def __init__(self, fleet: Fleet, who: str, options: dict[str, Any], env: dict[str, str]) -> None:
         self.fleet = fleet
         self.who = who
