@@ -23,7 +23,7 @@ from results import Figures, write_results
 from servers import RedisServer
 
 HERE = Path(__file__).parent
-SEED = random.SystemRandom().randrange(1, 1_000_000)
+SEED = int(os.environ.get("FLUIDFAST_FAULT_SEED") or random.SystemRandom().randrange(1, 1_000_000))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
