@@ -79,10 +79,11 @@ class Process:
         raise AssertionError(f"{self.who} is not ready")
 
     def is_ready(self) -> bool:
-        if not self.alive:
-            raise AssertionError(f"{self.who} ended with {self.popen.returncode}:\n{self.log[-3000:]}")
+        alive = self.alive  # asked first: what it said before its end counts, such as that of a poison
         if not self._ready:  # its ledger may be long by the time that it is asked again
             self._ready = any(line.id.startswith("ready ") for line in self.fleet.oracle.notes(self.who))
+        if not self._ready and not alive:
+            raise AssertionError(f"{self.who} ended with {self.popen.returncode}:\n{self.log[-3000:]}")
         return self._ready
 
     def kill(self) -> None:
