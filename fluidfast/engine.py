@@ -198,7 +198,8 @@ class Engine(Worker):
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
             began = monotonic()
             gone = renewer(batches, slots)
-            self._prolonged_at = began
+            if not gone:  # else the event loop could start what is lost before it hears of that
+                self._prolonged_at = began
             return gone
 
         keeper = LeaseKeeper(

@@ -111,7 +111,7 @@ def register(manager: TaskManager) -> None:
 def take_notes(consumer: TaskConsumer) -> None:
     """Write down what the broker said to each settlement, and which leases renewing found lost."""
     broker = consumer.broker
-    claim, settle, renewer = broker.claim, broker.settle, broker.renewer
+    claim, settle, renew, renewer = broker.claim, broker.settle, broker.renew, broker.renewer
 
     async def claim_noted(*args: Any, **kwargs: Any) -> Any:
         claimed = await claim(*args, **kwargs)
@@ -125,18 +125,20 @@ def take_notes(consumer: TaskConsumer) -> None:
         ledger().note(f"settle {settlement.batch} {'yes' if accepted else 'no'} {runs}")
         return accepted
 
+    def lost_noted(lost: list[str]) -> list[str]:
+        for batch in lost:
+            ledger().note(f"lost {batch}")
+        return lost
+
+    async def renew_noted(*args: Any, **kwargs: Any) -> list[str]:
+        return lost_noted(await renew(*args, **kwargs))
+
     def renewer_noted(consumer_id: str) -> Any:
-        renew = renewer(consumer_id)
+        renew_in_thread = renewer(consumer_id)
+        return lambda *args: lost_noted(renew_in_thread(*args))
 
-        def renew_noted(batches: Any, slots: Any) -> list[str]:
-            lost = renew(batches, slots)
-            for batch in lost:
-                ledger().note(f"lost {batch}")
-            return lost
-
-        return renew_noted
-
-    broker.claim, broker.settle, broker.renewer = claim_noted, settle_noted, renewer_noted  # type: ignore
+    broker.claim, broker.settle = claim_noted, settle_noted  # type: ignore
+    broker.renew, broker.renewer = renew_noted, renewer_noted  # type: ignore
 
 
 async def consume() -> int:
