@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import redis
 from harness import Fleet, until
 from oracle import FINISHED, STARTED
@@ -14,8 +15,9 @@ from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
 from worker_app import work
 
-from fluidfast import TaskConsumer
+from fluidfast import TaskConsumer, TaskRun, engine, task
 from fluidfast.broker import Settlement
+from fluidfast.errors import BrokerConnectionError
 from fluidfast.redis_broker import RedisTaskBroker
 
 
@@ -183,3 +185,53 @@ def test_a_worker_that_stood_still_asks_before_it_starts_more(fleet: Fleet) -> N
     fleet.stop()
     verdict = fleet.verdict().check(killed=(), stopped=fleet.stopped)
     assert verdict.acknowledged == 56
+
+
+@pytest.mark.parametrize("losses", ["not seen", "seen and not heard of"])
+async def test_what_waits_for_a_slot_is_asked_for_when_its_lease_may_be_over(
+    redis_url: str, losses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same in one process. The first run outlasts a lease that nobody prolongs, or of which the keeper knows that it
+    is lost, and the event loop not yet."""
+    monkeypatch.setattr(engine, "HOLD_SECONDS", 60.0)  # else what waits is given back meanwhile
+    ran: dict[str, list[int]] = {"first": [], "second": []}
+    go_on = asyncio.Event()
+
+    def consumer(who: str) -> TaskConsumer:
+        @task(name="step")
+        async def step(run: TaskRun[dict[str, int]]) -> None:
+            ran[who].append(run.params["n"])
+            if who == "first" and run.params["n"] == 1:
+                await go_on.wait()
+
+        made = TaskConsumer(broker_url=f"{redis_url}&lease_seconds=0.4", max_concurrent_tasks=1)
+        made.register_task(step)
+        return made
+
+    def renewer(consumer_id: str) -> Any:
+        def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
+            if losses == "not seen":
+                raise BrokerConnectionError("there is no way")
+            return list(batches)
+
+        return renew
+
+    first, second = consumer("first"), consumer("second")
+    first.broker.renewer = renewer  # type: ignore[method-assign]
+    first.engine._lose_batches = lambda batches: None  # type: ignore[method-assign]
+    await first.queue_many("step", [{"n": n} for n in range(6)])
+    await first.startup()
+    async with asyncio.timeout(10):
+        while len(first.engine._ready) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await second.startup()
+    async with asyncio.timeout(10):
+        while len(ran["second"]) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        go_on.set()
+        while first.engine._running or first.engine._ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await first.shutdown()
+    await second.shutdown()
+    assert ran["first"] == [0, 1]
+    assert sorted(ran["second"]) == [1, 2, 3, 4, 5]
