@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any, Literal, Self
@@ -19,7 +19,7 @@ from .errors import ConfigError, QueueFullError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import MAX_BATCH, Producer
+from .producer import MAX_BATCH, Confirmation, Producer
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
@@ -176,7 +176,7 @@ class TaskManager:
             params = {**params, **kwargs}
         return codec.create_with(task, priority, run_id, params, self, self._listeners, from_task_run)
 
-    async def queue(
+    def queue(
         self,
         task: str | Task[Any],
         priority: TaskPriority | str | None = None,
@@ -185,13 +185,13 @@ class TaskManager:
         from_task_run: TaskRun[Any, Any] | None = None,
         params: Any = None,
         **kwargs: Any,
-    ) -> TaskRun[Any, Any]:
-        """Queue a run; it is safe on the broker when this returns.
+    ) -> Coroutine[Any, Any, TaskRun[Any, Any]]:
+        """Queue a run; it is safe on the broker when what this returns has been awaited.
 
         Params as in ``create_task_run``. Fires the events ``init`` (also known as ``queue``), before it is sent, and
         ``queued``, after. If the caller is cancelled the run may have been queued.
 
-        Raises:
+        Raises, when it is awaited:
             UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
             PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
             BrokerFullError: the server has no memory left; nothing was queued.
@@ -202,20 +202,40 @@ class TaskManager:
             BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
                 come back, whether the run was queued is unknown.
         """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # it is for asyncio.run, which will make one
+            loop = None
+        if loop is None or not self._plain or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
+            return self._queue(task, priority, run_id, from_task_run, params, kwargs)
+        # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
         codec = self.broker.codec
-        if params is None:
-            run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
-        else:
-            run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
+        try:
+            if params is None:
+                run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+            else:
+                run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
+            payload = codec.submit(run)
+        except Exception as exc:
+            refused: Confirmation[TaskRun[Any, Any]] = Confirmation(loop=loop)
+            refused.set_exception(exc)
+            return refused
+        return self._producer.submit(loop, run.prio, payload, run)
+
+    async def _queue(
+        self,
+        task: str | Task[Any],
+        priority: TaskPriority | str | None,
+        run_id: str,
+        from_task_run: TaskRun[Any, Any] | None,
+        params: Any,
+        kwargs: dict[str, Any],
+    ) -> TaskRun[Any, Any]:
+        run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
         mask = self._listeners.mask
         if mask & INIT_BIT:
             run._emit()
-        if self._plain:
-            confirmed = self._producer.submit(run.prio, codec.submit(run))
-            if confirmed is not None:
-                await confirmed
-        else:
-            await self._submit(run.prio, codec.submit(run))
+        await self._submit(run.prio, self.broker.codec.submit(run))
         if mask & QUEUED_BIT:
             run._emit()
         return run
@@ -229,8 +249,8 @@ class TaskManager:
             producer.accept(priority, payload)
             if producer.crowded:
                 await producer.make_room()
-        elif (confirmed := producer.submit(priority, payload)) is not None:
-            await confirmed
+        else:
+            await producer.submit(asyncio.get_running_loop(), priority, payload, None)
 
     def _has_room(self, count: int) -> bool:
         """Whether ``count`` runs more are within ``max_queue_length``, as far as is known here."""
@@ -339,8 +359,8 @@ class TaskManager:
             delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
         if delay > 0:
             await self.broker.delay([(delay, run.prio, payload)])
-        elif (confirmed := self._producer.submit(run.prio, payload)) is not None:
-            await confirmed
+        else:
+            await self._producer.submit(asyncio.get_running_loop(), run.prio, payload, None)
         run._emit()
         return run
 

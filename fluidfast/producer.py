@@ -8,14 +8,15 @@ together with whatever else came in that turn; what comes while a batch is in fl
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from time import monotonic
+from typing import Any, TypeVar
 
 from ._clock import new_id
 from .broker import Batch, Channel, TaskBroker
 from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 
-__all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Producer"]
+__all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,40 @@ BUFFERED_TURN = 500
 """Buffered payloads after which the event loop gets its turn."""
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
+T = TypeVar("T")
+
+
+class Confirmation(asyncio.Future[T]):
+    """A future that gives ``value`` once the broker has confirmed, and is as good as a coroutine.
+
+    Since it is a future, ``asyncio.gather`` waits for it without making a Task, which would cost more than all the rest
+    of queueing a run; since it can be driven like a coroutine, ``asyncio.create_task`` and ``asyncio.run`` take it.
+    """
+
+    __slots__ = ("_steps", "value")
+
+    _steps: Generator[Any, None, T]
+    value: T
+
+    def send(self, value: None) -> Any:
+        """One step, as of a coroutine."""
+        try:
+            steps = self._steps
+        except AttributeError:
+            steps = self._steps = self.__await__()
+        return steps.send(value)
+
+    def throw(self, *exc_info: Any) -> Any:
+        """Raise in whoever waits, as of a coroutine."""
+        try:
+            steps = self._steps
+        except AttributeError:
+            steps = self._steps = self.__await__()
+        return steps.throw(*exc_info)
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancel()
 
 
 class Sending:
@@ -37,7 +72,7 @@ class Sending:
 
     __slots__ = ("batch", "buffered", "bytes", "since", "waiters")
 
-    def __init__(self, batch: Batch, size: int, waiters: list[asyncio.Future[None]], buffered: bool) -> None:
+    def __init__(self, batch: Batch, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self.batch = batch
         self.bytes = size
         self.waiters = waiters
@@ -72,7 +107,7 @@ class Producer:
         self.id = new_id()
         self._sequence = 0
         self._groups: Groups = ([], [], [])
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[Confirmation[Any]] = []
         self._count = 0
         self._bytes = 0
         self._buffered = 0
@@ -99,20 +134,20 @@ class Producer:
 
     # -- handing over
 
-    def submit(self, priority: int, payload: bytes) -> "asyncio.Future[None] | None":
-        """Hand over a payload. None: it is queued. A future: it is when this is done.
+    def submit(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes, value: T) -> Confirmation[T]:
+        """Hand over a payload, in the running event loop; it is queued when this is done, and then gives ``value``.
 
-        The future raises BrokerConnectionError (whether it was queued is unknown), or another BrokerError (it was not).
+        It raises BrokerConnectionError (whether it was queued is unknown), or another BrokerError (it was not).
         """
+        if loop is not self._loop:
+            self._enter_loop()
+        future: Confirmation[T] = Confirmation(loop=loop)
         if self.broker.push(priority, payload):
-            return None
-        loop = self._loop
-        if loop is not asyncio.get_running_loop():
-            loop = self._enter_loop()
-        assert loop is not None
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(future)
-        self._add(loop, priority, payload)
+            future.set_result(value)
+        else:
+            future.value = value
+            self._waiters.append(future)
+            self._add(loop, priority, payload)
         return future
 
     def accept(self, priority: int, payload: bytes) -> None:
@@ -153,10 +188,10 @@ class Producer:
             self._scheduled = True
             loop.call_soon(self._flush_soon)
 
-    def submit_batch(self, priority: int, payloads: list[bytes]) -> "asyncio.Future[None]":
+    def submit_batch(self, priority: int, payloads: list[bytes]) -> Confirmation[None]:
         """Hand over payloads of one priority as a batch of their own, behind what came before. As ``submit``."""
-        loop = self._enter_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: Confirmation[None] = Confirmation(loop=self._enter_loop())
+        future.value = None
         if payloads and self.broker.push(priority, payloads[0]):
             for payload in payloads[1:]:
                 self.broker.push(priority, payload)
@@ -205,7 +240,7 @@ class Producer:
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
 
-    def _dispatch_batch(self, groups: Groups, size: int, waiters: list["asyncio.Future[None]"], buffered: bool) -> None:
+    def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self._sequence += 1
         sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
         before = self._in_flight[-1] if self._in_flight else None
@@ -302,7 +337,7 @@ class Producer:
             if future.done():
                 continue
             if exc is None:
-                future.set_result(None)
+                future.set_result(future.value)
             else:
                 future.set_exception(exc)
         if exc is not None and sending.buffered:

@@ -85,7 +85,11 @@ class SyncManager:
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
         """``TaskManager.queue``, blocking."""
-        return self._call(self._manager.queue(task, priority, run_id=run_id, params=params, **kwargs))
+
+        async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
+            return await self._manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
+
+        return self._call(queue())
 
     def queue_many(
         self,

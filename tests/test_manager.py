@@ -209,6 +209,42 @@ class TestQueue:
         await manager._queue_run(run)
         assert await places(manager.broker) == {"delayed": 1}
 
+    async def test_all_that_takes_a_coroutine_takes_it(self, manager: TaskManager) -> None:
+        """It is a future, for ``gather``'s sake, and yet as good as a coroutine."""
+        made = [await asyncio.create_task(manager.queue("add", a=1))]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(manager.queue("add", a=n)) for n in (2, 3)]
+        made += [task.result() for task in tasks]
+        made.append(await asyncio.wait_for(manager.queue("add", a=4), 5))
+        made.append(await asyncio.shield(manager.queue("add", a=5)))
+        made += await asyncio.gather(manager.queue("add", a=6), manager.queue("add", a=7))
+        assert [run.params.a for run in made] == [1, 2, 3, 4, 5, 6, 7]
+        assert {run.state for run in made} == {TaskState.queued}
+        assert [run.params.a for run in await take_runs(manager)] == list(range(1, 8))
+
+    async def test_an_error_is_of_who_awaits_it(self, manager: TaskManager) -> None:
+        """As a coroutine's would be, and not of who calls it."""
+        wrong = manager.queue("add", a="x")
+        unknown = asyncio.create_task(manager.queue("nothing"))
+        with pytest.raises(ParamsError):
+            await wrong
+        with pytest.raises(UnknownTaskError):
+            await unknown
+        good, bad = await asyncio.gather(manager.queue("add", a=1), manager.queue("add"), return_exceptions=True)
+        assert isinstance(good, TaskRun)
+        assert isinstance(bad, ParamsError)
+        assert len(await take_runs(manager)) == 1
+
+    async def test_who_is_cancelled_hears_no_more(self, manager: TaskManager) -> None:
+        task = asyncio.create_task(manager.queue("add", a=1))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        manager.queue("add", a=2).close()
+        await manager.flush()
+        runs = [run.params.a for run in await take_runs(manager)]
+        assert runs == [2] or runs == [1, 2]
+
     async def test_nobody_finishes_it(self, manager: TaskManager) -> None:
         with pytest.raises(TimeoutError):
             await manager.queue_and_wait("add", a=1, timeout=0.1)
@@ -225,6 +261,15 @@ class TestQueue:
         await within(asyncio.gather(*tasks))
         assert len(await take_runs(manager)) == 300
         await manager.on_shutdown()
+
+    def test_it_is_made_before_the_event_loop_runs(self, broker_url: str) -> None:
+        manager = TaskManager(broker_url=broker_url)
+        manager.register_task(add)
+        with asyncio.Runner() as runner:
+            assert runner.run(manager.queue("add", a=1)).params.a == 1
+            assert [run.params.a for run in runner.run(take_runs(manager))] == [1]
+            runner.run(manager.broker.clear())
+            runner.run(manager.on_shutdown())
 
     async def test_used_after_shutdown(self, manager: TaskManager) -> None:
         for n in range(3):

@@ -38,9 +38,7 @@ async def producer(broker: RedisTaskBroker) -> AsyncIterator[Producer]:
 
 
 def submit(producer: Producer, payload: bytes, priority: int = MEDIUM) -> asyncio.Future[None]:
-    future = producer.submit(priority, payload)
-    assert future is not None
-    return future
+    return producer.submit(asyncio.get_running_loop(), priority, payload, None)
 
 
 def numbered(n: int) -> list[bytes]:
@@ -144,7 +142,7 @@ class TestCoalescing:
     async def test_memory_takes_at_once(self) -> None:
         broker = TaskBroker.from_url("memory://producer")
         producer = Producer(broker)
-        assert producer.submit(MEDIUM, b"x") is None
+        assert submit(producer, b"x").done()
         assert await take(broker) == [b"x"]
         await producer.flush()
         await producer.close()

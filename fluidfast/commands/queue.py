@@ -138,13 +138,11 @@ class Sender:
             account.refused += [number for number, _, _ in window]
             account.not_queued(account.refused[0])
             return
+        loop = asyncio.get_running_loop()
         submit = self.manager._producer.submit
-        answers = [submit(run.prio, payload) for _, run, payload in window]
-        waiting = [answer for answer in answers if answer is not None]
-        if waiting:
-            await asyncio.wait(waiting)
-        for (number, run, _), answer in zip(window, answers, strict=True):
-            error = None if answer is None else answer.exception()
+        answers = [submit(loop, run.prio, payload, None) for _, run, payload in window]
+        errors = await asyncio.gather(*answers, return_exceptions=True)
+        for (number, run, _), error in zip(window, errors, strict=True):
             queued = error is None or isinstance(error, NotDurableError)
             if queued:
                 account.queued += 1
