@@ -191,8 +191,8 @@ def test_a_worker_that_stood_still_asks_before_it_starts_more(fleet: Fleet) -> N
 async def test_what_waits_for_a_slot_is_asked_for_when_its_lease_may_be_over(
     redis_url: str, losses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same in one process. The first run outlasts a lease that nobody prolongs, or of which the keeper knows that it
-    is lost, and the event loop not yet."""
+    """The same in one process. The first run outlasts a lease that nobody prolongs, or of which the keeper knows that
+    it is lost, and the event loop not yet."""
     monkeypatch.setattr(engine, "HOLD_SECONDS", 60.0)  # else what waits is given back meanwhile
     ran: dict[str, list[int]] = {"first": [], "second": []}
     go_on = asyncio.Event()
