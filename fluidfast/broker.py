@@ -5,6 +5,7 @@ those places, whatever dies in between.
 """
 
 import asyncio
+import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -237,11 +238,16 @@ class TaskRegistry(dict[str, Task[Any]]):
 
 @dataclass(slots=True)
 class Claimed:
-    """A payload under a lease. ``field`` names it within its batch; ``strikes``: workers that died holding it."""
+    """A payload under a lease. ``field`` names it within its batch; ``strikes``: workers that died holding it.
+
+    ``lease`` and ``run``: a place for what the consumer makes of it.
+    """
 
     field: str
     payload: bytes
     strikes: int = 0
+    lease: Any = dataclasses.field(default=None, compare=False, repr=False)
+    run: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,7 @@ from .errors import (
     UnknownTaskError,
 )
 from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
-from .keeper import Held as Kept
-from .keeper import LeaseKeeper
+from .keeper import Held, LeaseKeeper
 from .states import STATES
 from .task import Task, is_async
 from .workers import Worker
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
+
+Executor = Callable[[TaskRun[Any, Any]], Coroutine[Any, Any, object]]
 
 SETTLE_SECONDS = 0.003
 """How long a finished run waits for others of its batch before it is settled."""
@@ -86,25 +88,12 @@ class Lease:
         self.settlement = Settlement(batch)
 
 
-class Held:
-    """One run under a lease."""
-
-    __slots__ = ("field", "lease", "payload", "run", "strikes")
-
-    def __init__(self, lease: Lease, item: Claimed, run: TaskRun[Any, Any]) -> None:
-        self.lease = lease
-        self.field = item.field
-        self.payload = item.payload
-        self.strikes = item.strikes
-        self.run = run
-
-
 class Group:
     """Runs of a task that takes a batch, executed as one."""
 
     __slots__ = ("helds", "lease")
 
-    def __init__(self, helds: list[Held]) -> None:
+    def __init__(self, helds: list[Claimed]) -> None:
         self.helds = helds
         self.lease = Lease("", 0)  # of their own are several, and what happens to one of them does not stop the others
 
@@ -115,7 +104,7 @@ class Collector:
     __slots__ = ("helds", "timer")
 
     def __init__(self) -> None:
-        self.helds: list[Held] = []
+        self.helds: list[Claimed] = []
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -126,7 +115,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.held: Held | Group | None = None
+        self.held: Claimed | Group | None = None
         self.deadline = 0.0
         self.cancel_at = float("inf")  # its deadline, and once it was cancelled, when it is to be cancelled again
         self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
@@ -145,7 +134,7 @@ class Engine(Worker):
         self.finished = 0
         """Runs that this consumer has brought to an end."""
         self._listeners = manager.dispatcher.listeners
-        self._ready: deque[Held | Group] = deque()
+        self._ready: deque[Claimed | Group] = deque()
         self._collectors: dict[str, Collector] = {}
         self._collected = 0  # runs in collectors, and in groups that wait or run
         self._collectable = 0  # how many more are claimed on their account
@@ -174,7 +163,9 @@ class Engine(Worker):
         self._prolonged_at = 0.0  # when the leases were last prolonged
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
-        self._async: dict[Any, bool] = {}
+        self._executors: dict[Any, Executor] = {}
+        self._sure_seconds = self.broker.options.lease_seconds / 3
+        """What was claimed longer ago may be ours no more, and is looked at before it starts."""
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -299,8 +290,8 @@ class Engine(Worker):
 
     async def _release_ready(self, keep: int = 0) -> None:
         """Give back what waits for a slot, all but the first ``keep``."""
-        back: dict[str, list[Held]] = {}
-        taken: list[Held] = []
+        back: dict[str, list[Claimed]] = {}
+        taken: list[Claimed] = []
         for collector in self._collectors.values():
             if collector.timer is not None:
                 collector.timer.cancel()
@@ -418,16 +409,19 @@ class Engine(Worker):
         if claim.at:
             self._behind = claim.at - now_micros()
         now = self._now()
-        helds: list[Held] = []
+        helds: list[Claimed] = []
+        names: set[str] = set()
+        last: Task[Any] | None = None
         for item in claim.items:
+            item.lease = lease
             try:
-                run = codec.decode(item.payload, manager, listeners)
+                item.run = run = codec.decode(item.payload, manager, listeners)
             except TaskParamsError as exc:
                 lease.unstarted -= 1
-                held = Held(lease, item, exc.task_run)
+                item.run = exc.task_run
                 exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
-                self._end(held, FAILURE)
-                self._bury(held, str(exc))
+                self._end(item, FAILURE)
+                self._bury(item, str(exc))
             except (UnknownTaskError, PayloadError) as exc:
                 lease.unstarted -= 1
                 logger.error("%s: a run cannot be read and goes to the dead: %s", self.worker_name, exc)
@@ -437,16 +431,22 @@ class Engine(Worker):
                     lease.unstarted -= 1
                     self._postpone(lease, item.field, (after - now) / 1e6, run.prio, item.payload)
                     continue
-                helds.append(Held(lease, item, run))
-        if fresh := {held.run.name for held in helds} - self._known.keys():
+                helds.append(item)
+                if run.task is not last:  # runs of one task come in a row
+                    last = run.task
+                    names.add(run.name)
+        known = self._known
+        if fresh := names - known.keys():
             try:
                 infos = await self.broker.get_tasks_info(*fresh)
-                self._known.update((info.name, info.enabled) for info in infos)
+                known.update((info.name, info.enabled) for info in infos)
             except BrokerError as exc:  # the next claim brings the flags
                 logger.warning("%s: cannot see whether tasks are enabled: %s", self.worker_name, exc)
-                self._known.update((name, True) for name in fresh)
-        known = self._known
+                known.update((name, True) for name in fresh)
         ready = self._ready
+        if last is not None and len(names) == 1 and known.get(last.name, True) and not last.batch:
+            ready.extend(helds)
+            helds = []
         for held in helds:
             if known.get(held.run.name, True):
                 if held.run.task.batch:
@@ -480,13 +480,13 @@ class Engine(Worker):
         loop = asyncio.get_running_loop()
         task = slot.task
         assert task is not None
-        yielded = monotonic()
+        now = yielded = monotonic()
         while True:
             if not ready:
                 waiter: asyncio.Future[None] = loop.create_future()
                 self._idle.append(waiter)
                 await waiter
-                yielded = monotonic()
+                now = yielded = monotonic()
                 continue
             held = ready.popleft()
             if ready and (self._idle or len(self._slots) < self.concurrency):
@@ -495,7 +495,7 @@ class Engine(Worker):
                 await self._work_group(slot, held)
                 if task.cancelling():
                     await self._shake_off(task)
-                yielded = monotonic()
+                now = yielded = monotonic()
                 continue
             lease = held.lease
             lease.unstarted -= 1
@@ -508,7 +508,21 @@ class Engine(Worker):
             slot.deadline = float("inf")  # until it starts
             slot.held = held
             try:
-                await self._run(slot, held)
+                if held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds:
+                    if not await self._may_start(slot, held):
+                        continue
+                    now = monotonic()
+                executor = self._start(slot, held, now)
+                try:
+                    await executor(held.run)
+                except GeneratorExit:  # the event loop is gone
+                    raise
+                except BaseException as exc:
+                    self._broke(slot, held, exc)
+                else:
+                    if slot.reason:
+                        task.uncancel()  # it finished although we cancelled it
+                    self._end(held, SUCCESS)
             except asyncio.CancelledError:
                 if not slot.reason:
                     raise
@@ -526,7 +540,7 @@ class Engine(Worker):
             now = monotonic()
             if now - yielded > YIELD_SECONDS:
                 await asyncio.sleep(0)
-                yielded = now
+                now = yielded = monotonic()
 
     async def _shake_off(self, task: "asyncio.Task[None]") -> None:
         """What a run did to its asyncio task, which is a slot's, is not to reach the next run."""
@@ -550,7 +564,7 @@ class Engine(Worker):
             if not room.done():
                 room.set_result(None)
 
-    def _collect(self, held: Held) -> None:
+    def _collect(self, held: Claimed) -> None:
         """Put a run to the others of its task, which are executed together."""
         task: Task[Any] = held.run.task
         collector = self._collectors.get(task.name)
@@ -595,7 +609,7 @@ class Engine(Worker):
             self._collected -= len(group.helds)
             self._vacate(slot)
 
-    async def _run_group(self, slot: Slot, helds: list[Held]) -> None:
+    async def _run_group(self, slot: Slot, helds: list[Claimed]) -> None:
         if not helds:
             return
         task: Task[Any] = helds[0].run.task
@@ -627,7 +641,7 @@ class Engine(Worker):
         for held in helds:
             self._conclude(held, errors.get(held.run.id))
 
-    def _conclude(self, held: Held, exc: BaseException | None) -> None:
+    def _conclude(self, held: Claimed, exc: BaseException | None) -> None:
         """Settle a run in the state that the task's function set it to, else by how the function ended."""
         run = held.run
         if run.is_failure or (exc is not None and not run.is_done):
@@ -646,51 +660,47 @@ class Engine(Worker):
         elif age > SLOW_SECONDS:
             self._prefetch //= 4
 
-    async def _run(self, slot: Slot, held: Held) -> None:
+    async def _may_start(self, slot: Slot, held: Claimed) -> bool:
+        """Ask the broker whether a run is still ours, where that is not sure, and whether its task's limit leaves room.
+
+        If not, it is dropped, or settled.
+        """
+        unsure = monotonic() - max(held.lease.claimed_at, self._prolonged_at) > self.broker.options.lease_seconds
+        # this process, or the server, stood still: others may have run it by now
+        if unsure and not await self._still_holds(held.lease, slot):
+            self._drop(held)
+            return False
+        return not held.run.task.max_concurrency or await self._acquire(held)
+
+    def _start(self, slot: Slot, held: Claimed, now: float) -> Executor:
+        """A run is running from here on; gives what is to be awaited with it."""
         run = held.run
         task: Task[Any] = run.task
-        logs = task.logger.isEnabledFor(logging.INFO)
-        if task.max_concurrency and not await self._acquire(held):
-            return
-        executor = task.executor
-        direct = self._async.get(executor)
-        if direct is None:
-            direct = self._async[executor] = is_async(executor)
-        now = monotonic()
-        if now - max(held.lease.claimed_at, self._prolonged_at) > self.broker.options.lease_seconds:
-            # this process, or the server, stood still: others may have run it by now
-            if not await self._still_holds(held.lease, slot):
-                self._drop(held)
-                return
-            now = monotonic()
         slot.deadline = slot.cancel_at = deadline = now + task.timeout_seconds
         if deadline < self._sweep_at:
             self._sweep_by(deadline)
         run._enter(RUNNING)
         if self._listeners.mask & 1 << RUNNING:
             run._emit()
-        if logs:
+        if task.logger.isEnabledFor(logging.INFO):
             task.logger.info("%s - start", run.id)
-        try:
-            if direct:
-                await executor(run)
-            else:
-                await call(executor, run)
-        except asyncio.CancelledError:
-            self._cancelled(slot, held)
-        except TaskAbortedError as exc:
-            task.logger.info("%s - aborted - %s", run.id, exc)
-            self._end(held, ABORTED)
-        except GeneratorExit:  # the event loop is gone
-            raise
-        except BaseException as exc:
-            self._conclude(held, exc)
-        else:
-            if slot.reason and slot.task is not None:
-                slot.task.uncancel()  # it finished although we cancelled it
-            self._end(held, SUCCESS)
+        function = task.executor
+        executor = self._executors.get(function)
+        if executor is None:
+            executor = self._executors[function] = function if is_async(function) else partial(call, function)
+        return executor
 
-    async def _acquire(self, held: Held) -> bool:
+    def _broke(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
+        """A run's function did not return. Raises CancelledError if it is this slot that is to end."""
+        if isinstance(exc, asyncio.CancelledError):
+            self._cancelled(slot, held)
+        elif isinstance(exc, TaskAbortedError):
+            held.run.logger.info("%s - aborted - %s", held.run.id, exc)
+            self._end(held, ABORTED)
+        else:
+            self._conclude(held, exc)
+
+    async def _acquire(self, held: Claimed) -> bool:
         run = held.run
         try:
             granted = await self.broker.acquire(run.task, run.id)
@@ -709,11 +719,11 @@ class Engine(Worker):
             self._retry(held, retry.delay, retry.run)
         return False
 
-    def _as_claimed(self, held: Held) -> TaskRun[Any, Any]:
+    def _as_claimed(self, held: Claimed) -> TaskRun[Any, Any]:
         """The run as it came: what a task did to its params is not what is tried again."""
         return self.broker.codec.decode(held.payload, self.manager, self._listeners)
 
-    def _cancelled(self, slot: Slot, held: Held, *, uncancel: bool = True) -> None:
+    def _cancelled(self, slot: Slot, held: Claimed, *, uncancel: bool = True) -> None:
         run = held.run
         reason = slot.reason
         if uncancel and reason and slot.task is not None:
@@ -738,7 +748,7 @@ class Engine(Worker):
             # The handler cancelled itself, or something in it did.
             self._failed(held, asyncio.CancelledError("the task was cancelled from within"))
 
-    def _failed(self, held: Held, exc: BaseException) -> None:
+    def _failed(self, held: Claimed, exc: BaseException) -> None:
         run = held.run
         retry = retry_after_failure(self._as_claimed(held), exc, self._now())
         if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
@@ -762,9 +772,9 @@ class Engine(Worker):
 
     # -- settling
 
-    def _end(self, held: Held, state: int) -> None:
+    def _end(self, held: Claimed, state: int) -> None:
         """A run has come to its end."""
-        run = held.run
+        run: TaskRun[Any, Any] = held.run
         if not run.is_done:
             run._enter(state)
             if self._listeners.mask & ANY_END:
@@ -774,7 +784,7 @@ class Engine(Worker):
             return
         task: Task[Any] = run.task
         settlement = held.lease.settlement
-        settlement.info[task.name] = run  # type: ignore[assignment]  # the last one counts, it is written out when sent
+        settlement.info[task.name] = run  # the last one counts, it is written out when sent
         if run.extra is not None and "reply" in run.extra:
             self._reply(settlement, run)
         if task.logger.isEnabledFor(logging.INFO):
@@ -792,7 +802,7 @@ class Engine(Worker):
         else:
             settlement.replies.append((manager_id, payload))
 
-    def _retry(self, held: Held, delay: float, again: TaskRun[Any, Any]) -> None:
+    def _retry(self, held: Claimed, delay: float, again: TaskRun[Any, Any]) -> None:
         payload = self.broker.codec.encode(again)
         held.lease.settlement.retries.append((delay, again.prio, payload))
         self.promote_in(delay)
@@ -804,7 +814,7 @@ class Engine(Worker):
         lease.settlement.done.append(field)
         self._settled(lease)
 
-    def _bury(self, held: Held, reason: str) -> None:
+    def _bury(self, held: Claimed, reason: str) -> None:
         held.lease.settlement.dead.append((held.field, reason))
 
     def _discard(self, lease: Lease, item: Claimed, reason: str) -> None:
@@ -814,7 +824,7 @@ class Engine(Worker):
             lease.settlement.survived.append(item.field)
         self._settled(lease)
 
-    def _interrupt(self, held: Held) -> None:
+    def _interrupt(self, held: Claimed) -> None:
         lease = held.lease
         lease.partial = True
         slots: list[tuple[str, str]] = []
@@ -831,7 +841,7 @@ class Engine(Worker):
             logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
         self._settled(lease)
 
-    def _drop(self, held: Held) -> None:
+    def _drop(self, held: Claimed) -> None:
         """A run whose lease is gone: another consumer has it, and nothing said of it here would count."""
         held.lease.partial = True
         self._free(held.run, held.lease.settlement)
@@ -841,7 +851,7 @@ class Engine(Worker):
         if (task := self._limited.pop(run.id, None)) is not None:
             settlement.slots.append((task, run.id))
 
-    def _settle(self, held: Held) -> None:
+    def _settle(self, held: Claimed) -> None:
         lease = held.lease
         settlement = lease.settlement
         settlement.done.append(held.field)
@@ -975,7 +985,7 @@ class Engine(Worker):
         if first < self._sweep_at:
             self._sweep_by(first)
 
-    def _held(self) -> Kept | None:
+    def _held(self) -> Held | None:
         """What is to be prolonged; called in the keeper's thread. None: the event loop is blocked for good, and what
         this consumer holds is for others."""
         batches = list(self._leases)

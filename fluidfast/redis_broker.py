@@ -408,7 +408,7 @@ class RedisTaskBroker(TaskBroker):
                 item.strikes = struck.get(item.field, 0)
         enabled = {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
         # a claim whose reply was lost gives what it gave, and no longer knows where that came from
-        suspect = bool(alone) or any(item.strikes >= SUSPECT_AFTER for item in items)
+        suspect = bool(alone) or (bool(strikes) and any(item.strikes >= SUSPECT_AFTER for item in items))
         return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)
 
     async def settle(self, settlement: Settlement) -> bool:
