@@ -9,6 +9,7 @@ from typing import Any
 
 import fluidfast
 from fluidfast import Task, TaskConsumer, TaskManager, TaskRun, task
+from fluidfast.commands.loops import ease_collector
 
 from .common import BenchError, Marks, hitter, params
 from .driver import WARM_UP, WINDOW, Driver, run
@@ -112,6 +113,7 @@ class Fluidfast(Driver):
             raise BenchError(f"queue_many confirmed {summary.queued} of {tasks}")
 
     def work(self, concurrency: int) -> None:
+        ease_collector()  # as ``python -m fluidfast worker`` does
         run(self._work(concurrency))
 
     async def _work(self, concurrency: int) -> None:

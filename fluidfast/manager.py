@@ -19,7 +19,7 @@ from .errors import ConfigError, QueueFullError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import MAX_BATCH, Confirmation, Producer
+from .producer import MAX_BATCH, Producer
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
@@ -202,13 +202,8 @@ class TaskManager:
             BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
                 come back, whether the run was queued is unknown.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # it is for asyncio.run, which will make one
-            loop = None
-        if loop is None or not self._plain or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
+        if not self._plain or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
             return self._queue(task, priority, run_id, from_task_run, params, kwargs)
-        # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
         codec = self.broker.codec
         try:
             if params is None:
@@ -217,10 +212,18 @@ class TaskManager:
                 run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
             payload = codec.submit(run)
         except Exception as exc:
-            refused: Confirmation[TaskRun[Any, Any]] = Confirmation(loop=loop)
-            refused.set_exception(exc)
-            return refused
+            return refused(exc)
+        if self.broker.push(run.prio, payload):
+            return done(run)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # it is for asyncio.run, which will make one
+            return self._send(run, payload)
+        # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
         return self._producer.submit(loop, run.prio, payload, run)
+
+    async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
+        return await self._producer.submit(asyncio.get_running_loop(), run.prio, payload, run)
 
     async def _queue(
         self,
@@ -231,11 +234,16 @@ class TaskManager:
         params: Any,
         kwargs: dict[str, Any],
     ) -> TaskRun[Any, Any]:
-        run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
+        """``queue`` where more than a payload is to be handed over."""
+        codec = self.broker.codec
+        if params is None:
+            run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+        else:
+            run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
         mask = self._listeners.mask
         if mask & INIT_BIT:
             run._emit()
-        await self._submit(run.prio, self.broker.codec.submit(run))
+        await self._submit(run.prio, codec.submit(run))
         if mask & QUEUED_BIT:
             run._emit()
         return run
@@ -249,7 +257,7 @@ class TaskManager:
             producer.accept(priority, payload)
             if producer.crowded:
                 await producer.make_room()
-        else:
+        elif not self.broker.push(priority, payload):
             await producer.submit(asyncio.get_running_loop(), priority, payload, None)
 
     def _has_room(self, count: int) -> bool:
@@ -359,7 +367,7 @@ class TaskManager:
             delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
         if delay > 0:
             await self.broker.delay([(delay, run.prio, payload)])
-        else:
+        elif not self.broker.push(run.prio, payload):
             await self._producer.submit(asyncio.get_running_loop(), run.prio, payload, None)
         run._emit()
         return run
@@ -452,3 +460,11 @@ class TaskManager:
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
         """Nothing, as ``register_async_handler``; returns None."""
         return None
+
+
+async def done(run: TaskRun[Any, Any]) -> TaskRun[Any, Any]:
+    return run
+
+
+async def refused(exc: Exception) -> TaskRun[Any, Any]:
+    raise exc

@@ -135,19 +135,17 @@ class Producer:
     # -- handing over
 
     def submit(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes, value: T) -> Confirmation[T]:
-        """Hand over a payload, in the running event loop; it is queued when this is done, and then gives ``value``.
+        """Hand over a payload that the broker did not take by ``push``, in the running event loop.
 
-        It raises BrokerConnectionError (whether it was queued is unknown), or another BrokerError (it was not).
+        It is queued when the future is done, which then gives ``value``, or raises BrokerConnectionError (whether it
+        was queued is unknown), or another BrokerError (it was not).
         """
         if loop is not self._loop:
             self._enter_loop()
         future: Confirmation[T] = Confirmation(loop=loop)
-        if self.broker.push(priority, payload):
-            future.set_result(value)
-        else:
-            future.value = value
-            self._waiters.append(future)
-            self._add(loop, priority, payload)
+        future.value = value
+        self._waiters.append(future)
+        self._add(loop, priority, payload)
         return future
 
     def accept(self, priority: int, payload: bytes) -> None:

@@ -139,14 +139,6 @@ class TestCoalescing:
         assert [len(batch) for batch in batches.sent] == [3, 1]
         assert await take_all(broker) == payloads
 
-    async def test_memory_takes_at_once(self) -> None:
-        broker = TaskBroker.from_url("memory://producer")
-        producer = Producer(broker)
-        assert submit(producer, b"x").done()
-        assert await take(broker) == [b"x"]
-        await producer.flush()
-        await producer.close()
-
 
 class TestLoneCall:
     async def test_leaves_in_the_same_turn(
