@@ -138,12 +138,8 @@ class RedisTaskBroker(TaskBroker):
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
         connection = self.server.connection()
-        caller = asyncio.current_task()
-        cancelled = caller.cancelling() if caller is not None else 0
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            if caller is not None and caller.cancelling() > cancelled:
-                raise asyncio.CancelledError  # which asyncio.wait_for, that redis-py uses, swallowed (Python 3.11)
+            await heeding(connection.connect())  # type: ignore[no-untyped-call]
             return Link(connection)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
@@ -264,7 +260,7 @@ class RedisTaskBroker(TaskBroker):
 
         async def once() -> Any:
             try:
-                return await action()
+                return await heeding(action())
             except redis.exceptions.AuthenticationError as exc:
                 raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
@@ -723,6 +719,23 @@ class RedisTaskBroker(TaskBroker):
     async def first(self, key: str, seconds: float) -> bool:
         full = self.keys.first(key)
         return bool(await self.redis(lambda: self.redis_cli.set(full, b"1", nx=True, px=milliseconds(seconds))))
+
+
+async def heeding(call: Awaitable[Any]) -> Any:
+    """Await a call of redis-py, and be cancelled if its caller was: ``asyncio.wait_for``, through which redis-py sends,
+    may swallow that in Python 3.11, and give a result or an error instead."""
+    caller = asyncio.current_task()
+    assert caller is not None
+    before = caller.cancelling()
+    try:
+        result = await call
+    except Exception as exc:
+        if caller.cancelling() > before:
+            raise asyncio.CancelledError from exc
+        raise
+    if caller.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def milliseconds(seconds: float) -> int:

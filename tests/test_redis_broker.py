@@ -687,6 +687,61 @@ class TestScriptsAreForgotten:
         await broker.close()
 
 
+class TestASwallowedCancel:
+    """asyncio.wait_for of Python 3.11 may give a result or an error although its caller was cancelled, and redis-py
+    sends through it. Who was cancelled ends all the same, and does not try again."""
+
+    @staticmethod
+    def swallowing(began: asyncio.Event, result: Any) -> Callable[..., Awaitable[Any]]:
+        async def call(*_: Any) -> Any:
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if isinstance(result, Exception):
+                    raise result from None
+            return result
+
+        return call
+
+    async def ends_cancelled(self, call: Awaitable[Any], began: asyncio.Event) -> None:
+        calling = asyncio.ensure_future(call)
+        await within(began.wait())
+        calling.cancel()
+        await asyncio.wait([calling], timeout=5)
+        cancelled = calling.cancelled()
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert cancelled
+
+    @pytest.mark.parametrize("error", [None, redis.exceptions.ConnectionError("reset"), OSError("reset")])
+    async def test_while_connecting(
+        self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    ) -> None:
+        await broker.connect()
+        make = broker.server.connection
+        began = asyncio.Event()
+
+        def connection() -> Any:
+            made = make()
+            if not began.is_set():  # the next one connects: it is what would wait on
+                made.connect = self.swallowing(began, error)  # type: ignore[method-assign]
+            return made
+
+        monkeypatch.setattr(broker.server, "connection", connection)
+        await self.ends_cancelled(broker.wait("a", 60), began)
+        await broker.farewell("a")
+
+    @pytest.mark.parametrize("result", [b"why", redis.exceptions.ConnectionError("reset")])
+    async def test_by_redis_py(
+        self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch, result: bytes | Exception
+    ) -> None:
+        await broker.connect()
+        began = asyncio.Event()
+        monkeypatch.setattr(broker.redis_cli, "get", self.swallowing(began, result))
+        await self.ends_cancelled(broker.get_task_aborted("id"), began)
+
+
 class TestConnectionsAreKilled:
     """What was queued while connections die is there once, in its order."""
 
