@@ -9,7 +9,7 @@ from ._run import TaskRun
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig
 from .engine import Engine
-from .errors import BrokerConnectionError, BrokerError, CpuBoundEntryPointError
+from .errors import BrokerConnectionError, BrokerError, CpuBoundEntryPointError, QueueFullError
 from .events import AsyncTaskDispatcher, Event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
@@ -20,6 +20,8 @@ __all__ = ["TaskConsumer"]
 
 logger = logging.getLogger(__name__)
 
+AGAIN_SECONDS = 0.5
+"""After which ``sync_queue`` tries again to queue a run that the broker did not take."""
 STATUS_SECONDS = 5.0
 """How often a consumer says how it is."""
 
@@ -101,12 +103,17 @@ class TaskConsumer(TaskManager, Workers):
         try:
             run = task if isinstance(task, TaskRun) else self.create_task_run(task)
             delay = max(0.0, due - monotonic()) if due else 0.0
-            await self._queue_run(run, delay)
+            if not delay and self.config.max_queue_length is not None and self._sync_queue.is_running():
+                async with asyncio.timeout(AGAIN_SECONDS):
+                    await self._admit(1)
+            await self._queue_run(run, delay, admit=False)
             if delay:
                 self.engine.promote_in(delay)
-        except BrokerConnectionError as exc:
-            logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
-            await asyncio.sleep(0.5)
+        except (BrokerConnectionError, QueueFullError, TimeoutError) as exc:
+            # there is no caller to hold or to tell: it is kept here until there is room, or until the shutdown
+            if not isinstance(exc, TimeoutError):
+                logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
+                await asyncio.sleep(AGAIN_SECONDS)
             self._sync_queue.send(message)
         except Exception:
             logger.exception("%s: sync_queue(%r) failed", self.worker_name, task)

@@ -248,10 +248,10 @@ class TaskManager:
             run._emit()
         return run
 
-    async def _submit(self, priority: int, payload: bytes) -> None:
-        """Hand a payload over as the config says."""
+    async def _submit(self, priority: int, payload: bytes, admit: bool = True) -> None:
+        """Hand a payload over as the config says. ``admit``: within ``max_queue_length``."""
         producer = self._producer
-        if self.config.max_queue_length is not None:
+        if admit and self.config.max_queue_length is not None:
             await self._admit(1)
         if self.config.delivery == "buffered":
             producer.accept(priority, payload)
@@ -359,16 +359,16 @@ class TaskManager:
             if isinstance(run, TaskRun):
                 (run.model_copy(update={"state": state, "queued": None}) if state is TaskState.init else run)._emit()
 
-    async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0) -> TaskRun[Any, Any]:
-        """Queue a run that was made already, ``delay`` seconds from now."""
+    async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> TaskRun[Any, Any]:
+        """Queue a run that was made already, ``delay`` seconds from now. ``admit``: within ``max_queue_length``."""
         run._emit()
         payload = self.broker.codec.submit(run)
         if run.execute_after is not None:
             delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
         if delay > 0:
             await self.broker.delay([(delay, run.prio, payload)])
-        elif not self.broker.push(run.prio, payload):
-            await self._producer.submit(asyncio.get_running_loop(), run.prio, payload, None)
+        else:
+            await self._submit(run.prio, payload, admit)
         run._emit()
         return run
 
@@ -400,6 +400,8 @@ class TaskManager:
         finished = self._replies.expect(run.id)
         try:
             await self._queue_run(run)
+            if self.config.delivery == "buffered":  # else a run that was refused is waited for
+                await self.flush()
             async with asyncio.timeout(run.task.timeout_seconds if timeout is None else timeout):
                 return await finished
         finally:

@@ -97,6 +97,7 @@ class RedisTaskBroker(TaskBroker):
         self._watch: asyncio.TimerHandle | None = None
         self._blocked: set[Link] = set()
         self._reply_link: Link | None = None
+        self._durable_link: Link | None = None
         self._wakeups: dict[str, WakeUp] = {}
         self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
@@ -157,7 +158,7 @@ class RedisTaskBroker(TaskBroker):
             self._was_connected = False
             self._wakeups.clear()
             self._blocked.clear()
-            self._reply_link = None
+            self._reply_link = self._durable_link = None
             self._watch = None
         link = self._link
         if link is not None and not link.closed:
@@ -289,7 +290,7 @@ class RedisTaskBroker(TaskBroker):
         for blocked in self._blocked:
             blocked.abort()
         self._blocked.clear()
-        self._reply_link = None
+        self._reply_link = self._durable_link = None
         link, self._link = self._link, None
         if link is not None and self._link_loop is asyncio.get_running_loop():
             await link.close()
@@ -305,10 +306,7 @@ class RedisTaskBroker(TaskBroker):
     async def channel(self) -> Channel:
         durable = self.durable_command()
         link: Link
-        if durable is None:
-            link = await self.patiently(self.link)
-        else:
-            link = await self.blocking_link()  # what waits for a replica must not keep consumers waiting
+        link = await self.patiently(self.link) if durable is None else await self.durable_link()
         sha = load("enqueue").sha
         prefix = self._prefix
 
@@ -328,11 +326,8 @@ class RedisTaskBroker(TaskBroker):
                 [(queued, refused)] = outcome
                 if refused is None and exc is not None:
                     refused = self.error(exc, link)
-                if refused is None and not (reply[0] if isinstance(reply, list) else reply):
-                    refused = NotDurableError(
-                        f"broker {self.url}: {len(batch)} runs are queued, but not safe by "
-                        f"durability={self.options.durability!r} within {self.options.durability_seconds} s"
-                    )
+                if refused is None and not is_durable(reply):
+                    refused = self.not_durable(len(batch))
                 confirm(0 if refused is not None else queued[1], refused)
 
             command = pack(
@@ -356,6 +351,40 @@ class RedisTaskBroker(TaskBroker):
             return pack(("WAITAOF", 1, 0, milli))
         return None
 
+    async def durable_link(self) -> Link:
+        """The connection of what waits for a replica or the disk, which must not keep consumers waiting."""
+        link = self._durable_link
+        if link is None or link.closed:
+            link = await self.blocking_link()
+            self._durable_link = link
+        return link
+
+    def not_durable(self, count: int) -> NotDurableError:
+        return NotDurableError(
+            f"broker {self.url}: {count} runs are queued, but not safe by "
+            f"durability={self.options.durability!r} within {self.options.durability_seconds} s"
+        )
+
+    async def durably(self, name: str, count: int, *arguments: Any) -> Any:
+        """``script`` for one that queues ``count`` runs, until they are as safe as ``durability`` demands."""
+        durable = self.durable_command()
+        if durable is None:
+            return await self.script(name, *arguments)
+        command = pack(("EVALSHA", load(name).sha, 1, self._prefix, *arguments))
+
+        async def once() -> Any:
+            link = await self.durable_link()
+            try:
+                reply, safe = link.call(command), link.call(durable)
+                return await reply, await safe
+            except (ServerReply, LinkLost) as exc:
+                raise self.error(exc, link) from exc
+
+        result, safe = await self.patiently(once)
+        if not is_durable(safe):
+            raise self.not_durable(count)
+        return result
+
     async def forget(self, producer: str) -> None:
         link = await self.link()
         try:
@@ -366,14 +395,14 @@ class RedisTaskBroker(TaskBroker):
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         # A producer of one batch: its mark and the push are one script.
         counts = [int(priority == number) for number in range(3)]
-        pushed, _ = await self.script("enqueue", f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
+        pushed, _ = await self.durably("enqueue", 1, f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
         return bool(pushed)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
         flat: list[Any] = [new_id(), DELAY_MS]
         for seconds, priority, payload in entries:
             flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
-        await self.script("delay", *flat)
+        await self.durably("delay", len(entries), *flat)
 
     # -- consuming
 
@@ -736,6 +765,11 @@ async def heeding(call: Awaitable[Any]) -> Any:
     if caller.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+def is_durable(reply: Any) -> bool:
+    """Whether the answer to WAIT or WAITAOF names a server."""
+    return bool(reply[0] if isinstance(reply, list) else reply)
 
 
 def milliseconds(seconds: float) -> int:

@@ -14,7 +14,9 @@ from manager_kit import consuming, managing, take_runs, waiting
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.errors import ConfigError, QueueFullError
+from fluidfast.errors import BufferedRunsLost, ConfigError, QueueFullError
+from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.states import TaskPriority
 
 
 @task
@@ -211,6 +213,46 @@ async def test_a_look_costs_nothing_while_there_is_room(broker_url: str, monkeyp
         await by_queue(manager, 200)
         await by_queue_many(manager, 2000)
         assert asked <= 1
+
+
+@pytest.mark.parametrize("on_full", ["raise", "block"])
+async def test_queue_and_wait_is_within_it(broker_url: str, on_full: str) -> None:
+    async with opened(broker_url, max_queue_length=3, on_full=on_full, full_timeout=0.05) as manager:
+        await by_queue(manager, 3)
+        with pytest.raises(QueueFullError):
+            await manager.queue_and_wait(note, n=3, timeout=5)
+        assert await waiting(manager) == 3
+
+
+@pytest.mark.parametrize("on_full", ["raise", "block"])
+async def test_sync_queue_keeps_what_has_no_room(
+    broker_url: str, on_full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no caller to hold: the run waits in the process, and leaves it at the shutdown at the latest."""
+    monkeypatch.setattr("fluidfast.consumer.AGAIN_SECONDS", 0.05)
+    options = {"max_queue_length": 3, "on_full": on_full, "consume_tasks": False, "max_concurrent_tasks": 0}
+    async with opened(broker_url) as manager:
+        async with consuming(broker_url, note, **options) as consumer:
+            for n in range(4):
+                consumer.sync_queue(consumer.create_task_run(note, n=n))
+            await until(lambda: waiting(manager))
+            for _ in range(10):
+                assert await waiting(manager) <= 3
+                await asyncio.sleep(0.02)
+            assert len(await take(manager.broker, 1)) == 1
+            await until(lambda: not consumer._sync_queue.queue_size())
+            consumer.sync_queue(consumer.create_task_run(note, n=4))
+        assert await waiting(manager) == 4
+
+
+async def test_queue_and_wait_is_buffered(redis_url: str) -> None:
+    """What the buffer lost is said at once, and not after the time that the run may take."""
+    async with opened(redis_url, delivery="buffered") as manager:
+        broker = manager.broker
+        assert isinstance(broker, RedisTaskBroker)
+        await broker.redis_cli.set(broker.task_queue_name(TaskPriority.medium), b"no list", ex=60)
+        with pytest.raises(BufferedRunsLost):
+            await within(manager.queue_and_wait(note, n=1, timeout=30), 5)
 
 
 async def test_two_producers_and_a_consumer(broker_url: str) -> None:

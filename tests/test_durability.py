@@ -23,6 +23,7 @@ from fluidfast.errors import (
     ConfigError,
     NotDurableError,
 )
+from fluidfast.redis_broker import RedisTaskBroker
 
 Start = Callable[..., RedisServer]
 
@@ -155,7 +156,10 @@ async def test_a_batch_that_is_sent_again_waits_as_well(start_server: Start) -> 
         with pytest.raises(NotDurableError):
             await sender.send([], [payload])
         assert queue_of(primary) == 2
-        try:  # each send opens a channel, so this is another connection
+        assert isinstance(manager.broker, RedisTaskBroker)
+        assert manager.broker._durable_link is not None
+        manager.broker._durable_link.abort()
+        try:  # by another connection
             with pytest.raises(NotDurableError):
                 await sender.send([], [payload], sequence=2)
             assert queue_of(primary) == 2
@@ -186,6 +190,34 @@ async def test_a_primary_that_is_killed(start_server: Start) -> None:
     assert queue_of(replica) >= at_the_kill > 200
     manager._producer._in_flight.clear()
     await manager.on_shutdown()
+
+
+@pytest.mark.parametrize("delay", [0.0, 60.0])
+async def test_a_schedule_and_a_delay_wait_as_well(start_server: Start, delay: float) -> None:
+    primary = start_server()
+    replica = await start_replica(start_server, primary)
+    async with managed(primary, "replica", 0.2) as manager:
+        n = 0
+
+        async def queue() -> None:
+            nonlocal n
+            n += 1
+            payload = manager.create_task_run(note, n=n).queue_dump_json()
+            if delay:
+                await manager.broker.delay([(delay, 1, payload)])
+            else:
+                assert await manager.broker.push_once(f"key {n}", 60, 1, payload)
+
+        await queue()
+        replica.pause()
+        try:
+            with pytest.raises(NotDurableError, match="1 runs are queued, but not safe"):
+                await queue()
+        finally:
+            replica.resume()
+        await queue()
+        assert queue_of(replica) == (0 if delay else 3)
+        assert int(ask(replica, "ZCARD", "{redis-task-broker}-ff:delayed")) == (3 if delay else 0)
 
 
 # -- the disk

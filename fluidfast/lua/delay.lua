@@ -11,6 +11,7 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local added = 0
 -- first, because on a server that is full it is refused, and then nothing is delayed
 if not redis.call('SET', KEYS[1] .. '-ff:producer:' .. ARGV[1], 1, 'NX', 'PX', ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[1] .. '-ff:producer:' .. ARGV[1], ARGV[2]) -- a write for WAIT: see enqueue.lua
   return 0
 end
 for i = 3, #ARGV, 2 do
