@@ -541,7 +541,12 @@ class TaskBroker(ABC):
         """Let go of connections. May be called twice; the broker may be used again."""
 
     async def connect(self) -> None:
-        """See that the server is there. Raises BrokerConnectionError."""
+        """See that the server is there, and that it can do what the options demand.
+
+        Raises:
+            BrokerConnectionError: it is not there.
+            DurabilityUnsupportedError: it cannot.
+        """
         return None
 
     # -- the same for every broker

@@ -13,6 +13,7 @@ __all__ = [
     "ConnectionLostError",
     "CpuBoundEntryPointError",
     "DisabledTaskError",
+    "DurabilityUnsupportedError",
     "NotDurableError",
     "ParamsError",
     "PayloadError",
@@ -135,6 +136,10 @@ class BufferedRunsLost(BrokerError):
     def __init__(self, message: str, run_ids: list[str]) -> None:
         super().__init__(message)
         self.run_ids = run_ids
+
+
+class DurabilityUnsupportedError(BrokerError, ConfigError):
+    """The server cannot do what ``durability`` demands. Nothing was sent. The message names what to change."""
 
 
 class NotDurableError(BrokerError):

@@ -198,6 +198,7 @@ class TaskManager:
             QueueFullError: ``max_queue_length`` runs wait; nothing was queued.
             BufferedRunsLost: runs that were queued before with ``delivery="buffered"`` are not confirmed; this one was
                 not queued.
+            DurabilityUnsupportedError: the server cannot do what ``durability`` demands; nothing was sent.
             NotDurableError: the run is queued, but not as safe as ``durability`` demands.
             BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
                 come back, whether the run was queued is unknown.

@@ -41,6 +41,7 @@ from .errors import (
     BrokerError,
     BrokerFullError,
     ConnectionLostError,
+    DurabilityUnsupportedError,
     NotDurableError,
 )
 from .keys import DEFAULT_NAME, Keys
@@ -278,7 +279,10 @@ class RedisTaskBroker(TaskBroker):
         return await self.patiently(once)
 
     async def connect(self) -> None:
-        await self.patiently(self.link)
+        async def once() -> None:
+            await self.check_durability(await self.link())
+
+        await self.patiently(once)
 
     async def close(self) -> None:
         watch, self._watch = self._watch, None
@@ -356,8 +360,32 @@ class RedisTaskBroker(TaskBroker):
         link = self._durable_link
         if link is None or link.closed:
             link = await self.blocking_link()
+            try:
+                await self.check_durability(link)
+            except BaseException:
+                link.abort()
+                raise
             self._durable_link = link
         return link
+
+    async def check_durability(self, link: Link) -> None:
+        """Find out, before anything is sent, whether the server can do what ``durability`` demands."""
+        if self.options.durability != "fsync":
+            return
+        try:
+            await link.call(pack(("WAITAOF", 1, 0, 1)))
+        except (ServerReply, LinkLost) as exc:
+            text = str(exc).lower()
+            if "unknown command" in text:
+                mend = "which came with Redis and Valkey 7.2: update the server"
+            elif "appendonly is disabled" in text:
+                mend = "and its append-only file is off: set appendonly to yes"
+            else:
+                raise self.error(exc, link) from exc
+            raise DurabilityUnsupportedError(
+                f"broker {self.url}: durability='fsync' needs the server's WAITAOF, {mend}, or choose "
+                f"durability='replica' or 'none'. Nothing was sent. The server says: {exc}"
+            ) from exc
 
     def not_durable(self, count: int) -> NotDurableError:
         return NotDurableError(

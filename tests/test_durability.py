@@ -21,6 +21,7 @@ from fluidfast.errors import (
     BrokerURLError,
     BufferedRunsLost,
     ConfigError,
+    DurabilityUnsupportedError,
     NotDurableError,
 )
 from fluidfast.redis_broker import RedisTaskBroker
@@ -235,12 +236,32 @@ async def test_confirmed_means_that_it_is_on_disk(start_server: Start, policy: A
         assert [run.params["n"] for run in await take_runs(manager)] == [-1, *range(2000)]
 
 
+async def refused(manager: TaskManager, mend: str) -> None:
+    """What the server cannot do is said before anything is sent, by each way in and by a worker's start."""
+    run = manager.create_task_run(note)
+    ways: list[Callable[[], Any]] = [
+        lambda: manager.queue(note, n=0),
+        lambda: manager.queue(note, n=0),
+        lambda: manager.queue_many(note, numbered(3)),
+        lambda: manager.broker.push_once("key", 60, 1, run.queue_dump_json()),
+        lambda: manager.broker.queue_task(run),
+        manager.broker.connect,
+    ]
+    for way in ways:
+        with pytest.raises(DurabilityUnsupportedError, match=mend) as caught:
+            await within(way())
+        assert isinstance(caught.value, ConfigError)
+        assert isinstance(caught.value, BrokerError)
+        assert str(caught.value).startswith(f"broker {manager.broker.url}")
+        assert "durability='replica'" in str(caught.value)
+    assert await waiting(manager) == 0
+
+
 @pytest.mark.usefixtures("_waitaof")
 async def test_without_an_append_only_file(start_server: Start) -> None:
     server = start_server()
     async with managed(server, "fsync", 0.2) as manager:
-        with pytest.raises(BrokerError, match="appendonly is disabled"):
-            await within(manager.queue(note, n=0))
+        await refused(manager, "set appendonly to yes")
 
 
 @pytest.mark.parametrize("binary", OLD, ids=str)
@@ -248,10 +269,7 @@ async def test_a_server_that_is_too_old(binary: ServerBinary) -> None:
     """WAITAOF came with 7.2; WAIT is old enough."""
     with RedisServer(binary, appendonly="always") as server:
         async with managed(server, "fsync") as manager:
-            with pytest.raises(BrokerError, match=r"(?i)unknown command.*waitaof") as caught:
-                await within(manager.queue(note, n=0))
-            assert str(caught.value).startswith(f"broker {server.url}")
-            assert not isinstance(caught.value, BrokerConnectionError)
+            await refused(manager, "update the server")
         async with managed(server, "replica", 0.05) as manager:
             with pytest.raises(NotDurableError):
                 await within(manager.queue(note, n=1))
