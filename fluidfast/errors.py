@@ -120,7 +120,7 @@ class ConnectionLostError(BrokerConnectionError):
 
 
 class BrokerAuthError(BrokerConnectionError):
-    """The server refused the user name or the password."""
+    """The server refused the user name or the password, or the user lacks a right: its own text says which."""
 
 
 class QueueFullError(BrokerError):

@@ -68,6 +68,8 @@ DELAY_MS = 120_000
 REPLY_MS = 300_000
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
+DENIED = ("ACL failure in script", "The user executing the script can't")
+"""What a server says of a command within a script that the user may not use: Redis 7.2 and Valkey, older ones."""
 TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
 
 
@@ -245,7 +247,7 @@ class RedisTaskBroker(TaskBroker):
                 f"broker {self.url}: the server is at its maxmemory and evicts nothing; nothing was stored. "
                 "Add memory, or let consumers catch up"
             )
-        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")) or any(words in text for words in DENIED):
             return BrokerAuthError(f"broker {self.url}: {text}")
         if text.startswith("BEHIND"):  # sent again behind what is still to be confirmed, it is not
             return ConnectionLostError(f"broker {self.url}: {text}")
@@ -263,7 +265,7 @@ class RedisTaskBroker(TaskBroker):
         async def once() -> Any:
             try:
                 return await heeding(action())
-            except redis.exceptions.AuthenticationError as exc:
+            except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
                 raise BrokerConnectionError(f"broker {self.url}: {exc}") from exc

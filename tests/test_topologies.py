@@ -590,6 +590,29 @@ async def test_rights_that_are_missing(start_server: Start, server_kind: str) ->
         assert "wrong@" not in str(caught.value)
         await manager.on_shutdown()
     consumer = TaskConsumer(broker_url=url)
-    with pytest.raises(BrokerError, match=REFUSED):
+    with pytest.raises(BrokerAuthError, match=REFUSED):
         await within(consumer.broker.claim("me", 1))
+    # what goes through redis-py
+    with pytest.raises(BrokerAuthError, match=REFUSED):
+        await within(consumer.broker.dead_length())
     await consumer.on_shutdown()
+
+
+async def test_rights_that_a_script_misses(broker_url: str) -> None:
+    """Each server says it in words of its own."""
+    if broker_url.startswith("memory"):
+        pytest.skip("it has no users")
+    with redis.Redis.from_url(broker_url.partition("?")[0]) as admin:
+        admin.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all")
+        try:
+            place = broker_url.partition("://")[2].rpartition("@")[2]
+            for command in ("lpush", "set"):
+                admin.execute_command("ACL", "SETUSER", "reader", "+@all", f"-{command}")
+                manager = TaskManager(broker_url=f"redis://reader:secret@{place}")
+                with pytest.raises(BrokerAuthError, match=REFUSED) as caught:
+                    await within(manager.queue(note, n=1))
+                assert "secret" not in str(caught.value)
+                await manager.broker.clear()
+                await manager.on_shutdown()
+        finally:
+            admin.execute_command("ACL", "DELUSER", "reader")
