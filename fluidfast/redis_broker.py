@@ -46,7 +46,7 @@ from .errors import (
 )
 from .keys import DEFAULT_NAME, Keys
 from .redis_link import Link, LinkLost, ServerReply, pack
-from .redis_servers import OPTIONS, finder
+from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import WakeUp
 from .scripts import NAMES, load
 from .states import PRIORITIES, TaskPriority
@@ -91,7 +91,8 @@ class RedisTaskBroker(TaskBroker):
         super().__init__(url)
         self.keys = Keys(self.name)
         self._prefix = self.keys.prefix.encode()
-        self.server = finder(self.url, self.name, max(2, settings.get_settings().redis_max_connections))
+        self.server = self.new_server()
+        self._own_client = redis_cli is None
         self.redis_cli: Redis = redis_cli or self.server.client
         self._link: Link | None = None
         self._link_loop: asyncio.AbstractEventLoop | None = None
@@ -139,6 +140,25 @@ class RedisTaskBroker(TaskBroker):
 
     # -- connections
 
+    def new_server(self) -> ServerFinder:
+        return finder(self.url, self.name, max(2, settings.get_settings().redis_max_connections))
+
+    def enter_loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop. If it is another one than before, connections are made anew: they belong to their loop."""
+        loop = asyncio.get_running_loop()
+        if self._link_loop is not loop:
+            if self._link_loop is not None:
+                self.server = self.new_server()
+                if self._own_client:  # the client that is known to others, with redis-py's new pool
+                    self.redis_cli.connection_pool = self.server.client.connection_pool
+            self._link, self._link_loop, self._connecting = None, loop, asyncio.Lock()
+            self._was_connected = False
+            self._wakeups.clear()
+            self._blocked.clear()
+            self._reply_link = self._durable_link = None
+            self._watch = None
+        return loop
+
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
         connection = self.server.connection()
@@ -155,14 +175,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def link(self) -> Link:
         """The shared connection, with the scripts loaded; made anew if it is gone."""
-        loop = asyncio.get_running_loop()
-        if self._link_loop is not loop:
-            self._link, self._link_loop, self._connecting = None, loop, asyncio.Lock()
-            self._was_connected = False
-            self._wakeups.clear()
-            self._blocked.clear()
-            self._reply_link = self._durable_link = None
-            self._watch = None
+        loop = self.enter_loop()
         link = self._link
         if link is not None and not link.closed:
             return link
@@ -261,6 +274,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def redis(self, action: Callable[[], Awaitable[Any]]) -> Any:
         """Something by redis-py that may be done twice, its errors in our terms. Raises as ``patiently``."""
+        self.enter_loop()
 
         async def once() -> Any:
             try:
@@ -287,6 +301,7 @@ class RedisTaskBroker(TaskBroker):
         await self.patiently(once)
 
     async def close(self) -> None:
+        self.enter_loop()
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
@@ -298,7 +313,7 @@ class RedisTaskBroker(TaskBroker):
         self._blocked.clear()
         self._reply_link = self._durable_link = None
         link, self._link = self._link, None
-        if link is not None and self._link_loop is asyncio.get_running_loop():
+        if link is not None:
             await link.close()
         await self.redis_cli.aclose()
         await self.server.client.aclose()
@@ -773,6 +788,7 @@ class RedisTaskBroker(TaskBroker):
         return None if value is None else value.decode()
 
     def lock(self, name: str, timeout: float | None = None) -> Any:
+        self.enter_loop()
         return self.redis_cli.lock(name, timeout=timeout)
 
     async def first(self, key: str, seconds: float) -> bool:

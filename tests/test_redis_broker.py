@@ -4,6 +4,7 @@ away."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
@@ -27,6 +28,7 @@ from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.states import TaskState
 
 StartServer = Callable[..., RedisServer]
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 ran: list[Any] = []
 
 
@@ -685,6 +687,52 @@ class TestScriptsAreForgotten:
         assert (await broker.queue_length())["medium"] == 5
         await broker.clear()
         await broker.close()
+
+
+class TestAnotherEventLoop:
+    """A manager that is used under one ``asyncio.run`` after the other."""
+
+    @staticmethod
+    async def use(manager: TaskManager) -> None:
+        broker = manager.broker
+        assert [info.name for info in await broker.get_tasks_info("note")] == ["note"]
+        async with broker.lock(f"lock of {broker.name}", timeout=5):
+            pass
+        await broker.set_manager_status(manager.manager_id, {"kind": "test", "status": {}}, 1)
+        await broker.get_all_manager_statuses()
+        await asyncio.gather(*(broker.queue_length() for _ in range(100)))  # more than the pool has connections
+        await manager.queue("note", n=1)
+        assert len(await take(broker)) == 1
+
+    # of connections that nobody closed while their loop was there
+    @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("first", ["lock", "redis", "queue", "close"])
+    @pytest.mark.parametrize("closed", [True, False])
+    def test_all_works_again(self, redis_url: str, loop_factory: LoopFactory, first: str, closed: bool) -> None:
+        manager = TaskManager(broker_url=redis_url)
+        manager.register_task(note)
+        client = manager.broker.redis_cli  # type: ignore[attr-defined]
+
+        async def once(begin: bool) -> None:
+            if begin and first == "lock":
+                async with manager.broker.lock(f"lock of {redis_url}", timeout=5):
+                    pass
+            elif begin and first == "queue":
+                await manager.queue("note", n=1)
+                assert len(await take(manager.broker)) == 1
+            elif begin and first == "close":
+                await manager.on_shutdown()
+            await self.use(manager)
+            await client.ping()
+            if closed:
+                await manager.on_shutdown()
+
+        for turn in range(3):
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(once(turn > 0))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(manager.on_shutdown())
+        gc.collect()
 
 
 class TestASwallowedCancel:

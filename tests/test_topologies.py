@@ -26,7 +26,6 @@ from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.errors import (
     BrokerAuthError,
     BrokerConnectionError,
-    BrokerError,
     BrokerURLError,
     NotDurableError,
     TaskError,
