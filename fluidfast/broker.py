@@ -44,13 +44,13 @@ DURABILITIES = ("none", "replica", "fsync")
 
 BUILT_IN = {
     "memory": "fluidfast.memory_broker:MemoryTaskBroker",
-    "redis": "fluidfast.redis_broker:RedisTaskBroker",
-    "rediss": "fluidfast.redis_broker:RedisTaskBroker",
-    "unix": "fluidfast.redis_broker:RedisTaskBroker",
-    "redis+sentinel": "fluidfast.redis_broker:RedisTaskBroker",
-    "rediss+sentinel": "fluidfast.redis_broker:RedisTaskBroker",
-    "redis+cluster": "fluidfast.redis_broker:RedisTaskBroker",
-    "rediss+cluster": "fluidfast.redis_broker:RedisTaskBroker",
+    "redis": "fluidfast.sharded_broker:redis_broker",
+    "rediss": "fluidfast.sharded_broker:redis_broker",
+    "unix": "fluidfast.sharded_broker:redis_broker",
+    "redis+sentinel": "fluidfast.sharded_broker:redis_broker",
+    "rediss+sentinel": "fluidfast.sharded_broker:redis_broker",
+    "redis+cluster": "fluidfast.sharded_broker:redis_broker",
+    "rediss+cluster": "fluidfast.sharded_broker:redis_broker",
 }
 """Brokers by scheme, imported when a URL names them."""
 

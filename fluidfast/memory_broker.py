@@ -27,6 +27,7 @@ from .broker import (
     TaskManagersStatus,
     TaskManagerStatus,
 )
+from .errors import BrokerURLError
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
@@ -79,8 +80,12 @@ def wake(waiter: "asyncio.Future[None]") -> None:
 class MemoryTaskBroker(TaskBroker):
     """A broker within this process: ``memory://NAME?lease_seconds=...``."""
 
+    url_options = ("shards",)  # refused below, in clearer words
+
     def __init__(self, url: BrokerURL | str) -> None:
         super().__init__(url)
+        if "shards" in self.url.query:
+            raise BrokerURLError(f"broker {self.url}: memory:// is one process and has no shards: leave shards out")
         if self.url.host:
             self.options.name = self.url.host
         store = _stores.get(self.name)

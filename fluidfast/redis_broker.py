@@ -34,12 +34,15 @@ from .broker import (
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
+    option,
+    whole,
 )
 from .errors import (
     BrokerAuthError,
     BrokerConnectionError,
     BrokerError,
     BrokerFullError,
+    BrokerURLError,
     ConnectionLostError,
     DurabilityUnsupportedError,
     NotDurableError,
@@ -80,16 +83,20 @@ class RedisTaskBroker(TaskBroker):
     The URL is redis-py's (user, password, host, port, ``/db``); behind ``?`` stand our options (``BrokerOptions``) and
     redis-py's for TLS (``ssl_ca_certs`` ...).
 
+    ``shard``: the number of this one among the shards of a ``ShardedRedisBroker``.
+
     Raises:
         BrokerURLError: the URL is none, or an option of it.
     """
 
     default_name = DEFAULT_NAME
-    url_options = OPTIONS
+    url_options = (*OPTIONS, "shards")
 
-    def __init__(self, url: BrokerURL | str, redis_cli: "Redis | None" = None) -> None:
+    def __init__(self, url: BrokerURL | str, redis_cli: "Redis | None" = None, *, shard: int | None = None) -> None:
         super().__init__(url)
-        self.keys = Keys(self.name)
+        if shard is None and option(self.url, "shards", whole, 1, "a whole number above 0") > 1:
+            raise BrokerURLError(f"broker {self.url}: this is a broker of one shard, TaskBroker.from_url gives several")
+        self.keys = Keys(self.name if shard is None else f"{self.name}:{shard}")
         self._prefix = self.keys.prefix.encode()
         self.server = self.new_server()
         self._own_client = redis_cli is None
@@ -141,7 +148,7 @@ class RedisTaskBroker(TaskBroker):
     # -- connections
 
     def new_server(self) -> ServerFinder:
-        return finder(self.url, self.name, max(2, settings.get_settings().redis_max_connections))
+        return finder(self.url, self.keys.name, max(2, settings.get_settings().redis_max_connections))
 
     def enter_loop(self) -> asyncio.AbstractEventLoop:
         """The running loop. If it is another one than before, connections are made anew: they belong to their loop."""
@@ -621,6 +628,22 @@ class RedisTaskBroker(TaskBroker):
                 return await self.script("acquire", *slot, *running)
 
         return bool(await self.redis(action))
+
+    async def free(self, slots: Sequence[tuple[str, str]]) -> None:
+        """Give back slots under ``max_concurrency`` (task, run id) without a settlement. It is tried once.
+
+        Raises:
+            BrokerError: they may be taken until their lease has run out.
+        """
+        link = await self.link()
+        try:
+            answers = []
+            for task, run_id in slots:
+                answers.append(link.call(pack(("ZREM", self.keys.slots(task), run_id))))
+                answers.append(link.call(pack(("DEL", self.keys.task_run(task, run_id)))))
+            await asyncio.gather(*answers)
+        except (ServerReply, LinkLost) as exc:
+            raise self.error(exc, link) from exc
 
     async def _foreign_runs(self, task_name: str) -> list[bytes]:
         """Ids of the runs of a task that have one of aio-fluid's keys, which our own runs have too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from fluidfast._clock import new_id
@@ -10,6 +11,7 @@ from fluidfast.broker import Batch, Settlement, TaskBroker
 from fluidfast.errors import ConnectionLostError
 from fluidfast.memory_broker import MemoryTaskBroker
 from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.sharded_broker import ShardedRedisBroker
 
 HIGH, MEDIUM, LOW = 0, 1, 2
 
@@ -72,6 +74,21 @@ async def take(broker: TaskBroker, limit: int = 1000, consumer: str = "taker", *
     return [item.payload for item in claim.items]
 
 
+async def take_all(broker: TaskBroker) -> list[bytes]:
+    """Claim and settle until nothing is left. One claim is of one shard, so across shards it is in no order."""
+    taken: list[bytes] = []
+    while some := await take(broker):
+        taken += some
+    return taken
+
+
+def redis_parts(broker: TaskBroker) -> list[RedisTaskBroker]:
+    """The shards of a broker, or itself; nothing if it is not on Redis."""
+    if isinstance(broker, ShardedRedisBroker):
+        return broker.shards
+    return [broker] if isinstance(broker, RedisTaskBroker) else []
+
+
 # All at once: what moves from one place to the next is not to be missed between two questions.
 PLACES = """
 local prefix = KEYS[1]
@@ -96,6 +113,11 @@ return found
 
 async def places(broker: TaskBroker) -> dict[str, int]:
     """How many payloads are where, at one moment; places that are empty are left out."""
+    if isinstance(broker, ShardedRedisBroker):
+        total: Counter[str] = Counter()
+        for shard in broker.shards:
+            total.update(await places(shard))
+        return dict(total)
     if isinstance(broker, RedisTaskBroker):
         counts: list[int] = await broker.redis_cli.eval(PLACES, 1, broker.prefix)  # type: ignore[misc]
     else:

@@ -18,6 +18,7 @@ import redis
 from servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
+SHARDED = "-sharded"
 SELECTED = pytest.StashKey[dict[str, ServerBinary]]()
 
 
@@ -77,7 +78,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = marker.args[0]
         if "broker_url" in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
             return
-    metafunc.parametrize("broker_url", ["memory", *metafunc.config.stash[SELECTED]], indirect=True)
+    kinds = ["memory", *metafunc.config.stash[SELECTED]]
+    if metafunc.definition.path.parent.name == "brokers":
+        kinds.append(f"{kinds[1]}{SHARDED}")
+    metafunc.parametrize("broker_url", kinds, indirect=True)
 
 
 class Servers:
@@ -158,11 +162,13 @@ def redis_url(redis_server: RedisServer, server_kind: str, issued_names: list[tu
 
 @pytest.fixture
 def broker_url(request: pytest.FixtureRequest, issued_names: list[tuple[str, str]]) -> str:
-    """memory:// and each server that --servers selects, in turn, with a broker name that is this test's alone."""
+    """memory:// and each server that --servers selects, in turn, with a broker name that is this test's alone. In the
+    contract suite also the first server with three shards."""
     if request.param == "memory":
         return f"memory://{_unique_name()}"
     servers: Servers = request.getfixturevalue("session_servers")
-    return _named(servers[request.param], request.param, issued_names)
+    kind = request.param.removesuffix(SHARDED)
+    return _named(servers[kind], kind, issued_names) + ("&shards=3" if kind != request.param else "")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2: bytes, events, and what a broker promises
     ("_codec", "events", "workers", "broker"),
     # 3: the brokers
-    ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_broker"),
+    ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "producer", "bulk", "dead", "replies", "executor", "cpubound"),
     # 5: the loop

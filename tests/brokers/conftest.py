@@ -11,6 +11,8 @@ from servers import leaked_keys
 
 from fluidfast.broker import TaskBroker
 from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.sharded_broker import ShardedRedisBroker
 
 Open = Callable[..., TaskBroker]
 
@@ -41,6 +43,18 @@ async def open_broker(broker_url: str, issued_names: list[tuple[str, str]], keep
         with redis.Redis.from_url(broker_url.partition("?")[0]) as client:
             left += [key.partition("}-")[2] for key in leaked_keys(client, name)]
     assert [name for name in left if not name.startswith(tuple(keeps))] == []
+
+
+@pytest.fixture
+def one_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a case about order: all that it queues is on one shard, if the broker has shards. Order, by priority and by
+    age, is promised within a shard and not across them."""
+
+    def second(self: ShardedRedisBroker) -> RedisTaskBroker:
+        return self.shards[1]
+
+    monkeypatch.setattr(ShardedRedisBroker, "number_of", lambda self, key, sequence=0: 1)
+    monkeypatch.setattr(ShardedRedisBroker, "_next", second)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
+import pytest
 from broker_kit import HIGH, LOW, MEDIUM, places, put, take
 from waiting import until, within
 
@@ -52,6 +53,7 @@ async def test_says_how_long_until_the_next(broker: TaskBroker) -> None:
     assert await broker.promote() is None
 
 
+@pytest.mark.usefixtures("one_shard")
 async def test_in_the_order_of_due_times(broker: TaskBroker) -> None:
     await broker.delay([(0.03, MEDIUM, b"third"), (0.01, MEDIUM, b"first"), (0.02, MEDIUM, b"second")])
     await broker.delay([(0.015, HIGH, b"high")])

@@ -213,6 +213,7 @@ class TestFirst:
 
 
 class TestLife:
+    @pytest.mark.usefixtures("one_shard")
     async def test_close_twice_and_use_again(self, broker: TaskBroker) -> None:
         await broker.close()
         await broker.connect()
@@ -276,6 +277,7 @@ class TestRuns:
             manager.register_task(plain)
             yield manager
 
+    @pytest.mark.usefixtures("one_shard")
     async def test_queue_and_get(self, manager: TaskManager, open_broker: Open) -> None:
         await open_broker().connect()
         broker = manager.broker

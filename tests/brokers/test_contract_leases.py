@@ -208,6 +208,7 @@ class TestFence:
 
 
 class TestRelease:
+    @pytest.mark.usefixtures("one_shard")
     async def test_in_order_to_where_it_came_from(self, broker: TaskBroker) -> None:
         await put(broker, b"h1", priority=HIGH)
         await put(broker, b"m1", b"m2", b"m3", b"m4")
@@ -301,6 +302,7 @@ class TestLease:
 
 
 class TestStrikes:
+    @pytest.mark.usefixtures("one_shard")
     async def test_first_back_to_the_end_it_came_from_in_order(self, quick: TaskBroker) -> None:
         await put(quick, b"h1", priority=HIGH)
         await put(quick, b"m1", b"m2", b"m3")
@@ -328,6 +330,7 @@ class TestStrikes:
         struck = [item.field for item in claim.items]
         assert await quick.settle(Settlement(claim.batch, whole=True, survived=struck))
 
+    @pytest.mark.usefixtures("one_shard")
     async def test_second_makes_it_a_suspect_that_runs_alone(self, quick: TaskBroker) -> None:
         await die(quick, await claimed(quick, b"poison"))
         await die(quick, await quick.claim("b", 10))
