@@ -1,4 +1,5 @@
-"""Every Redis key, in one place. All of one broker stand on one hash tag, so one Cluster slot.
+"""Every Redis key, in one place. All of one broker (of one shard, ``NAME:0``, where it has several) stand on one hash
+tag, so one Cluster slot.
 
 The first group is aio-fluid's, so that both libraries share one set of queues; the ``ff:`` group is ours and
 invisible to it.

@@ -6,7 +6,8 @@ once for all of them (slots under ``max_concurrency``, locks, statuses of manage
 the first shard, ``home``.
 
 What is given up: order, by priority and by age, is that of each shard. A run of high priority may wait behind one claim
-from each of the other shards.
+from each of the other shards. And queueing needs every shard: a producer's batches go round, and each is confirmed in
+its turn. Consumers go on with the shards that answer.
 """
 
 import asyncio
@@ -174,12 +175,14 @@ class ShardedRedisBroker(TaskBroker):
             self._loop = loop
 
         async def opened(number: int) -> None:
-            # those that are open stay so when another one was lost
-            if number not in self._channels:
-                self._channels[number], lengths = await asyncio.gather(
-                    self.shards[number].channel(), self.shards[number].queue_length()
-                )
-                self._waiting[number] = sum(lengths.values())
+            if number in self._channels:  # it stays open when another one was lost
+                return
+            shard = self.shards[number]
+            self._channels[number] = await shard.channel()
+            try:
+                self._waiting[number] = sum((await shard.queue_length()).values())
+            except BrokerError as exc:  # then it is known when this shard has confirmed something
+                logger.debug("broker %s: shard %d: %s", self.url, number, exc)
 
         await asyncio.gather(*map(opened, range(len(self.shards))))
         return ShardedChannel(self, dict(self._channels))
@@ -420,9 +423,22 @@ class ShardedRedisBroker(TaskBroker):
     # -- tasks and managers
 
     async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:
-        """As ever; a task's last run is the last one on any shard."""
-        columns = zip(*await self._each(lambda shard: shard.get_tasks_info(*task_names)), strict=True)
-        return [latest(infos) for infos in columns]
+        """As ever; a task's last run is the last one on any shard that answers."""
+        # A consumer asks before it runs what it has claimed, so a shard that is not there is not waited for.
+        asked = [asyncio.ensure_future(shard.get_tasks_info(*task_names)) for shard in self.shards]
+        try:
+            await asyncio.wait(asked, timeout=LATE_SECONDS)
+        finally:
+            for task in asked:
+                task.cancel()
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        there = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not there:
+            for answer in answers:
+                if isinstance(answer, BrokerError):
+                    raise answer
+            raise BrokerConnectionError(f"broker {self.url}: none of its {len(self.shards)} shards answers")
+        return [latest(infos) for infos in zip(*there, strict=True)]
 
     async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
         """On every shard, where claims see it; after an error the same call may be made again."""
@@ -515,7 +531,7 @@ def died_at(entry: tuple[str, bytes]) -> int:
 
 
 def latest(infos: Sequence[TaskInfo]) -> TaskInfo:
-    """What the shards know of one task: the home's, with the last run of all."""
+    """What shards know of one task: what the first says, with the last run of all."""
     ended = [info for info in infos if info.last_run_end is not None]
     if not ended:
         return infos[0]

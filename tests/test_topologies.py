@@ -169,6 +169,20 @@ async def test_sentinel_failover_with_durability(
     )
 
 
+async def test_sentinel_failover_of_shards(start_server: Start, sentinels: list[RedisServer], tmp_path: Path) -> None:
+    """All shards are on the primary, and move with it."""
+    primary = start_server()
+    replica = await start_replica(start_server, primary)
+    url = with_options(await start_sentinels(primary, tmp_path, sentinels, replicas=1), shards=3)
+    async with Load(url).running() as load:
+        primary.kill()
+        await load.more(500)
+    assert ask(replica, "ROLE")[0] == b"master"
+    assert load.errors == []
+    assert load.longest < 10
+    assert len(load.missing) <= 100, "what the replica had not got when the primary died: a moment's worth"
+
+
 async def test_a_sentinel_that_is_not_there(start_server: Start, sentinels: list[RedisServer], tmp_path: Path) -> None:
     """The next one is asked, and at once."""
     primary = start_server()
@@ -237,6 +251,76 @@ async def test_cluster(start_server: Start) -> None:
     assert load.missing == set()
     assert load.twice == []
     assert load.longest < 10
+
+
+async def test_shards_on_the_nodes_of_a_cluster(start_server: Start) -> None:
+    """One broker is on more than one node; what is queued there is run, also while a shard moves to another node."""
+    cluster = await start_cluster(start_server)
+    url = with_options(cluster.url, name="jobs", shards=6)
+    slots = [key_slot(f"jobs:{n}".encode()) for n in range(6)]
+    nodes = [cluster.node_of(slot) for slot in slots]
+    assert len(set(nodes)) == 3
+    ran: Counter[int] = Counter()
+
+    @task
+    async def count(ctx: TaskRun) -> None:
+        ran[ctx.params["n"]] += 1
+
+    async with managing(url, count) as manager:
+        for start in range(0, 2000, 20):
+            await asyncio.gather(*(manager.queue(count, n=n) for n in range(start, start + 20)))
+        lengths = [ask(node, "LLEN", f"{{jobs:{n}}}-queue-medium") for n, node in enumerate(nodes)]
+        assert sum(lengths) == 2000
+        assert min(lengths) > 0
+        async with consuming(url, count) as one, consuming(url, count) as two:
+            assert str((await manager.queue_and_wait(count, n=2000, timeout=20)).state) == "success"
+            await until(lambda: len(ran) == 2001)
+            await until(lambda: not one.engine._leases and not two.engine._leases)
+        assert ran == Counter(range(2001))
+        assert await places(manager.broker) == {}
+
+    async with Load(url).running() as load:
+        target = next(node for node in cluster.nodes if node is not nodes[1])
+        await asyncio.to_thread(cluster.migrate, slots[1], nodes[1], target)
+        await load.more(300)
+        await asyncio.to_thread(cluster.migrate, slots[1], target, nodes[1])
+        await load.more(300)
+    assert load.errors == []
+    assert load.missing == set()
+    assert load.twice == []
+    assert load.longest < 10
+
+
+async def test_the_other_nodes_are_served_while_one_stands_still(start_server: Start) -> None:
+    cluster = await start_cluster(start_server)
+    for node in cluster.nodes:
+        ask(node, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+    url = with_options(cluster.url, name="jobs", shards=6)
+    nodes = [cluster.node_of(key_slot(f"jobs:{n}".encode())) for n in range(6)]
+    ran: Counter[int] = Counter()
+
+    @task
+    async def count(ctx: TaskRun) -> None:
+        ran[ctx.params["n"]] += 1
+
+    async with managing(url, count) as manager:
+        await manager.broker.connect()
+        async with consuming(url, count) as consumer:
+            await until(lambda: consumer.engine._waiting is not None)
+            stands_still = nodes[0]
+            stands_still.pause()
+            try:
+                shards = [n for n, node in enumerate(nodes) if node is not stands_still]
+                for n in range(200):  # by whoever reaches these nodes
+                    payload = manager.broker.codec.encode(manager.create_task_run(count, n=n))
+                    shard = shards[n % len(shards)]
+                    ask(nodes[shard], "LPUSH", f"{{jobs:{shard}}}-queue-medium", payload)
+                await until(lambda: len(ran) == 200, f"{consumer.engine.finished}")
+            finally:
+                stands_still.resume()
+            await manager.queue_many(count, [{"n": n} for n in range(200, 400)])
+            await until(lambda: len(ran) == 400, seconds=40)
+        assert ran == Counter(range(400))
 
 
 async def test_what_is_asked_while_a_slot_moves(start_server: Start) -> None:
@@ -474,14 +558,18 @@ def acl_lines(name: str, password: str, version: tuple[int, ...]) -> list[str]:
     return ["user default on >admin ~* &* +@all", *lines]
 
 
-async def test_the_least_rights(start_server: Start, server_kind: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_the_least_rights(
+    start_server: Start, server_kind: str, caplog: pytest.LogCaptureFixture, shards: int
+) -> None:
     """A producer and a worker do all that they do with the rights above, and are refused nothing."""
     version = find_servers()[server_kind].version_info
     if version < (7,):
         pytest.skip("selectors came with 7.0")
-    server = start_server(acl=acl_lines("jobs", "secret", version), appendonly="always")
+    names = "jobs" if shards == 1 else "jobs:*"
+    server = start_server(acl=acl_lines(names, "secret", version), appendonly="always")
     producer_url, worker_url = (
-        with_options(server.url_as(f"fluidfast-{role}", "secret"), name="jobs", lease_seconds=0.3)
+        with_options(server.url_as(f"fluidfast-{role}", "secret"), name="jobs", lease_seconds=0.3, shards=shards)
         for role in ("producer", "worker")
     )
     slow = asyncio.Event()
