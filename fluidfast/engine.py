@@ -2,8 +2,8 @@
 
 It keeps up to ``max_concurrent_tasks`` slots busy. A slot is one long-lived asyncio task that awaits one handler after
 the other, so that starting a run costs no Task object; ``current_task()`` in a handler is the slot. What is claimed and
-not started waits in ``ready``; how much more than the free slots is claimed follows the observed pace. What is finished
-is settled when its batch is through, or after SETTLE_SECONDS.
+not started waits in ``ready``; how much more than the free slots is claimed follows the observed pace. What became of
+the runs is said by the settler.
 """
 
 import asyncio
@@ -16,23 +16,21 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from ._clock import now_micros
 from ._run import TaskRun
-from .broker import Claim, Claimed, Settlement
+from .broker import Claim, Claimed
 from .errors import (
     BrokerConnectionError,
     BrokerError,
     PayloadError,
     TaskAbortedError,
-    TaskError,
     TaskParamsError,
     TaskRunError,
     UnknownTaskError,
 )
 from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
+from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
 from .task import Task, is_async
 from .workers import Worker
@@ -46,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 Executor = Callable[[TaskRun[Any, Any]], Coroutine[Any, Any, object]]
 
-SETTLE_SECONDS = 0.003
-"""How long a finished run waits for others of its batch before it is settled."""
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 WAIT_SECONDS = 5.0
@@ -70,22 +66,6 @@ QUIET_SECONDS = 2.0
 may be."""
 RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
 ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
-
-
-class Lease:
-    """A claimed batch, and what is to be said of it."""
-
-    __slots__ = ("batch", "claimed_at", "left", "lost", "partial", "sending", "settlement", "unstarted")
-
-    def __init__(self, batch: str, size: int) -> None:
-        self.batch = batch
-        self.claimed_at = monotonic()
-        self.left = size
-        self.unstarted = size
-        self.lost = False
-        self.partial = False  # something of it left, or may have to leave, by another way than a settlement
-        self.sending = False
-        self.settlement = Settlement(batch)
 
 
 class Group:
@@ -141,25 +121,25 @@ class Engine(Worker):
         self._slots: list[Slot] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._running = 0
-        self._leases: dict[str, Lease] = {}
-        self._limited: dict[str, str] = {}  # run id -> task, of slots held under max_concurrency
+        self._settler = Settler(
+            self.broker, self.worker_name, lost=lambda lease: self._lose(lease, "could not be settled"),
+            finished=self._lease_finished,
+        )  # fmt: skip
+        self._leases = self._settler.leases
+        self._limited = self._settler.limited
         self._prefetch = 0
         self._draining = False
         self._ended = False
-        self._over = False  # nothing more is said to the broker, which is being closed
         self._hurried = False
         self._alone = False
         self._quiet_until = 0.0  # claiming nothing more until then, so as to be idle for a suspect
         self._quiet_next = 0.0
         self._room: asyncio.Future[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
-        self._dirty: set[Lease] = set()
-        self._flush_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_at = float("inf")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
-        self._sends: set[asyncio.Task[None]] = set()
         self._prolonged_at = 0.0  # when the leases were last prolonged
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
@@ -225,17 +205,9 @@ class Engine(Worker):
             _, hung = await asyncio.wait(ending, timeout=END_SECONDS)
             if hung:  # a handler that does not let itself be cancelled
                 logger.warning("%s: leaves %d tasks behind that do not end", self.worker_name, len(hung))
-            self._flush()  # what has ended only now
-            if self._sends:
-                await asyncio.wait(set(self._sends), timeout=END_SECONDS)
-            self._over = True
-            for send in set(self._sends):
-                send.cancel()
-            if self._sends:
-                await asyncio.wait(set(self._sends), timeout=END_SECONDS)
-            for timer in (self._flush_timer, self._sweep_timer):
-                if timer is not None:
-                    timer.cancel()
+            await self._settler.close(END_SECONDS)  # with what has ended only now
+            if self._sweep_timer is not None:
+                self._sweep_timer.cancel()
 
     def hurry(self) -> None:
         """Do not wait for the end of the grace period: what runs when this consumer stops goes back at once."""
@@ -273,14 +245,8 @@ class Engine(Worker):
         while self._running and monotonic() < deadline:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
-        self._flush()
-        while self._sends or self._dirty:
-            if self._sends:
-                await asyncio.wait(set(self._sends), timeout=5)
-            self._flush()
-            if self._sends and monotonic() > deadline + 5:
-                logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
-                break
+        if not await self._settler.settle_all(deadline + 5):
+            logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
 
     async def _say_farewell(self) -> None:
         try:
@@ -322,7 +288,7 @@ class Engine(Worker):
                     "%s: cannot give back %d runs, their lease will run out: %s", self.worker_name, len(helds), exc
                 )
             if lease.left <= 0 and not lease.sending:
-                self._finish_lease(lease)
+                self._settler.close_lease(lease)
 
     # -- claiming
 
@@ -400,8 +366,7 @@ class Engine(Worker):
 
     async def _accept(self, claim: Claim) -> None:
         """Turn payloads into runs: those that can start go to the slots, the others are settled."""
-        lease = Lease(claim.batch, len(claim.items))
-        self._leases[claim.batch] = lease
+        lease = self._settler.open_lease(claim.batch, len(claim.items))
         self._known.update(claim.enabled)
         self._alone = claim.alone
         codec = self.broker.codec
@@ -421,15 +386,16 @@ class Engine(Worker):
                 item.run = exc.task_run
                 exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
                 self._end(item, FAILURE)
-                self._bury(item, str(exc))
+                self._settler.bury(item, str(exc))
             except (UnknownTaskError, PayloadError) as exc:
                 lease.unstarted -= 1
                 logger.error("%s: a run cannot be read and goes to the dead: %s", self.worker_name, exc)
-                self._discard(lease, item, str(exc))
+                self._settler.discard(item, str(exc))
             else:
                 if run.execute_after is not None and (after := run.execute_after.timestamp() * 1e6) > now:
                     lease.unstarted -= 1
-                    self._postpone(lease, item.field, (after - now) / 1e6, run.prio, item.payload)
+                    self._settler.again(item, delay := (after - now) / 1e6, run.prio, item.payload)
+                    self.promote_in(delay)
                     continue
                 helds.append(item)
                 if run.task is not last:  # runs of one task come in a row
@@ -502,7 +468,7 @@ class Engine(Worker):
             if lease.unstarted == 0:
                 self._pace(lease)
             if lease.lost:
-                self._drop(held)
+                self._settler.drop(held)
                 continue
             self._running += 1
             slot.deadline = float("inf")  # until it starts
@@ -529,10 +495,10 @@ class Engine(Worker):
                 # by us, before it started
                 if held.run.task.max_concurrency:
                     self._limited[held.run.id] = held.run.name  # it may have been granted
-                self._drop(held) if slot.reason == "lost" else self._interrupt(held)
+                self._settler.drop(held) if slot.reason == "lost" else self._settler.give_back(held)
             except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
                 logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
-                self._drop(held)
+                self._settler.drop(held)
             finally:
                 self._vacate(slot)
             if task.cancelling():
@@ -598,13 +564,13 @@ class Engine(Worker):
                 if held.lease.unstarted == 0:
                     self._pace(held.lease)
                 if held.lease.lost:
-                    self._drop(held)
+                    self._settler.drop(held)
             await self._run_group(slot, [held for held in group.helds if not held.lease.lost])
         except Exception:
             logger.exception("%s: a batch could not be handled", self.worker_name)
             for held in group.helds:
                 if not held.run.is_done:
-                    self._drop(held)
+                    self._settler.drop(held)
         finally:
             self._collected -= len(group.helds)
             self._vacate(slot)
@@ -668,7 +634,7 @@ class Engine(Worker):
         unsure = monotonic() - max(held.lease.claimed_at, self._prolonged_at) > self.broker.options.lease_seconds
         # this process, or the server, stood still: others may have run it by now
         if unsure and not await self._still_holds(held.lease, slot):
-            self._drop(held)
+            self._settler.drop(held)
             return False
         return not held.run.task.max_concurrency or await self._acquire(held)
 
@@ -736,12 +702,12 @@ class Engine(Worker):
             self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
         elif reason == "lost":
             run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
-            self._drop(held)
+            self._settler.drop(held)
         elif self._draining or reason == "shutdown" or not self.is_running():
             run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.id)
             run._enter(INTERRUPTED)
             run._emit()
-            self._interrupt(held)
+            self._settler.give_back(held)
             if not reason:
                 raise asyncio.CancelledError
         else:
@@ -761,7 +727,9 @@ class Engine(Worker):
             self._end(held, FAILURE)
             if run.task.retry is not None:
                 tail = " < ".join(innermost_frames(exc, 3))
-                self._bury(held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc} (at {tail or '?'})")
+                self._settler.bury(
+                    held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc} (at {tail or '?'})"
+                )
             return
         told = run.is_done
         run._enter(FAILURE)
@@ -782,149 +750,17 @@ class Engine(Worker):
         elif state == SUCCESS and run.is_failure:  # the task's function set it
             self._failed(held, TaskRunError(SET_TO_FAILURE))
             return
-        task: Task[Any] = run.task
-        settlement = held.lease.settlement
-        settlement.info[task.name] = run  # the last one counts, it is written out when sent
-        if run.extra is not None and "reply" in run.extra:
-            self._reply(settlement, run)
-        if task.logger.isEnabledFor(logging.INFO):
-            task.logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
+        logger = run.task.logger
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
         self.finished += 1
-        self._settle(held)
-
-    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None:
-        try:
-            assert run.extra is not None
-            manager_id = msgspec.json.decode(run.extra["reply"], type=str)
-            payload = run.queue_dump_json()
-        except (TaskError, msgspec.DecodeError) as exc:
-            logger.warning("%s: who waits for %s cannot be told: %s", self.worker_name, run.name_id, exc)
-        else:
-            settlement.replies.append((manager_id, payload))
+        self._settler.finished(held)
 
     def _retry(self, held: Claimed, delay: float, again: TaskRun[Any, Any]) -> None:
-        payload = self.broker.codec.encode(again)
-        held.lease.settlement.retries.append((delay, again.prio, payload))
+        self._settler.again(held, delay, again.prio, self.broker.codec.encode(again))
         self.promote_in(delay)
-        self._settle(held)
 
-    def _postpone(self, lease: Lease, field: str, delay: float, priority: int, payload: bytes) -> None:
-        lease.settlement.retries.append((delay, priority, payload))
-        self.promote_in(delay)
-        lease.settlement.done.append(field)
-        self._settled(lease)
-
-    def _bury(self, held: Claimed, reason: str) -> None:
-        held.lease.settlement.dead.append((held.field, reason))
-
-    def _discard(self, lease: Lease, item: Claimed, reason: str) -> None:
-        lease.settlement.dead.append((item.field, reason))
-        lease.settlement.done.append(item.field)
-        if item.strikes:
-            lease.settlement.survived.append(item.field)
-        self._settled(lease)
-
-    def _interrupt(self, held: Claimed) -> None:
-        lease = held.lease
-        lease.partial = True
-        slots: list[tuple[str, str]] = []
-        if (task := self._limited.pop(held.run.id, None)) is not None:
-            slots.append((task, held.run.id))
-        self._spawn(self._give_back(lease, held.field, slots))
-
-    async def _give_back(self, lease: Lease, field: str, slots: list[tuple[str, str]]) -> None:
-        try:
-            if slots:  # first, since a lease of which all was given back settles nothing
-                await self.broker.settle(Settlement(lease.batch, slots=slots))
-            await self.broker.release(lease.batch, [field])
-        except BrokerError as exc:
-            logger.warning("%s: cannot give back a run, its lease will run out: %s", self.worker_name, exc)
-        self._settled(lease)
-
-    def _drop(self, held: Claimed) -> None:
-        """A run whose lease is gone: another consumer has it, and nothing said of it here would count."""
-        held.lease.partial = True
-        self._free(held.run, held.lease.settlement)
-        self._settled(held.lease)
-
-    def _free(self, run: TaskRun[Any, Any], settlement: Settlement) -> None:
-        if (task := self._limited.pop(run.id, None)) is not None:
-            settlement.slots.append((task, run.id))
-
-    def _settle(self, held: Claimed) -> None:
-        lease = held.lease
-        settlement = lease.settlement
-        settlement.done.append(held.field)
-        if held.strikes:
-            settlement.survived.append(held.field)
-        if self._limited:
-            self._free(held.run, settlement)
-        self._settled(lease)
-
-    def _settled(self, lease: Lease) -> None:
-        lease.left -= 1
-        self._dirty.add(lease)
-        if lease.left == 0:
-            self._start_send(lease)
-        elif self._flush_timer is None:
-            self._flush_timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._flush)
-
-    def _flush(self) -> None:
-        self._flush_timer = None
-        for lease in list(self._dirty):
-            self._start_send(lease)
-
-    def _start_send(self, lease: Lease) -> None:
-        # One settlement of a lease at a time: they have to arrive in their order.
-        if not lease.sending:
-            lease.sending = True
-            self._spawn(self._send(lease))
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if self._over:
-            coroutine.close()
-            return
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
-
-    async def _send(self, lease: Lease) -> None:
-        try:
-            while lease in self._dirty:
-                self._dirty.discard(lease)
-                settlement = lease.settlement
-                lease.settlement = Settlement(lease.batch)
-                if lease.lost or not (settlement.done or settlement.slots):
-                    continue
-                settlement.whole = lease.left == 0 and not lease.partial
-                for name, run in settlement.info.items():
-                    ended: TaskRun[Any, Any] = run  # type: ignore[assignment]
-                    end, duration = ended.end, ended.duration
-                    assert end is not None
-                    assert duration is not None
-                    settlement.info[name] = (end.isoformat(), duration.total_seconds(), str(ended.state))
-                await self._send_until_answered(lease, settlement)
-        finally:
-            lease.sending = False
-            if lease.left <= 0 and lease not in self._dirty:
-                self._finish_lease(lease)
-
-    async def _send_until_answered(self, lease: Lease, settlement: Settlement) -> None:
-        while True:
-            try:
-                if not await self.broker.settle(settlement):
-                    self._lose(lease, "could not be settled")
-                return
-            except BrokerConnectionError as exc:
-                logger.warning(
-                    "%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc
-                )
-            except BrokerError as exc:
-                logger.error("%s: cannot settle %d runs, trying again: %s", self.worker_name, len(settlement.done), exc)
-            await asyncio.sleep(0.5)
-
-    def _finish_lease(self, lease: Lease) -> None:
-        self._leases.pop(lease.batch, None)
+    def _lease_finished(self) -> None:
         if self._alone and not self._leases:
             self._alone = False
             if self._room is not None and not self._room.done():

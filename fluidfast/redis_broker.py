@@ -591,9 +591,9 @@ class RedisTaskBroker(TaskBroker):
         return None if wait < 0 else wait / 1000
 
     async def wait(self, consumer: str, timeout: float) -> None:
+        self.enter_loop()
         wakeup = self._wakeups.get(consumer)
         if wakeup is None:
-            await self.renew(consumer, ())  # known before anything may be moved to its inbox
             wakeup = self._wakeups[consumer] = WakeUp(self, consumer)
         await wakeup.wait(timeout)
 

@@ -80,7 +80,11 @@ class WakeUp:
             self.drop(priority)
             link = await broker.blocking_link()
             try:
-                held = self.links[priority] = (link, await link.call(pack(("CLIENT", "ID"))))
+                client = await link.call(pack(("CLIENT", "ID")))
+                # known before anything may be moved to its inbox, to the server that this link goes to, which may have
+                # come back without its data since the claim
+                await broker.renew(self.consumer, ())
+                held = self.links[priority] = (link, client)
             except BaseException as exc:
                 broker._blocked.discard(link)
                 link.abort()

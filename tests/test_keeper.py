@@ -307,7 +307,7 @@ async def test_what_is_said_under_a_lost_lease_is_refused(broker_url: str, caplo
         [lost] = consumer.engine._leases
         assert await manager.broker.release(lost, ["m1"]) == 1
         await until(lambda: go_on.is_set() and consumer.engine.finished == 1)
-        await until(lambda: not consumer.engine._leases and not consumer.engine._sends)
+        await until(lambda: not consumer.engine._leases and not consumer.engine._settler._sends)
         assert tries == [0, 0], "again as it was, and not as a retry"
         assert "was lost (it ran out)" in caplog.text
         assert await places(manager.broker) == {}

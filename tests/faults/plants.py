@@ -23,8 +23,8 @@ from typing import Any
 
 from fluidfast import redis_broker, scripts
 from fluidfast.broker import Settlement
-from fluidfast.engine import Engine
 from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.settler import Settler
 
 Undo = Callable[[], None]
 
@@ -113,11 +113,10 @@ def delayed_again() -> list[Undo]:
 
 
 def dead_forgotten() -> list[Undo]:
-    def discard(self: Engine, lease: Any, item: Any, reason: str) -> None:
-        lease.settlement.done.append(item.field)
-        self._settled(lease)
+    def discard(self: Settler, held: Any, reason: str) -> None:
+        self._settle(held)
 
-    return [patch(Engine, "_discard", discard)]
+    return [patch(Settler, "discard", discard)]
 
 
 def one_sweep() -> list[Undo]:

@@ -1,0 +1,234 @@
+"""The settler of a consumer: says to the broker what became of its runs, until it is answered.
+
+What is finished is settled when its batch is through, or after SETTLE_SECONDS with whatever else of its batch is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from ._run import TaskRun
+from .broker import Claimed, Settlement, TaskBroker
+from .errors import BrokerConnectionError, BrokerError, TaskError
+
+__all__ = ["SETTLE_SECONDS", "Lease", "Settler"]
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.003
+"""How long a finished run waits for others of its batch before it is settled."""
+AGAIN_SECONDS = 0.5
+"""How long it takes to try again what the broker did not take."""
+
+
+class Lease:
+    """A claimed batch, and what is to be said of it."""
+
+    __slots__ = ("batch", "claimed_at", "left", "lost", "partial", "sending", "settlement", "unstarted")
+
+    def __init__(self, batch: str, size: int) -> None:
+        self.batch = batch
+        self.claimed_at = monotonic()
+        self.left = size
+        self.unstarted = size
+        self.lost = False
+        self.partial = False  # something of it left, or may have to leave, by another way than a settlement
+        self.sending = False
+        self.settlement = Settlement(batch)
+
+
+class Settler:
+    """Settles for one consumer, ``who`` in the log.
+
+    ``lost`` is called with a lease that could not be settled, ``finished`` when all of a lease has been.
+
+    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, run id -> task.
+    """
+
+    def __init__(
+        self, broker: TaskBroker, who: str, *, lost: Callable[[Lease], None], finished: Callable[[], None]
+    ) -> None:
+        self.leases: dict[str, Lease] = {}
+        self.limited: dict[str, str] = {}
+        self._broker = broker
+        self._who = who
+        self._lost = lost
+        self._finished = finished
+        self._dirty: set[Lease] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sends: set[asyncio.Task[None]] = set()
+        self._over = False  # nothing more is said to the broker, which is being closed
+
+    def open_lease(self, batch: str, size: int) -> Lease:
+        """A batch of so many runs has been claimed."""
+        lease = self.leases[batch] = Lease(batch, size)
+        return lease
+
+    def close_lease(self, lease: Lease) -> None:
+        """Nothing of it is left here."""
+        self.leases.pop(lease.batch, None)
+        self._finished()
+
+    # -- what became of a run
+
+    def finished(self, held: Claimed) -> None:
+        """It came to its end; whoever waits for it is told."""
+        run: TaskRun[Any, Any] = held.run
+        settlement = held.lease.settlement
+        settlement.info[run.name] = run  # the last one counts, it is written out when sent
+        if run.extra is not None and "reply" in run.extra:
+            self._reply(settlement, run)
+        self._settle(held)
+
+    def again(self, held: Claimed, delay: float, priority: int, payload: bytes) -> None:
+        """It is queued once more, as ``payload``, in ``delay`` seconds."""
+        held.lease.settlement.retries.append((delay, priority, payload))
+        self._settle(held)
+
+    def bury(self, held: Claimed, reason: str) -> None:
+        """It goes to the dead letters. To be said before, or right after, it is ``finished``."""
+        held.lease.settlement.dead.append((held.field, reason))
+
+    def discard(self, held: Claimed, reason: str) -> None:
+        """It is no run; its bytes go to the dead letters."""
+        self.bury(held, reason)
+        self._settle(held)
+
+    def give_back(self, held: Claimed) -> None:
+        """It did not come to its end, and goes back to its queue."""
+        lease = held.lease
+        lease.partial = True
+        slots: list[tuple[str, str]] = []
+        if (task := self.limited.pop(held.run.id, None)) is not None:
+            slots.append((task, held.run.id))
+        self._spawn(self._give_back(lease, held.field, slots))
+
+    def drop(self, held: Claimed) -> None:
+        """Its lease is gone: another consumer has it, and nothing said of it here would count."""
+        held.lease.partial = True
+        self._free(held)
+        self._settled(held.lease)
+
+    async def _give_back(self, lease: Lease, field: str, slots: list[tuple[str, str]]) -> None:
+        try:
+            if slots:  # first, since a lease of which all was given back settles nothing
+                await self._broker.settle(Settlement(lease.batch, slots=slots))
+            await self._broker.release(lease.batch, [field])
+        except BrokerError as exc:
+            logger.warning("%s: cannot give back a run, its lease will run out: %s", self._who, exc)
+        self._settled(lease)
+
+    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None:
+        try:
+            assert run.extra is not None
+            manager_id = msgspec.json.decode(run.extra["reply"], type=str)
+            payload = run.queue_dump_json()
+        except (TaskError, msgspec.DecodeError) as exc:
+            logger.warning("%s: who waits for %s cannot be told: %s", self._who, run.name_id, exc)
+        else:
+            settlement.replies.append((manager_id, payload))
+
+    def _free(self, held: Claimed) -> None:
+        if (task := self.limited.pop(held.run.id, None)) is not None:
+            held.lease.settlement.slots.append((task, held.run.id))
+
+    def _settle(self, held: Claimed) -> None:
+        lease: Lease = held.lease
+        settlement = lease.settlement
+        settlement.done.append(held.field)
+        if held.strikes:
+            settlement.survived.append(held.field)
+        if self.limited and held.run is not None:
+            self._free(held)
+        self._settled(lease)
+
+    def _settled(self, lease: Lease) -> None:
+        lease.left -= 1
+        self._dirty.add(lease)
+        if lease.left == 0:
+            self._start_send(lease)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
+
+    # -- saying it
+
+    def flush(self) -> None:
+        """Say what there is to say, without waiting for more of it."""
+        self._timer = None
+        for lease in list(self._dirty):
+            self._start_send(lease)
+
+    async def settle_all(self, deadline: float) -> bool:
+        """Say it, and wait for the answers. False: not all were there by this monotonic time."""
+        self.flush()
+        while self._sends or self._dirty:
+            if self._sends:
+                await asyncio.wait(set(self._sends), timeout=max(0.01, min(5.0, deadline - monotonic())))
+            self.flush()
+            if self._sends and monotonic() > deadline:
+                return False
+        return True
+
+    async def close(self, seconds: float) -> None:
+        """Say what is left, give up after so many seconds, and say nothing any more."""
+        self.flush()
+        if self._sends:
+            await asyncio.wait(set(self._sends), timeout=seconds)
+        self._over = True
+        for send in set(self._sends):
+            send.cancel()
+        if self._sends:
+            await asyncio.wait(set(self._sends), timeout=seconds)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start_send(self, lease: Lease) -> None:
+        # One settlement of a lease at a time: they have to arrive in their order.
+        if not lease.sending:
+            lease.sending = True
+            self._spawn(self._send(lease))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._over:
+            coroutine.close()
+            return
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    async def _send(self, lease: Lease) -> None:
+        try:
+            while lease in self._dirty:
+                self._dirty.discard(lease)
+                settlement = lease.settlement
+                lease.settlement = Settlement(lease.batch)
+                if lease.lost or not (settlement.done or settlement.slots):
+                    continue
+                settlement.whole = lease.left == 0 and not lease.partial
+                for name, run in settlement.info.items():
+                    ended: TaskRun[Any, Any] = run  # type: ignore[assignment]
+                    end, duration = ended.end, ended.duration
+                    assert end is not None
+                    assert duration is not None
+                    settlement.info[name] = (end.isoformat(), duration.total_seconds(), str(ended.state))
+                await self._send_until_answered(lease, settlement)
+        finally:
+            lease.sending = False
+            if lease.left <= 0 and lease not in self._dirty:
+                self.close_lease(lease)
+
+    async def _send_until_answered(self, lease: Lease, settlement: Settlement) -> None:
+        while True:
+            try:
+                if not await self._broker.settle(settlement):
+                    self._lost(lease)
+                return
+            except BrokerConnectionError as exc:
+                logger.warning("%s: cannot settle %d runs, trying again: %s", self._who, len(settlement.done), exc)
+            except BrokerError as exc:
+                logger.error("%s: cannot settle %d runs, trying again: %s", self._who, len(settlement.done), exc)
+            await asyncio.sleep(AGAIN_SECONDS)
