@@ -29,6 +29,9 @@ from libc.math cimport llrint
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
+import re
+from datetime import datetime, timedelta, timezone
+
 import msgspec
 
 from ._clock cimport make_id, now_us
@@ -48,6 +51,9 @@ cdef int MAX_DEPTH = 64
 cdef const uint8_t* HEX = b"0123456789abcdef"
 cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
 cdef int64_t MAX_TIME = 8589934592000000     # ... to 2242, where a double begins to lose microseconds
+cdef int64_t WATERSHED = 20000000000         # a number of seconds up to here, in the year 2603; else of milliseconds
+cdef object NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?").fullmatch
+cdef object EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 cdef tuple _priorities = PRIORITIES
 cdef tuple _states = STATES
 
@@ -337,7 +343,21 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
     return b"".join(parts)
 
 
+cdef object json_time(object value):
+    """A time as pydantic, and so aio-fluid, reads it: digits in a text are a number, and a number beyond WATERSHED
+    counts milliseconds."""
+    if isinstance(value, str):
+        if NUMBER(value) is None:
+            return value.upper()
+        value = float(value) if "." in value else int(value)
+    if isinstance(value, (int, float)) and WATERSHED < abs(value) < 1e18:
+        return value / 1000
+    return value
+
+
 cdef str seconds_text(int64_t moment):
+    if moment > WATERSHED * 1000000:
+        return f'"{EPOCH + timedelta(microseconds=moment):%Y-%m-%dT%H:%M:%S.%fZ}"'
     # exact to the microsecond, where a float's repr would be too but only just
     return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
 
@@ -670,8 +690,8 @@ cdef class Codec:
         fields = FROM_JSON(payload)
         try:
             run._state = state_number(fields.get("state") or "queued")
-            run.start_us = micros(fields.get("start"))
-            run.end_us = micros(fields.get("end"))
+            run.start_us = micros(json_time(fields.get("start")))
+            run.end_us = micros(json_time(fields.get("end")))
         except (TaskRunError, ValueError) as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
         return run
@@ -884,8 +904,8 @@ cdef class Codec:
                 priority_number(plan.task.priority if priority is None else priority), None, manager, listeners,
             )
             run._state = state_number(values.get("state") or "queued")
-            run.queued_us = micros(values.get("queued"))
-            run.after_us = micros(values.get("execute_after"))
+            run.queued_us = micros(values.get("queued") if packed else json_time(values.get("queued")))
+            run.after_us = micros(values.get("execute_after") if packed else json_time(values.get("execute_after")))
             run.rate_limit_attempt = attempts(values.get("rate_limit_attempt"))
             run.retry_attempt = attempts(values.get("retry_attempt"))
             run.from_run_id = values.get("from_run_id") or ""

@@ -10,9 +10,10 @@ leaves to its reader (an id, a time of queueing) is None.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +48,7 @@ FIELDS = (
 MAX_DEPTH = 64
 MAX_INT = 2**31 - 1
 EARLIEST, LATEST = -62135596800000000, 253402300799999999  # the years 1 and 9999
+WATERSHED = 20_000_000_000
 
 
 class Refused(Exception):
@@ -57,6 +59,9 @@ class Refused(Exception):
 
 
 def seconds(micros: int) -> str:
+    if micros > WATERSHED * 1_000_000:  # as a number it would count milliseconds
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     sign = "-" if micros < 0 else ""
     return f"{sign}{abs(micros) // 1_000_000}.{abs(micros) % 1_000_000:06d}"
 
@@ -115,7 +120,17 @@ def read_json(payload: bytes, tasks: Mapping[str, str]) -> dict[str, Any]:
         raise Refused("not an object")
     if depth(found) > MAX_DEPTH + 1:
         raise Refused("too deep")
-    return checked(found, tasks)
+    return checked({n: json_time(v) if n in TIMES else v for n, v in found.items()}, tasks)
+
+
+def json_time(value: Any) -> Any:
+    """As pydantic reads it."""
+    if type(value) is str:
+        if not re.fullmatch(r"[+-]?\d+(\.\d+)?", value, re.ASCII):
+            return value.upper()
+        value = float(value) if "." in value else int(value)
+    number = floats(value)
+    return number / 1000 if isinstance(number, int | float) and WATERSHED < abs(number) < 1e18 else value
 
 
 def checked(found: dict[str, Any], tasks: Mapping[str, str]) -> dict[str, Any]:
