@@ -329,6 +329,10 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         raise TaskDecoratorError(f"task {name!r}: max_concurrency is {limit}, it must be at least 0")
     if (batch := options.get("batch", 0)) < 0 or options.get("batch_wait", 0) < 0:
         raise TaskDecoratorError(f"task {name!r}: batch and batch_wait must be at least 0")
+    if options.get("batch_wait", 0) and not batch:
+        raise TaskDecoratorError(
+            f"task {name!r}: batch_wait is for tasks that take a batch: say how many runs, as batch=500, or leave it out"
+        )
     if batch and (limit or "cpu_executor" in options):
         raise TaskDecoratorError(f"task {name!r}: a batch goes with neither max_concurrency nor cpu_bound")
     adapter_for(model)

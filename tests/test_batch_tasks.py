@@ -612,6 +612,8 @@ def test_options() -> None:
         ({"batch": 2, "max_concurrency": 1}, "max_concurrency"),
         ({"batch": 2, "cpu_bound": True}, "cpu_bound"),
         ({"batchsize": 2}, "batchsize"),
+        ({"batch_wait": 0.1}, "batch=500"),
+        ({"batch": 0, "batch_wait": 0.1}, "batch=500"),
     ],
 )
 def test_decorator_errors(options: dict[str, Any], message: str) -> None:
