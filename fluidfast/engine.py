@@ -24,6 +24,7 @@ from .errors import (
     BrokerError,
     PayloadError,
     TaskAbortedError,
+    TaskError,
     TaskParamsError,
     TaskRunError,
     UnknownTaskError,
@@ -757,7 +758,14 @@ class Engine(Worker):
         self._settler.finished(held)
 
     def _retry(self, held: Claimed, delay: float, again: TaskRun[Any, Any]) -> None:
-        self._settler.again(held, delay, again.prio, self.broker.codec.encode(again))
+        try:
+            payload = self.broker.codec.encode(again)
+        except TaskError as exc:  # what it counts made it larger than it may be
+            held.run.logger.error("%s - cannot be tried again, it goes to the dead: %s", held.run.id, exc)
+            self._end(held, FAILURE)
+            self._settler.bury(held, f"cannot be tried again: {exc}")
+            return
+        self._settler.again(held, delay, again.prio, payload)
         self.promote_in(delay)
 
     def _lease_finished(self) -> None:

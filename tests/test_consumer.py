@@ -655,6 +655,36 @@ class TestRetry:
         found = json.loads(payload)
         assert (found["id"], found["params"], found["retry_attempt"]) == (run.id, {"n": "é"}, 2)
 
+    @pytest.mark.parametrize("why", ["failed", "limited"])
+    async def test_too_large_to_be_tried_again(self, start: Start, notes: Notes, keeps: list[str], why: str) -> None:
+        """What a retry adds (its number, its time) may be too much: it goes to the dead as it was, and the slot goes
+        on."""
+        keeps.append("ff:dead")
+        policy = RetryPolicy(max_attempts=5, wait=0.01)
+        limited = gated._replace(name="limited", max_concurrency=1, rate_limit_retry=policy)
+        consumer = await start(
+            failing._replace(retry=policy), limited, max_concurrent_tasks=1 if why == "failed" else 2
+        )
+        events = told(consumer)
+        if why == "limited":
+            await consumer.queue(limited, n=1)
+            await until(lambda: notes.started == [1])
+        name = "failing" if why == "failed" else "limited"
+        payload = consumer.create_task_run(name, n="x" * 300).queue_dump_json()
+        payload = payload if isinstance(payload, bytes) else payload.encode()
+        consumer.broker.use(max_payload_bytes=len(payload))
+        await put(consumer.broker, payload)
+        await until(consumer.broker.dead_length)
+        ((head, found),) = await consumer.broker.dead()
+        assert found == payload
+        assert "cannot be tried again" in head
+        assert events[-1] == (name, "failure")
+        assert notes.started == ([0] if why == "failed" else [1])
+        await consumer.queue("note", n=2)
+        await until(lambda: notes.done == [2])
+        notes.gate.set()
+        await until(lambda: not consumer.engine._leases)
+
     async def test_never(self, start: Start, notes: Notes, keeps: list[str]) -> None:
         keeps.append("ff:dead")
         consumer = await start(failing._replace(retry=RetryPolicy(max_attempts=0)))
