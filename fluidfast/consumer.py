@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from ._run import TaskRun
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig
 from .engine import Engine
 from .errors import BrokerConnectionError, BrokerError, CpuBoundEntryPointError, QueueFullError
-from .events import AsyncTaskDispatcher, Event
+from .events import AsyncDispatcher, AsyncTaskDispatcher, Event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task
@@ -46,9 +46,7 @@ class TaskConsumer(TaskManager, Workers):
         if stopping_grace_period is None:
             stopping_grace_period = get_settings().stopping_grace_period
         Workers.__init__(self, name=name, stopping_grace_period=2 * stopping_grace_period + 5)
-        self._async_dispatcher_worker: AsyncConsumer[TaskRun[Any, Any]] = AsyncConsumer(
-            AsyncTaskDispatcher(), name="async-handlers", stopping_grace_period=stopping_grace_period
-        )
+        self._async_dispatcher_worker = async_handlers(AsyncTaskDispatcher(), stopping_grace_period)
         self.add_async_context_manager(self._async_dispatcher_worker)
         self._sync_queue: QueueConsumerWorker[tuple[Any, float]] = QueueConsumerWorker(
             self._queue_from_sync, name="sync-queue", stopping_grace_period=stopping_grace_period
@@ -66,6 +64,14 @@ class TaskConsumer(TaskManager, Workers):
                 stopping_grace_period=stopping_grace_period,
             ),
         )
+
+    async def __aenter__(self) -> Self:
+        old = self._async_dispatcher_worker
+        if old.is_stopped():  # a worker starts once, and ``execute_sync`` has been here before
+            self._async_dispatcher_worker = async_handlers(old.dispatcher, old._stopping_grace_period)
+            at = self._async_contexts.index(old)
+            self._async_contexts[at] = self._async_dispatcher_worker
+        return await TaskManager.__aenter__(self)
 
     async def startup(self) -> None:
         """Start consuming.
@@ -124,8 +130,11 @@ class TaskConsumer(TaskManager, Workers):
         One that raises is logged; the consumer goes on.
         """
         event = Event.from_string_or_event(event)
-        self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._async_dispatcher_worker.send)
+        self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._dispatch_async)
         self._async_dispatcher_worker.dispatcher.register_handler(event, handler)
+
+    def _dispatch_async(self, run: TaskRun[Any, Any]) -> None:
+        self._async_dispatcher_worker.send(run)
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
         """Take an async handler away. Returns it, or None if there was none."""
@@ -140,3 +149,10 @@ class TaskConsumer(TaskManager, Workers):
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)
+
+
+def async_handlers(
+    dispatcher: AsyncDispatcher[TaskRun[Any, Any]], grace_seconds: float
+) -> AsyncConsumer[TaskRun[Any, Any]]:
+    """The worker that calls async handlers of events."""
+    return AsyncConsumer(dispatcher, name="async-handlers", stopping_grace_period=grace_seconds)

@@ -674,7 +674,7 @@ class RedisTaskBroker(TaskBroker):
     async def blocking_link(self) -> Link:
         await self.patiently(self.link)
         link: Link = await self.patiently(self.new_link)
-        self._blocked.add(link)
+        self._blocked = {one for one in self._blocked if not one.closed} | {link}  # the dead are nobody's
         return link
 
     # -- what is there

@@ -331,7 +331,7 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         raise TaskDecoratorError(f"task {name!r}: batch and batch_wait must be at least 0")
     if options.get("batch_wait", 0) and not batch:
         raise TaskDecoratorError(
-            f"task {name!r}: batch_wait is for tasks that take a batch: say how many runs, as batch=500, or leave it out"
+            f"task {name!r}: batch_wait is for tasks that take a batch: say of how many runs (batch=500), or drop it"
         )
     if batch and (limit or "cpu_executor" in options):
         raise TaskDecoratorError(f"task {name!r}: a batch goes with neither max_concurrency nor cpu_bound")

@@ -1484,3 +1484,18 @@ class TestObject:
         with pytest.raises(CpuBoundEntryPointError):
             await consumer.startup()
         assert not consumer.has_started()
+
+
+def test_execute_sync_again_and_again(redis_url: str, notes: Notes) -> None:
+    """Each time with its async handlers."""
+    consumer = TaskConsumer(broker_url=redis_url, deps=notes)
+    consumer.register_task(note)
+    seen: list[str] = []
+
+    async def handler(run: TaskRun[Any, Any]) -> None:
+        seen.append(run.id)
+
+    consumer.register_async_handler("success", handler)
+    ids = [consumer.execute_sync("note", n=n).id for n in range(3)]
+    assert notes.done == [0, 1, 2]
+    assert seen == ids

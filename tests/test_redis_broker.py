@@ -689,6 +689,13 @@ class TestScriptsAreForgotten:
         await broker.close()
 
 
+async def test_dead_connections_are_forgotten(broker: RedisTaskBroker) -> None:
+    for _ in range(3):
+        (await broker.blocking_link()).abort()
+    link = await broker.blocking_link()
+    assert broker._blocked == {link}
+
+
 class TestAnotherEventLoop:
     """A manager that is used under one ``asyncio.run`` after the other."""
 
