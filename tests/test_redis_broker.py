@@ -689,6 +689,23 @@ class TestScriptsAreForgotten:
         await broker.close()
 
 
+async def test_a_claim_moves_little_more_than_it_gives(broker: RedisTaskBroker) -> None:
+    """What goes beyond its bytes is not popped by the hundreds to be pushed back."""
+
+    async def pushed() -> int:
+        stats: Any = await broker.redis_cli.info("commandstats")
+        return int(stats.get("cmdstat_rpush", {"calls": 0})["calls"])
+
+    payloads = [b"%03d" % n + b"x" * 1000 for n in range(900)]
+    await put(broker, *payloads)
+    before = await pushed()
+    assert await take(broker, 1000, max_bytes=100 * 1003) == payloads[:100]
+    assert await take(broker, 1000, max_bytes=5 * 1003 + 1) == payloads[100:105]
+    assert await take(broker, 1000, max_bytes=1) == payloads[105:106]
+    assert await pushed() - before <= 32
+    assert await take(broker, 1000, max_bytes=1 << 30) == payloads[106:]
+
+
 async def test_dead_connections_are_forgotten(broker: RedisTaskBroker) -> None:
     for _ in range(3):
         (await broker.blocking_link()).abort()

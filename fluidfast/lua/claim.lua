@@ -35,22 +35,29 @@ else
   local want = tonumber(ARGV[3])
   local bytes = tonumber(ARGV[4])
   local index = 0
+  local taken = 0
   local function take(key, letter)
-    if want <= 0 or bytes <= 0 then return end
-    local popped = redis.call('RPOP', key, want)
-    if not popped then return end
-    for i, payload in ipairs(popped) do
-      bytes = bytes - #payload
-      if bytes < 0 and index > 0 then
-        -- over the bound: this one and the rest go back to the end they came from
-        for j = #popped, i, -1 do redis.call('RPUSH', key, popped[j]) end
-        want = 0
-        return
+    while want > 0 and bytes > 0 do
+      -- as many as have room by the mean so far: of large ones, most would be popped to be pushed back
+      local step = math.min(want, 16)
+      if taken > 0 then step = math.min(want, math.max(1, math.floor(bytes * index / taken))) end
+      local popped = redis.call('RPOP', key, step)
+      if not popped then return end
+      for i, payload in ipairs(popped) do
+        bytes = bytes - #payload
+        if bytes < 0 and index > 0 then
+          -- over the bound: this one and the rest go back to the end they came from
+          for j = #popped, i, -1 do redis.call('RPUSH', key, popped[j]) end
+          want = 0
+          return
+        end
+        taken = taken + #payload
+        index = index + 1
+        want = want - 1
+        given[#given + 1] = letter .. index
+        given[#given + 1] = payload
       end
-      index = index + 1
-      want = want - 1
-      given[#given + 1] = letter .. index
-      given[#given + 1] = payload
+      if #popped < step then return end
     end
   end
   if tonumber(ARGV[7]) % 2 == 1 then

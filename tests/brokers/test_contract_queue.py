@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
@@ -203,3 +204,24 @@ async def test_clear_queue(broker: TaskBroker) -> None:
     assert await broker.clear_queue() == {"high": 0, "medium": 0, "low": 0}
     assert await places(broker) == {"leased": 1}  # what is held is not waiting
     assert await broker.settle(Settlement(claim.batch, whole=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_sizes_of_all_kinds_within_the_bytes(broker: TaskBroker, seed: int) -> None:
+    """As many as fit, in their order, whatever their sizes; one in any case."""
+    rng = random.Random(seed)
+    left: list[bytes] = []
+    for priority in (HIGH, MEDIUM, LOW):
+        payloads = [b"%d-%d-" % (priority, n) + b"x" * rng.choice((0, 1, 10, 100, 5000, 20_000)) for n in range(150)]
+        await put(broker, *payloads, priority=priority)
+        left += payloads
+    while left:
+        limit, room = rng.randrange(1, 300), rng.choice((1, 1000, 20_000, 100_000, 1 << 20))
+        expected, size = left[:1], len(left[0])
+        for payload in left[1:limit]:
+            if size + len(payload) > room or size >= room:
+                break
+            expected.append(payload)
+            size += len(payload)
+        assert await take(broker, limit, max_bytes=room) == expected
+        del left[: len(expected)]
