@@ -299,7 +299,7 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
     cdef Py_ssize_t id_length
     if (
         run._state == QUEUED and MIN_TIME <= run.queued_us < MAX_TIME and run.after_us == 0
-        and run.start_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
+        and run.start_us == 0 and run.end_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
         and not run.from_run_id and not run.root_run_id and run.extra is None and is_plain(run.id)
     ):
         head = <bytes>plan.heads[run.prio]
@@ -687,12 +687,12 @@ cdef class Codec:
             run = self.decode_object(payload, manager, listeners)
         except TaskParamsError as exc:
             run = exc.task_run
-        fields = FROM_JSON(payload)
         try:
+            fields = FROM_JSON(payload)
             run._state = state_number(fields.get("state") or "queued")
             run.start_us = micros(json_time(fields.get("start")))
             run.end_us = micros(json_time(fields.get("end")))
-        except (TaskRunError, ValueError) as exc:
+        except (TaskRunError, ValueError, msgspec.DecodeError) as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
         return run
 
@@ -925,6 +925,10 @@ cdef class Codec:
                         raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
                     if is_non_finite(value):
                         raise PayloadError("not a run: params hold a NaN or an infinity")
+                try:
+                    JSON(value)     # extensions, and keys that are no text or number, could not be queued again
+                except TypeError as exc:
+                    raise PayloadError(f"not a run: params that cannot be written: {exc}") from exc
                 run.params = plan.adapter.from_builtins({} if value is None else value)
             else:
                 run.params = plan.decode_params(b"{}" if raw == b"null" else raw)

@@ -44,8 +44,10 @@ class DeadLetter:
 
     @property
     def at(self) -> datetime | None:
-        stamp = self.header.partition(" ")[0]
-        return datetime.fromtimestamp(int(stamp) / 1000, UTC) if stamp.isdigit() else None
+        try:
+            return datetime.fromtimestamp(int(self.header.partition(" ")[0]) / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
 
     @property
     def reason(self) -> str:

@@ -866,13 +866,13 @@ def sightings(
 def decode_info(task: Task[Any], fields: Mapping[bytes, bytes]) -> TaskInfo:
     update = {}
     for name, value in fields.items():
-        key = name.decode()
+        key = name.decode(errors="replace")
         if key not in TaskInfoUpdate.__struct_fields__:
             continue
         kind = TaskInfoUpdate.__annotations__[key]
         try:
             update[key] = msgspec.json.decode(value, type=kind)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             logger.warning("task %s: its info %s on the broker cannot be read", task.name, key)
     return task.info(**update)
 

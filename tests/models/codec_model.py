@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "FIELDS",
@@ -86,23 +86,36 @@ class Number(str):
     """A JSON number that has a fraction or an exponent, as it is written."""
 
 
-def floats(value: Any) -> Any:
+class Extension(NamedTuple):
+    """A MessagePack value of a type that JSON does not have: the type, and what it holds."""
+
+    content: bytes
+
+
+def integer(digits: str) -> int | Number:
+    return int(digits) if len(digits) < 4300 else Number(digits)  # more than int() takes
+
+
+def floats(value: Any, endless: bool = False) -> Any:
+    """The value with its numbers read. ``endless``: one that is out of range is an infinity, and not refused."""
     if isinstance(value, Number):
         found = float(value)
-        if found in (float("inf"), -float("inf")):
+        if found in (float("inf"), -float("inf")) and not endless:
             raise Refused("a number out of range")
         return found
     if isinstance(value, dict):
-        return {name: floats(item) for name, item in value.items()}
+        return {name: floats(item, endless) for name, item in value.items()}
     if isinstance(value, list):
-        return [floats(item) for item in value]
+        return [floats(item, endless) for item in value]
     return value
 
 
 def depth(value: Any) -> int:
-    if isinstance(value, dict | list):
-        return 1 + max((depth(item) for item in (value.values() if isinstance(value, dict) else value)), default=0)
-    return 0
+    levels, layer = 0, [value]
+    while layer := [held for held in layer if isinstance(held, dict | list)]:
+        levels += 1
+        layer = [item for held in layer for item in (held.values() if isinstance(held, dict) else held)]
+    return levels
 
 
 def refuse(text: Any) -> Any:
@@ -112,7 +125,7 @@ def refuse(text: Any) -> Any:
 def read_json(payload: bytes, tasks: Mapping[str, str]) -> dict[str, Any]:
     """The record in a JSON payload. ``tasks``: name -> default priority of those that are known."""
     try:
-        found = json.loads(payload.decode("utf-8"), parse_float=Number, parse_constant=refuse)
+        found = json.loads(payload.decode("utf-8"), parse_float=Number, parse_int=integer, parse_constant=refuse)
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as exc:
         raise Refused(exc) from exc
@@ -137,7 +150,9 @@ def checked(found: dict[str, Any], tasks: Mapping[str, str]) -> dict[str, Any]:
     task = found.get("task")
     if type(task) is not str or task not in tasks:
         raise Refused("no known task")
-    if found.get("state") and found["state"] not in STATES:
+    for name in FIELDS:
+        floats(found.get(name))
+    if floats(found.get("state")) and found["state"] not in STATES:
         raise Refused("no state")
     priority = found.get("priority")
     params = found.get("params", {})
@@ -152,13 +167,18 @@ def checked(found: dict[str, Any], tasks: Mapping[str, str]) -> dict[str, Any]:
         "retry_attempt": attempts(found.get("retry_attempt")),
         "from_run_id": text(found.get("from_run_id")),
         "root_run_id": text(found.get("root_run_id")),
-        "extra": {name: floats(value) for name, value in found.items() if name not in FIELDS},
+        "extra": {name: floats(value, True) for name, value in found.items() if name not in FIELDS},
     }
     if type(record["priority"]) is not str or record["priority"] not in PRIORITIES:
         raise Refused("no priority")
     if not isinstance(record["params"], dict):
         raise Refused("params are no object")
     return record
+
+
+def further(written: str | bytes) -> Any:
+    """The JSON value of a key that is none of ours: any number is one."""
+    return floats(json.loads(written, parse_float=Number, parse_int=integer, parse_constant=refuse), True)
 
 
 def text(value: Any) -> str:
@@ -189,7 +209,7 @@ def micros(value: Any) -> int:
     elif isinstance(value, Number | int | float):
         number = floats(value)  # a double, where it is not an int
         found = round(Decimal(number) * 1_000_000) if number == number and abs(number) < 1e12 else refuse("no time")
-        found = min(found, LATEST) if found == LATEST + 1 else found
+        found = LATEST if found == LATEST + 1 and isinstance(number, float) else found
     else:
         raise Refused("no time")
     return found if EARLIEST <= found <= LATEST else refuse("no time")
@@ -218,19 +238,18 @@ def read_msgpack(payload: bytes, tasks: Mapping[str, str]) -> dict[str, Any]:
             raise Refused(f"no {name}")
         found[name] = known[int(number)]
     for name in ("rate_limit_attempt", "retry_attempt"):
-        if type(found.get(name)) is float:
+        if type(found.get(name)) is float and found[name].is_integer():
             found[name] = int(found[name])
+    for name in TIMES:
+        if type(found.get(name)) is int:
+            found[name] = float(found[name])
     if depth(found["params"]) > MAX_DEPTH:
         raise Refused("too deep")
     record = checked(found, tasks)
     if not isinstance(extra, dict):
         raise Refused("further keys are no map")
     try:
-        record["extra"] = {
-            name: json.loads(value.decode("utf-8"), parse_constant=refuse)
-            for name, value in extra.items()
-            if name not in FIELDS
-        }
+        record["extra"] = {name: further(value.decode("utf-8")) for name, value in extra.items() if name not in FIELDS}
     except (ValueError, AttributeError, RecursionError) as exc:
         raise Refused(exc) from exc
     if depth(record["extra"]) > MAX_DEPTH + 1:
@@ -262,7 +281,9 @@ def unpack(data: bytes, at: int) -> tuple[Any, int]:
         size = struct.calcsize(code)
         length = struct.unpack(code, piece(data, at, size))[0]
         return kind(data, at + size, length)
-    raise Refused(f"an extension, or no type: {first:#x}")
+    if 0xD4 <= first <= 0xD8:
+        return unpack_extension(data, at, 1 << first - 0xD4)
+    raise Refused(f"no type: {first:#x}")
 
 
 def piece(data: bytes, at: int, length: int) -> bytes:
@@ -274,6 +295,10 @@ def piece(data: bytes, at: int, length: int) -> bytes:
 
 def unpack_text(data: bytes, at: int, length: int) -> tuple[str, int]:
     return piece(data, at, length).decode("utf-8"), at + length
+
+
+def unpack_extension(data: bytes, at: int, length: int) -> tuple[Extension, int]:
+    return Extension(piece(data, at, 1 + length)), at + 1 + length
 
 
 def unpack_bytes(data: bytes, at: int, length: int) -> tuple[bytes, int]:
@@ -292,6 +317,8 @@ def unpack_map(data: bytes, at: int, length: int) -> tuple[dict[Any, Any], int]:
     found = {}
     for _ in range(length):
         name, at = unpack(data, at)
+        if isinstance(name, dict | list):  # no key of Python's
+            name = repr(name)
         found[name], at = unpack(data, at)
     return found, at
 
@@ -312,6 +339,9 @@ LENGTHS: dict[int, tuple[str, Any]] = {
     0xC4: (">B", unpack_bytes),
     0xC5: (">H", unpack_bytes),
     0xC6: (">I", unpack_bytes),
+    0xC7: (">B", unpack_extension),
+    0xC8: (">H", unpack_extension),
+    0xC9: (">I", unpack_extension),
     0xD9: (">B", unpack_text),
     0xDA: (">H", unpack_text),
     0xDB: (">I", unpack_text),
