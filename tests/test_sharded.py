@@ -384,11 +384,11 @@ async def test_promotion_does_not_wait_for_a_shard_that_is_not_there(
         await shard.delay([(0.0, MEDIUM, b"x")])
 
     async def others_promoted() -> bool:
-        await broker.promote()
+        await within(broker.promote(), 5)
         return await waiting(broker) == [0, 1, 1, 1]
 
     await until(others_promoted)
-    await broker.promote()
+    await within(broker.promote(), 5)
     assert asked == 1
     answers.set()
     await until(lambda: all_promoted(broker))
@@ -447,6 +447,36 @@ async def deadline(broker: ShardedRedisBroker, batch: str) -> float:
     return float(found)
 
 
+async def test_the_keeper_prolongs_slots(broker: ShardedRedisBroker) -> None:
+    assert await broker.acquire(limited, "run-1")
+    key = broker.home.keys.slots("limited")
+    before: Any = await broker.redis_cli.zscore(key, "run-1")
+    renew = broker.renewer("a")
+
+    async def prolonged() -> bool:
+        assert await asyncio.to_thread(renew, [], [("limited", "run-1")]) == []
+        now: Any = await broker.redis_cli.zscore(key, "run-1")
+        return bool(now > before)
+
+    await until(prolonged)
+    await broker.farewell("a")
+
+
+async def test_who_is_idle_gets_a_suspect_whichever_shard_has_it(url: str, broker: ShardedRedisBroker) -> None:
+    dying = TaskBroker.from_url(with_options(url, lease_seconds=0.1))
+    await put(broker.shards[2], b"suspect")
+    for _ in range(2):
+        assert (await dying.claim("dead", 1)).items
+        await until(dying.reap)
+    await dying.close()
+    for shard in broker.shards:
+        await put(shard, *(b"x" for _ in range(20)))
+    told = [await broker.claim("a", 1, idle=False) for _ in range(SHARDS)]
+    assert sorted(claim.suspects for claim in told) == [0, 0, 0, 1]
+    alone = await broker.claim("a", 1, idle=True)
+    assert (alone.alone, [item.payload for item in alone.items]) == (True, [b"suspect"])
+
+
 async def test_the_keeper_hears_which_were_lost(broker: ShardedRedisBroker) -> None:
     for shard in broker.shards:
         await put(shard, b"x")
@@ -466,8 +496,8 @@ async def test_slots_are_freed_before_the_settlement_and_once(
 ) -> None:
     """What is tried again has the same id: a word that comes late would free the slot of its next attempt."""
     shard = broker.shards[2]
-    await put(shard, b"x")
-    claim = await broker.claim("a", 1)
+    await put(shard, b"x", b"y")
+    claim = await broker.claim("a", 2)
     assert await broker.acquire(limited, "run-1")
     settle = shard.settle
     free_then: list[int] = []
@@ -481,14 +511,15 @@ async def test_slots_are_freed_before_the_settlement_and_once(
         return await settle(settlement)
 
     monkeypatch.setattr(shard, "settle", noted)
-    fields = [item.field for item in claim.items]
-    settlement = Settlement(claim.batch, done=fields, retries=[(0.0, MEDIUM, b"x")], slots=[("limited", "run-1")])
+    done = [claim.items[0].field]
+    settlement = Settlement(claim.batch, done=done, retries=[(0.0, MEDIUM, b"x")], slots=[("limited", "run-1")])
     with pytest.raises(BrokerConnectionError):
         await broker.settle(settlement)
     assert free_then == [0]
     assert await broker.acquire(limited, "run-1")  # the second attempt, by whoever claimed it
-    assert not await broker.settle(settlement)
+    assert await broker.settle(settlement)
     assert await broker.current_task_runs("limited") == 1
+    assert await places(broker) == {"leased": 1, "delayed": 1}
 
 
 async def test_max_concurrency_holds_over_all_shards(url: str) -> None:
