@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from fluidfast.broker import LETTERS, Settlement, TaskBroker
 from fluidfast.memory_broker import MemoryTaskBroker
 from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.sharded_broker import ShardedRedisBroker
 
 T = TypeVar("T")
 Item = tuple[int, bytes]
@@ -273,31 +274,51 @@ class MemoryMachine(BrokerMachine):
 
 
 class RedisMachine(BrokerMachine):
-    async def expire(self, batch: str, deadline: int) -> None:
+    def part(self) -> RedisTaskBroker:
+        """Where the keys are."""
         assert isinstance(self.broker, RedisTaskBroker)
-        await self.broker.redis_cli.zadd(self.broker.keys.leases, {batch: deadline})
+        return self.broker
+
+    def name(self, batch: str) -> str:
+        """What a batch is called there."""
+        return batch
+
+    async def expire(self, batch: str, deadline: int) -> None:
+        await self.part().redis_cli.zadd(self.part().keys.leases, {self.name(batch): deadline})
 
     async def check(self) -> None:
-        assert isinstance(self.broker, RedisTaskBroker)
-        keys = self.broker.keys
-        pipe = self.broker.redis_cli.pipeline()
+        keys = self.part().keys
+        pipe = self.part().redis_cli.pipeline()
         for name in ("high", "medium", "low"):
             pipe.lrange(keys.queue(name), 0, -1)
         pipe.zrange(keys.delayed, 0, -1).lrange(keys.suspect, 0, -1).hvals(keys.strikes).zrange(keys.leases, 0, -1)
         for batch in self.model.leases:
-            pipe.hgetall(keys.lease(batch))
+            pipe.hgetall(keys.lease(self.name(batch)))
         high, medium, low, delayed, suspects, strikes, leases, *held = await pipe.execute()
         assert [queue[::-1] for queue in (high, medium, low)] == self.model.queues
         in_delayed = [LETTERS[priority].encode() + payload for priority, payload in self.model.due + self.model.far]
         assert sorted(delayed) == sorted(in_delayed)
         assert suspects[::-1] == [LETTERS[priority].encode() + payload for priority, payload in self.model.suspects]
         assert sorted(map(int, strikes)) == sorted(self.model.strikes.values())
-        assert sorted(leases) == sorted(batch.encode() for batch in self.model.leases)
+        assert sorted(leases) == sorted(self.name(batch).encode() for batch in self.model.leases)
         for found, expected in zip(held, self.model.leases.values(), strict=True):
             assert found == {name.encode(): payload for name, (_, payload) in expected.items()}
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(MemoryMachine, 120), (RedisMachine, 60)])
+class ShardedMachine(RedisMachine):
+    """Three shards, of which one gets everything: the model knows an order, which holds within a shard."""
+
+    def part(self) -> RedisTaskBroker:
+        assert isinstance(self.broker, ShardedRedisBroker)
+        return self.broker.shards[1]
+
+    def name(self, batch: str) -> str:
+        number, _, name = batch.partition(":")
+        assert number == "1"
+        return name
+
+
+@pytest.mark.parametrize(("machine", "examples"), [(MemoryMachine, 120), (RedisMachine, 60), (ShardedMachine, 20)])
 def test_each_payload_is_in_exactly_one_place(
     machine: type[BrokerMachine],
     examples: int,
@@ -305,6 +326,9 @@ def test_each_payload_is_in_exactly_one_place(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     url = "memory://model" if machine is MemoryMachine else request.getfixturevalue("redis_url")
+    if machine is ShardedMachine:
+        request.getfixturevalue("one_shard")
+        url = with_options(url, shards=3)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         broker = TaskBroker.from_url(with_options(url, lease_seconds=100_000))
         sweeper = TaskBroker.from_url(with_options(url, lease_seconds=0.002))
