@@ -25,7 +25,7 @@ from zlib import crc32
 import msgspec
 
 from .broker import Batch, BrokerURL, Channel, Claim, Confirm, Settlement, TaskBroker, TaskManagersStatus, option, whole
-from .errors import BrokerConnectionError, BrokerError, BrokerURLError, ConnectionLostError
+from .errors import BrokerConnectionError, BrokerError, BrokerURLError
 from .keys import DEFAULT_NAME
 from .redis_broker import RedisTaskBroker
 from .states import TaskPriority
@@ -86,8 +86,6 @@ class ShardedRedisBroker(TaskBroker):
         self._woken: set[int] = set()
         self._suspects: set[int] = set()
         self._waiting = [0] * len(self.shards)  # runs, as last seen
-        self._channels: dict[int, Channel] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._under_way: dict[tuple[str, int], asyncio.Task[Any]] = {}
 
     # -- which shard
@@ -157,7 +155,6 @@ class ShardedRedisBroker(TaskBroker):
         loop = asyncio.get_running_loop()
         under_way = [task for task in self._under_way.values() if task.get_loop() is loop]
         self._under_way.clear()
-        self._channels.clear()
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -169,23 +166,15 @@ class ShardedRedisBroker(TaskBroker):
         return False
 
     async def channel(self) -> Channel:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._channels.clear()
-            self._loop = loop
-
-        async def opened(number: int) -> None:
-            if number in self._channels:  # it stays open when another one was lost
-                return
-            shard = self.shards[number]
-            self._channels[number] = await shard.channel()
+        async def opened(number: int, shard: RedisTaskBroker) -> Channel:
+            channel = await shard.channel()
             try:
                 self._waiting[number] = sum((await shard.queue_length()).values())
             except BrokerError as exc:  # then it is known when this shard has confirmed something
                 logger.debug("broker %s: shard %d: %s", self.url, number, exc)
+            return channel
 
-        await asyncio.gather(*map(opened, range(len(self.shards))))
-        return ShardedChannel(self, dict(self._channels))
+        return ShardedChannel(self, await asyncio.gather(*map(opened, range(len(self.shards)), self.shards)))
 
     async def forget(self, producer: str) -> None:
         await self._each(lambda shard: shard.forget(producer))
@@ -481,7 +470,7 @@ class Sent:
 class ShardedChannel:
     """Sends a producer's batches to the shards in turn, and says what became of them in the order of sending."""
 
-    def __init__(self, broker: ShardedRedisBroker, channels: Mapping[int, Channel]) -> None:
+    def __init__(self, broker: ShardedRedisBroker, channels: Sequence[Channel]) -> None:
         self.broker = broker
         self.channels = channels
         self.sent: deque[Sent] = deque()
@@ -489,7 +478,6 @@ class ShardedChannel:
     def __call__(self, batch: Batch, confirm: Confirm) -> None:
         broker = self.broker
         number = broker.number_of(batch.producer, batch.sequence)
-        channel = self.channels[number]
         # A shard remembers its own last number of a producer, so what has to be there first is what went there.
         behind = 0
         for sent in self.sent:
@@ -502,13 +490,11 @@ class ShardedChannel:
             now.answer = (exc,)
             if exc is None:
                 broker._waiting[number] = waiting
-            elif isinstance(exc, ConnectionLostError) and broker._channels.get(number) is channel:
-                del broker._channels[number]
             while self.sent and (answer := self.sent[0].answer) is not None:
                 told = 0 if answer[0] is not None else sum(broker._waiting)
                 self.sent.popleft().confirm(told, answer[0])
 
-        channel(replace(batch, behind=behind), answered)
+        self.channels[number](replace(batch, behind=behind), answered)
 
 
 async def give_back(shard: RedisTaskBroker, asking: "asyncio.Future[Claim]") -> None:
