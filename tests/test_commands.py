@@ -131,7 +131,7 @@ def test_help_and_version_say_what_there_is(tmp_path: Path) -> None:
     assert version.returncode == 0
     assert version.stdout.startswith(f"fluidfast {__version__} (CPython {sys.version.split()[0]}, ")
     text = run("--help", cwd=tmp_path).stdout
-    for command in ("bench", "worker", "queue"):
+    for command in ("bench", "chaos", "worker", "queue"):
         assert f"\n    {command} " in text
         of_command = run(command, "--help", cwd=tmp_path)
         assert of_command.returncode == 0

@@ -1,4 +1,6 @@
-"""The commands of ``python -m fluidfast``: ``bench``, ``worker``, ``queue``, ``dead``, with the core dependencies only.
+"""The commands of ``python -m fluidfast``: ``bench``, ``chaos``, ``worker``, ``queue``, ``dead``.
+
+They need the core dependencies only.
 
 Each command is a module with ``add(subparsers)``, which describes its options, and ``run(options)``, which gives the
 exit code. A mistake of the user's is a ``CommandError`` or a ``TaskError`` and ends as one line on stderr.
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..common import is_in_cpu_process
 from ..errors import TaskError
-from . import bench, child, dead, queue, worker
+from . import bench, chaos, child, dead, queue, worker
 from .display import one_line
 from .loops import loop_name
 from .target import CommandError
@@ -40,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=versions)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (bench, worker, queue, dead):
+    for command in (bench, chaos, worker, queue, dead):
         command.add(commands)
     return top
 

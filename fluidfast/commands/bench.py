@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
-from .._clock import new_id
 from .._version import __version__
-from ..broker import BrokerURL, TaskBroker
+from ..broker import TaskBroker
 from ..bulk import QueueSummary
 from ..consumer import TaskConsumer
 from ..errors import TaskError
@@ -31,7 +29,7 @@ from ..settings import get_settings
 from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib
 from .display import Progress, table
 from .loops import loop_name, on_signals, run_loop
-from .target import CommandError, at_least_one
+from .target import CommandError, at_least_one, check_writable, url_of_its_own
 
 __all__ = ["add", "run"]
 
@@ -195,33 +193,9 @@ def run(options: argparse.Namespace) -> int:
     return 130 if result.interrupted else 1 if result.lost else 0
 
 
-def check_writable(path: Path) -> None:
-    """Before a minute is spent, not after."""
-    try:
-        path.open("ab").close()
-    except OSError as exc:
-        raise CommandError(f"--json {path}: {exc.strerror}") from exc
-
-
-def url_of_its_own(text: str, wire: str) -> str:
-    """The URL with a broker name that nobody else has."""
-    name = f"bench-{new_id()[:12]}"
-    parts = urlsplit(BrokerURL(text).raw)  # which is refused if it is none
-    if parts.scheme == "memory":
-        parts = parts._replace(netloc=name)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.scheme != "memory":
-        query["name"] = name
-    else:
-        query.pop("name", None)
-    query["wire"] = wire
-    return parts._replace(query=urlencode(query)).geturl()
-
-
 async def bench(options: argparse.Namespace) -> tuple[Result, Exception | None]:
     """Measure. Gives what was measured, and the error that ended it before its time."""
-    # what cannot be a URL is said in the words of the broker
-    own_url = url_of_its_own(options.broker, options.wire) if "://" in options.broker else options.broker
+    own_url = url_of_its_own(options.broker, "bench", wire=options.wire)
     concurrency = options.concurrency or get_settings().max_concurrent_tasks or 1
     manager = TaskConsumer(broker_url=own_url, max_concurrent_tasks=concurrency)
     broker = manager.broker

@@ -9,12 +9,18 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from .._clock import new_id
+from ..broker import BrokerURL
 from ..consumer import TaskConsumer
 from ..events import Event
 from ..manager import TaskManager
 
-__all__ = ["HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "did_you_mean", "load"]
+__all__ = [
+    "HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "check_writable", "did_you_mean", "load",
+    "url_of_its_own",
+]  # fmt: skip
 
 HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a function that returns one: app:manager"
 
@@ -63,6 +69,30 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def check_writable(path: Path) -> None:
+    """Before a minute is spent, not after."""
+    try:
+        path.open("ab").close()
+    except OSError as exc:
+        raise CommandError(f"--json {path}: {exc.strerror}") from exc
+
+
+def url_of_its_own(text: str, kind: str, **query: str) -> str:
+    """The URL with a broker name that nobody else has, and these options. As it is, if it is no URL: the broker says so
+    in its own words."""
+    if "://" not in text:
+        return text
+    name = f"{kind}-{new_id()[:12]}"
+    parts = urlsplit(BrokerURL(text).raw)  # which is refused if it is none
+    found = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **query}
+    found.pop("name", None)
+    if parts.scheme == "memory":
+        parts = parts._replace(netloc=name)
+    else:
+        found["name"] = name
+    return parts._replace(query=urlencode(found)).geturl()
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

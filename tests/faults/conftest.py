@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from harness import Fleet
-from oracle import Oracle
 from results import Figures, write_results
 from servers import RedisServer
+
+from fluidfast.commands.ledger import Oracle
 
 HERE = Path(__file__).parent
 SEED = int(os.environ.get("FLUIDFAST_FAULT_SEED") or random.SystemRandom().randrange(1, 1_000_000))

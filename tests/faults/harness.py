@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from oracle import Oracle, Verdict
 from servers import RedisServer, leaked_keys
 
 import fluidfast
+from fluidfast.commands.ledger import Oracle, Verdict
 from fluidfast.dead import read_fields
 
 APP = Path(__file__).with_name("worker_app.py")

@@ -14,7 +14,7 @@ HEAD = """\
 
 Written by `pytest tests/faults -m soak --faults-report` (and without `-m soak` for the short forms).
 Each line is the newest run of its scenario; the seed repeats it (`--fault-seed N`), as far as real processes repeat.
-Rows are those of the list of faults; what the words of the oracle mean stands in `oracle.py`.
+Rows are those of the list of faults; what the words of the oracle mean stands in `fluidfast/commands/ledger.py`.
 """
 
 

@@ -11,8 +11,9 @@ import pytest
 from apps import slow
 from apps.processes import Item, app, queue_all
 from harness import Fleet, percentile, until
-from oracle import ATTEMPTED, FINISHED, STARTED, Oracle
 from results import Figures
+
+from fluidfast.commands.ledger import ATTEMPTED, FINISHED, STARTED, Oracle
 
 KINDS = ("sleeping", "blocking", "threaded")
 TASKS = (slow.sleeping, slow.blocking, slow.threaded, slow.quick)

@@ -11,10 +11,10 @@ import pytest
 from apps.many import pick_up
 from apps.processes import script
 from harness import Fleet, percentile, until
-from oracle import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
 from results import Figures
 
 from fluidfast import TaskManager
+from fluidfast.commands.ledger import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
 
 WARM_SECONDS = 0.5
 IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrange", "zrangebyscore", "zrem", "zscore", "exists")

@@ -13,9 +13,9 @@ import pytest
 from apps.processes import Command, Item, queue_all
 from apps.shut import TASKS
 from harness import Fleet, until
-from oracle import FINISHED, STARTED, Oracle
 from results import Figures
 
+from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
 from fluidfast.dead import read_fields
 
 SLACK_SECONDS = 1.0

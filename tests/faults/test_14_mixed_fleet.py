@@ -18,9 +18,9 @@ import pytest
 from apps.mixed import LIMIT, limited
 from apps.processes import Command, app
 from harness import Fleet, until
-from oracle import FINISHED, STARTED, Oracle
 from results import Figures
 
+from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
 from fluidfast.redis_broker import RedisTaskBroker
 
 GIVEN = os.environ.get("FLUIDFAST_AIO_PYTHON", "")

@@ -11,8 +11,9 @@ import pytest
 from apps.order import step
 from apps.processes import Item, app, queue_all
 from harness import Fleet, percentile, until
-from oracle import ACKNOWLEDGED, FINISHED, NOTE, STARTED, Oracle
 from results import Figures
+
+from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED, NOTE, STARTED, Oracle
 
 WORDS = ("high", "medium", "low")
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from apps.processes import Command, app, script
 from harness import Fleet, percentile, until
-from oracle import NOTE, STARTED, Oracle
 from results import Figures
+
+from fluidfast.commands.ledger import NOTE, STARTED, Oracle
 
 PERIODS = {"each_second": 1, "each_other": 2, "each_minute": 60}
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from harness import Fleet, percentile, until
-from oracle import STARTED
 from results import Figures
+
+from fluidfast.commands.ledger import STARTED
 
 CONCURRENCY = 20
 RUNNING_MS = 5

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import pytest
 from harness import Fleet, until
-from oracle import FINISHED
 from results import Figures
+
+from fluidfast.commands.ledger import FINISHED
 
 OPTIONS = {"config": {"max_concurrent_tasks": 20}}
 RATE = 1000

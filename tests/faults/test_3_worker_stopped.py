@@ -9,8 +9,9 @@ import time
 
 import pytest
 from harness import Fleet, Process, until
-from oracle import FINISHED, STARTED
 from results import Figures
+
+from fluidfast.commands.ledger import FINISHED, STARTED
 
 OPTIONS = {"note": True, "config": {"max_concurrent_tasks": 5}}
 

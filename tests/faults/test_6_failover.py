@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import redis
 from harness import Fleet, until
-from oracle import ACKNOWLEDGED, FINISHED
 from redis.crc import key_slot
 from results import Figures
 from servers import HOST, RedisServer
 from topology_kit import ask, start_cluster, start_replica, start_sentinels
+
+from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED
 
 pytestmark = pytest.mark.soak
 

@@ -13,9 +13,10 @@ import pytest
 import redis
 from clocks import Clock
 from harness import Fleet, until
-from oracle import ACKNOWLEDGED, FINISHED, STARTED
 from results import Figures
 from servers import RedisServer, find_servers, select_servers
+
+from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED, STARTED
 
 HOUR = 3600.0
 

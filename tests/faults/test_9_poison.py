@@ -14,8 +14,9 @@ import pytest
 from apps import poison
 from apps.processes import Item, app, mourn, queue_all
 from harness import Fleet, until
-from oracle import STARTED, Oracle
 from results import Figures
+
+from fluidfast.commands.ledger import STARTED, Oracle
 
 TASKS = (poison.good, poison.segfault, poison.leave, poison.glutton, poison.hungry)
 KINDS = ("segfault", "leave", "glutton")

@@ -12,10 +12,11 @@ import test_5_server_full as row5
 import test_7_clocks as row7
 import test_8_malformed as row8
 from harness import Fleet, until
-from oracle import STARTED
 from plants import planted
 from results import Figures
 from servers import RedisServer
+
+from fluidfast.commands.ledger import STARTED
 
 
 class Ignored(Figures):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import redis
 from harness import Fleet, until
-from oracle import FINISHED, STARTED
 from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
 from worker_app import work
 
 from fluidfast import TaskConsumer, TaskRun, engine, task
 from fluidfast.broker import Settlement
+from fluidfast.commands.ledger import FINISHED, STARTED
 from fluidfast.errors import BrokerConnectionError
 from fluidfast.redis_broker import RedisTaskBroker
 

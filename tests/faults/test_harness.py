@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from harness import Fleet
-from oracle import Oracle
 from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
+
+from fluidfast.commands.ledger import Oracle
 
 
 def test_the_oracle_tells_the_classes_apart(oracle: Oracle) -> None:

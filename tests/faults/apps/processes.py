@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import Fleet, Process
-from oracle import Oracle
 
 import fluidfast
 from fluidfast import Task, TaskManager
+from fluidfast.commands.ledger import Oracle
 
 APPS = Path(__file__).parent
 Item = tuple[str, str, str | None, dict[str, Any]]

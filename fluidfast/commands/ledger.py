@@ -1,8 +1,8 @@
 """What really happened, written down outside Redis.
 
-Each process of a scenario has a ledger: a file that it appends one short line to, by one ``write`` of an O_APPEND
-descriptor, at the moment at which something is so. What was said before a ``kill -9`` is in the file: the kernel has
-it.
+The tests of faults and ``chaos`` count by it; it needs nothing of fluidfast. Each process has a ledger: a file that it
+appends one short line to, by one ``write`` of an O_APPEND descriptor, at the moment at which something is so. What was
+said before a ``kill -9`` is in the file: the kernel has it.
 
     A id time     attempted: about to be handed to ``queue``
     K id time     acknowledged: ``queue`` returned
@@ -22,6 +22,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+__all__ = [
+    "ACKNOWLEDGED", "ATTEMPTED", "FINISHED", "NOTE", "REFUSED", "STARTED", "Ledger", "Line", "Oracle", "Verdict",
+    "in_a_line",
+]  # fmt: skip
 
 ATTEMPTED, ACKNOWLEDGED, REFUSED, STARTED, FINISHED, NOTE = "A", "K", "R", "S", "F", "N"
 

@@ -1,0 +1,147 @@
+"""``python -m fluidfast chaos``: on a server of the test's own, which has to be empty."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from command_kit import Running, run, until
+from servers import RedisServer
+
+from fluidfast.commands import chaos_process
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.fixture
+def server(start_server: Callable[..., RedisServer]) -> RedisServer:
+    return start_server()
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+def error_of(done: Any) -> str:
+    assert (done.returncode, done.stdout) == (1, ""), done
+    [line] = done.stderr.splitlines()
+    assert line.startswith("fluidfast: error: "), done
+    return str(line)
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_short_campaign_passes_and_adds_up(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    options = ("--minutes", "0.1", "--workers", "2", "--seed", "7", "--json", "result.json")
+    done = run("chaos", "--broker", server.url, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["passed"] is True
+    assert min(result[fault] for fault in ("kills", "pauses", "cuts", "connections_cut")) > 0
+    assert result["acknowledged"] > 100
+    shares = ("ok", "recovered", "duplicated", "lost", "dead", "unexpected", "open")
+    assert sum(result[share] for share in shares) == result["attempted"]
+    for name in ("lost", "unexpected", "unexplained", "left_on_broker"):
+        assert result[name] == 0
+    assert result["exits"] == []
+    assert f"{result['attempted']:,}, of which {result['acknowledged']:,} acknowledged" in done.stdout
+    assert client.dbsize() == 0
+
+
+def test_a_bug_is_seen(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    """Workers that settle what they claim before they run it: what a kill takes with it is lost."""
+    (tmp_path / "sitecustomize.py").write_text("import plants\nplants.plant('ack-before-run')\n")
+    paths = os.pathsep.join((str(tmp_path), str(FAULTS)))
+    options = ("--minutes", "0.1", "--seed", "7", "--json", "-")
+    done = run("chaos", "--broker", server.url, *options, cwd=tmp_path, PYTHONPATH=paths)
+    assert done.returncode == 1, done
+    result = json.loads(done.stdout)
+    assert result["lost"] > 0
+    assert result["passed"] is False
+    assert client.dbsize() == 0
+
+
+def test_ctrl_c_removes_keys_and_processes(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    with Running("chaos", "--broker", server.url, cwd=tmp_path) as chaos:
+        until(lambda: next(client.scan_iter("*ff:lease:*"), None), "a lease")
+        children = chaos.children()
+        assert children
+        chaos.signal(signal.SIGINT)
+        assert chaos.end() == 130
+    assert chaos.stdout.startswith("INTERRUPTED")
+    assert chaos.stderr == ""
+    assert client.dbsize() == 0
+    assert all(map(ended, children))
+
+
+def test_its_processes_die_with_it(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    """Also one that stands still."""
+    with Running("chaos", "--broker", server.url, cwd=tmp_path) as chaos:
+        until(lambda: next(client.scan_iter("*ff:lease:*"), None), "a lease")
+        children = chaos.children()
+        os.kill(children[0], signal.SIGSTOP)
+        chaos.signal(signal.SIGKILL)
+        chaos.end()
+        until(lambda: all(map(ended, children)), "the processes have ended")
+
+
+def test_a_server_with_keys_of_others(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    client.set("users:1", "Grace")
+    client.set("users:2", "Ada")
+    line = error_of(run("chaos", "--broker", server.url, cwd=tmp_path))
+    assert "2 keys of others ('users:1', 'users:2')" in line
+    assert "--force" in line
+    done = run("chaos", "--broker", server.url, "--minutes", "0.03", "--force", cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert sorted(client.keys()) == [b"users:1", b"users:2"]
+
+
+def test_a_user_who_may_not_look(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "eve", "on", ">secret", "~*", "&*", "+@all", "-dbsize")
+    line = error_of(run("chaos", "--broker", server.url.replace("://", "://eve:secret@"), cwd=tmp_path))
+    assert "whether the server holds keys of others cannot be seen" in line
+    assert "secret" not in line
+
+
+def test_what_cannot_be(tmp_path: Path) -> None:
+    assert "127.0.0.1:1" in error_of(run("chaos", "--broker", "redis://:pw@127.0.0.1:1", cwd=tmp_path))
+    assert "chaos needs a server" in error_of(run("chaos", "--broker", "memory://", cwd=tmp_path))
+    assert "unknown scheme 'carrier'" in error_of(run("chaos", "--broker", "carrier://pigeon", cwd=tmp_path))
+    bad = ("chaos", "--broker", "redis://127.0.0.1:1", "--json", "no/such.json")
+    assert "no/such.json" in error_of(run(*bad, cwd=tmp_path))
+    for option, value in (("--minutes", "0"), ("--rate", "-1"), ("--workers", "0")):
+        assert run("chaos", "--broker", "redis://127.0.0.1:1", option, value, cwd=tmp_path).returncode == 2
+    assert run("chaos", cwd=tmp_path).returncode == 2
+
+
+def test_a_cut_ends_connections_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TCP and by a socket of Unix; a pair of this process, such as event loops have, stays."""
+    one, two = socket.socketpair()
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(tmp_path / "s"))
+    unix.listen()
+    tcp = socket.create_server(("127.0.0.1", 0))
+    by_unix = socket.socket(socket.AF_UNIX)
+    by_unix.connect(str(tmp_path / "s"))
+    by_tcp = socket.create_connection(tcp.getsockname())
+    with one, two, unix, tcp, by_unix, by_tcp:
+        ours = [str(sock.fileno()) for sock in (one, two, unix, tcp, by_unix, by_tcp)]
+        monkeypatch.setattr(chaos_process.os, "listdir", lambda path: ours)
+        assert chaos_process.cut_connections() == 2
+        assert by_unix.recv(1) == by_tcp.recv(1) == b""
+        one.sendall(b"x")
+        assert two.recv(1) == b"x"
