@@ -15,7 +15,9 @@ import redis
 from command_kit import Running, run, until
 from servers import RedisServer
 
+from fluidfast.broker import BrokerURL
 from fluidfast.commands import chaos_process
+from fluidfast.commands.target import url_of_its_own
 
 FAULTS = Path(__file__).parent / "faults"
 
@@ -126,6 +128,24 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     for option, value in (("--minutes", "0"), ("--rate", "-1"), ("--workers", "0")):
         assert run("chaos", "--broker", "redis://127.0.0.1:1", option, value, cwd=tmp_path).returncode == 2
     assert run("chaos", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix:///run/redis.sock?db=1&name=other",
+        "rediss://u:p%40w@host:7/1?ssl_ca_certs=%2Fa%20b",
+        "redis+sentinel://a:1,b:2/main?name=other",
+    ],
+)
+def test_a_url_is_the_same_but_for_the_name(url: str) -> None:
+    found = url_of_its_own(url, "chaos", lease_seconds="2")
+    assert found.partition("?")[0] == url.partition("?")[0]
+    query = BrokerURL(found).query
+    assert query.pop("name").startswith("chaos-")
+    expected = BrokerURL(url).query
+    expected.pop("name", None)
+    assert query == {**expected, "lease_seconds": "2"}
 
 
 def test_a_cut_ends_connections_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,11 +88,13 @@ def url_of_its_own(text: str, kind: str, **query: str) -> str:
     parts = urlsplit(BrokerURL(text).raw)  # which is refused if it is none
     found = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **query}
     found.pop("name", None)
+    place = parts.netloc
     if parts.scheme == "memory":
-        parts = parts._replace(netloc=name)
+        place = name
     else:
         found["name"] = name
-    return parts._replace(query=urlencode(found)).geturl()
+    # not by geturl, which leaves out the slashes of a URL without a host: unix:///path
+    return f"{parts.scheme}://{place}{parts.path}?{urlencode(found)}"
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
