@@ -356,8 +356,8 @@ cdef object json_time(object value):
 
 
 cdef str seconds_text(int64_t moment):
-    if moment > WATERSHED * 1000000:
-        return f'"{EPOCH + timedelta(microseconds=moment):%Y-%m-%dT%H:%M:%S.%fZ}"'
+    if not -WATERSHED * 1000000 <= moment <= WATERSHED * 1000000:
+        return f'"{(EPOCH + timedelta(microseconds=moment)).isoformat(timespec="microseconds")[:-6]}Z"'
     # exact to the microsecond, where a float's repr would be too but only just
     return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
 

@@ -166,7 +166,7 @@ class Hung:
         async def one(ctx: TaskRun) -> None:
             await hang(ctx.params["n"])
 
-        @task(timeout_seconds=0.1, batch=batch, batch_wait=0.2)
+        @task(timeout_seconds=0.1, batch=batch, batch_wait=0.2 if batch else 0)
         async def several(runs: list[TaskRun]) -> None:
             await hang(*(run.params["n"] for run in runs))
 

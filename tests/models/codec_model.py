@@ -59,9 +59,9 @@ class Refused(Exception):
 
 
 def seconds(micros: int) -> str:
-    if micros > WATERSHED * 1_000_000:  # as a number it would count milliseconds
+    if abs(micros) > WATERSHED * 1_000_000:  # as a number it would count milliseconds
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
-        return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
     sign = "-" if micros < 0 else ""
     return f"{sign}{abs(micros) // 1_000_000}.{abs(micros) % 1_000_000:06d}"
 
