@@ -468,6 +468,10 @@ class TaskBroker(ABC):
     async def queue_length(self) -> dict[str, int]:
         """Runs waiting, by priority."""
 
+    async def queue_bytes(self) -> int | None:
+        """Bytes that the waiting runs take, about; None: the broker does not know."""
+        return None
+
     @abstractmethod
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
         """Remove what waits (in these priorities; none: in all). Gives how many were removed, by priority."""

@@ -49,13 +49,16 @@ async def queue_many(
     on_error: str = "raise",
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
-    batch: int = MAX_BATCH,
-    admit: Callable[[int], Awaitable[None]] | None = None,
+    batch_runs: int = MAX_BATCH,
+    batch_bytes: int = MAX_BATCH_BYTES,
+    admit: Callable[[int, int], Awaitable[None]] | None = None,
     announce: Callable[[list[bytes], TaskState], None] | None = None,
 ) -> QueueSummary:
-    """See ``TaskManager.queue_many``. ``batch``: runs in one at most. ``admit`` is awaited with the size of each batch
-    before it is sent; ``announce`` is called with each batch and the state ``init`` before it is sent, ``queued`` after
-    it was confirmed."""
+    """See ``TaskManager.queue_many``. ``batch_runs``, ``batch_bytes``: of one batch at most.
+
+    ``admit`` is awaited with the runs and the bytes of each batch before it is sent; ``announce`` is called with each
+    batch and the state ``init`` before it is sent, ``queued`` after it was confirmed.
+    """
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
@@ -85,7 +88,7 @@ async def queue_many(
             await asyncio.sleep(0)
             return
         if admit is not None:
-            await admit(len(payloads))
+            await admit(len(payloads), size)
         if announce is not None:
             announce(payloads, TaskState.init)
         in_flight.append(producer.submit_batch(number, payloads))
@@ -104,7 +107,7 @@ async def queue_many(
                 ids: list[str] | None = [] if return_ids else None
                 try:
                     payloads, size, count, ended = codec.take(
-                        task, priority, chunk, batch, MAX_BATCH_BYTES, errors, ids, consumed
+                        task, priority, chunk, batch_runs, batch_bytes, errors, ids, consumed
                     )
                 except TaskError as exc:
                     # The items before the bad one are good, and whoever gave them was told so by the index.

@@ -32,6 +32,8 @@ class TaskManagerConfig:
     the next ``queue`` and by ``flush``.
     ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number);
     counted by the last confirmed batch, so producers at work together overshoot by what they have in flight.
+    ``max_queue_bytes``: the same in bytes of their payloads (with what the server adds to each): about, from the mean
+    size of what waits.
     ``on_full``: then ``"block"``, for ``full_timeout`` seconds at most (None: for ever), or ``"raise"`` QueueFullError.
 
     Raises:
@@ -50,6 +52,7 @@ class TaskManagerConfig:
     buffer_runs: int = 50_000
     buffer_bytes: int = 64 << 20
     max_queue_length: int | None = None
+    max_queue_bytes: int | None = None
     on_full: str = "block"
     full_timeout: float | None = None
 
@@ -60,7 +63,7 @@ class TaskManagerConfig:
         for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
-        for name in ("buffer_runs", "buffer_bytes", "max_queue_length"):
+        for name in ("buffer_runs", "buffer_bytes", "max_queue_length", "max_queue_bytes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, it must be at least 1")
         if self.sleep_millis < 0:

@@ -109,9 +109,9 @@ class TaskConsumer(TaskManager, Workers):
         try:
             run = task if isinstance(task, TaskRun) else self.create_task_run(task)
             delay = max(0.0, due - monotonic()) if due else 0.0
-            if not delay and self.config.max_queue_length is not None and self._sync_queue.is_running():
+            if not delay and self._backpressure.active and self._sync_queue.is_running():
                 async with asyncio.timeout(AGAIN_SECONDS):
-                    await self._admit(1)
+                    await self._backpressure.admit(1, len(self.broker.codec.encode(run)))
             await self._queue_run(run, delay, admit=False)
             if delay:
                 self.engine.promote_in(delay)

@@ -124,7 +124,8 @@ class BrokerAuthError(BrokerConnectionError):
 
 
 class QueueFullError(BrokerError):
-    """``max_queue_length`` runs wait, and did so for as long as the caller may be kept. Nothing was sent."""
+    """``max_queue_length`` runs, or ``max_queue_bytes`` bytes, wait, and did so for as long as the caller may be kept.
+    Nothing was sent."""
 
 
 class BufferedRunsLost(BrokerError):

@@ -98,6 +98,10 @@ class Keys:
         """Sorted set: run id -> deadline in server milliseconds, of a task with ``max_concurrency``."""
         return f"{self.prefix}-ff:slots:{task_name}"
 
+    def lock(self, name: str) -> str:
+        """String with a TTL: a lock, in a Cluster. Elsewhere its key is its bare name, as aio-fluid's is."""
+        return f"{self.prefix}-ff:lock:{name}"
+
     def first(self, key: str) -> str:
         """String with a TTL: somebody was the first to do this (a due time of a schedule)."""
         return f"{self.prefix}-ff:first:{key}"

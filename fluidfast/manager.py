@@ -11,15 +11,16 @@ import msgspec
 
 from ._clock import now_micros
 from ._run import TaskRun
+from .backpressure import Backpressure
 from .broker import TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .config import TaskManagerConfig
 from .dead import DeadLetters
-from .errors import ConfigError, QueueFullError, TaskAbortedError
+from .errors import ConfigError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import MAX_BATCH, Producer
+from .producer import Producer
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
@@ -31,8 +32,6 @@ __all__ = ["AsyncHandler", "TaskManager"]
 AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
 
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-LOOK_SECONDS = 0.02
-"""How long a caller that is held by ``max_queue_length`` waits before it looks again."""
 INIT_BIT = 1 << 0
 QUEUED_BIT = 1 << 1
 
@@ -67,8 +66,8 @@ class TaskManager:
         self._producer = Producer(
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
-        self._plain = self.config.delivery == "confirmed" and self.config.max_queue_length is None
-        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._backpressure = Backpressure(self.broker, self._producer, self.config)
+        self._plain = self.config.delivery == "confirmed" and not self._backpressure.active
         self._sync = SyncManager(self)
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
@@ -195,7 +194,7 @@ class TaskManager:
             UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
             PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
             BrokerFullError: the server has no memory left; nothing was queued.
-            QueueFullError: ``max_queue_length`` runs wait; nothing was queued.
+            QueueFullError: ``max_queue_length`` runs wait, or ``max_queue_bytes`` bytes; nothing was queued.
             BufferedRunsLost: runs that were queued before with ``delivery="buffered"`` are not confirmed; this one was
                 not queued.
             DurabilityUnsupportedError: the server cannot do what ``durability`` demands; nothing was sent.
@@ -250,64 +249,16 @@ class TaskManager:
         return run
 
     async def _submit(self, priority: int, payload: bytes, admit: bool = True) -> None:
-        """Hand a payload over as the config says. ``admit``: within ``max_queue_length``."""
+        """Hand a payload over as the config says. ``admit``: within its limits of what may wait."""
         producer = self._producer
-        if admit and self.config.max_queue_length is not None:
-            await self._admit(1)
+        if admit and self._backpressure.active:
+            await self._backpressure.admit(1, len(payload))
         if self.config.delivery == "buffered":
             producer.accept(priority, payload)
             if producer.crowded:
                 await producer.make_room()
         elif not self.broker.push(priority, payload):
             await producer.submit(asyncio.get_running_loop(), priority, payload, None)
-
-    def _has_room(self, count: int) -> bool:
-        """Whether ``count`` runs more are within ``max_queue_length``, as far as is known here."""
-        limit = self.config.max_queue_length
-        told = self.broker.waiting()
-        known = self._producer.waiting_total + self._producer.pending if told is None else told
-        return limit is None or known + count <= limit
-
-    async def _admit(self, count: int) -> None:
-        """Wait until ``count`` runs more are within ``max_queue_length``. Raises QueueFullError."""
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate[0] is not loop:
-            self._gate = (loop, asyncio.Lock())
-        gate = self._gate[1]
-        if not gate.locked() and self._has_room(count):
-            return
-        raises, timeout = self.config.on_full == "raise", self.config.full_timeout
-        deadline = None if raises or timeout is None else loop.time() + timeout
-        try:  # one asks, the others stand behind it in their order
-            async with asyncio.timeout_at(deadline):
-                await gate.acquire()
-        except TimeoutError:
-            raise self._full() from None
-        try:
-            while not self._has_room(count):
-                await self._look()
-                if self._has_room(count):
-                    return
-                if raises or (deadline is not None and loop.time() >= deadline):
-                    raise self._full()
-                await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            gate.release()
-
-    async def _look(self) -> None:
-        """Ask the broker how many runs wait."""
-        producer = self._producer
-        confirmed = producer.confirmed
-        waiting: float = sum((await self.broker.queue_length()).values())
-        if producer.confirmed != confirmed:  # which of the two answers is the newer one cannot be told
-            waiting = max(waiting, producer.waiting_total)
-        producer.waiting_total = waiting
-
-    def _full(self) -> QueueFullError:
-        return QueueFullError(
-            f"broker {self.broker.url}: {self._producer.waiting_total} runs wait, max_queue_length is "
-            f"{self.config.max_queue_length}; nothing was queued"
-        )
 
     async def flush(self) -> None:
         """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.
@@ -344,12 +295,12 @@ class TaskManager:
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
         found = self.broker.task_from_registry(task)
-        limit = self.config.max_queue_length
-        admit, batch = (None, MAX_BATCH) if limit is None else (self._admit, min(MAX_BATCH, max(1, limit // 4)))
+        gate = self._backpressure
         announce = self._announce if self._listeners.mask & (INIT_BIT | QUEUED_BIT) else None
         return await queue_many(
             self.broker.codec, self._producer, found, items, priority=priority, on_error=on_error,
-            return_ids=return_ids, progress=progress, batch=batch, admit=admit, announce=announce,
+            return_ids=return_ids, progress=progress, batch_runs=gate.batch_runs, batch_bytes=gate.batch_bytes,
+            admit=gate.admit if gate.active else None, announce=announce,
         )  # fmt: skip
 
     def _announce(self, payloads: list[bytes], state: TaskState) -> None:
@@ -361,7 +312,7 @@ class TaskManager:
                 (run.model_copy(update={"state": state, "queued": None}) if state is TaskState.init else run)._emit()
 
     async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> TaskRun[Any, Any]:
-        """Queue a run that was made already, ``delay`` seconds from now. ``admit``: within ``max_queue_length``."""
+        """Queue a run that was made already, ``delay`` seconds from now. ``admit``: within what may wait."""
         run._emit()
         payload = self.broker.codec.submit(run)
         if run.execute_after is not None:

@@ -683,6 +683,10 @@ class RedisTaskBroker(TaskBroker):
         lengths = await self._each("llen", PRIORITIES)
         return {str(priority): length for priority, length in zip(PRIORITIES, lengths, strict=True)}
 
+    async def queue_bytes(self) -> int:
+        # of a list the server looks at a few nodes, however long it is
+        return sum(found or 0 for found in await self._each("memory_usage", PRIORITIES))
+
     async def _each(self, command: str, priorities: Sequence[TaskPriority]) -> list[Any]:
         async def action() -> Any:
             pipe = self.redis_cli.pipeline(transaction=False)
@@ -812,6 +816,8 @@ class RedisTaskBroker(TaskBroker):
 
     def lock(self, name: str, timeout: float | None = None) -> Any:
         self.enter_loop()
+        if self.url.scheme.endswith("+cluster"):  # which only speaks to the node of our slot
+            name = self.keys.lock(name)
         return self.redis_cli.lock(name, timeout=timeout)
 
     async def first(self, key: str, seconds: float) -> bool:

@@ -380,6 +380,9 @@ class ShardedRedisBroker(TaskBroker):
         self._waiting = [sum(length.values()) for length in lengths]
         return added(lengths)
 
+    async def queue_bytes(self) -> int:
+        return sum(await self._each(lambda shard: shard.queue_bytes()))
+
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
         return added(await self._each(lambda shard: shard.clear_queue(*priorities)))
 

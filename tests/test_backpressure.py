@@ -1,4 +1,4 @@
-"""``max_queue_length``: who queues more than may wait is held, or refused."""
+"""``max_queue_length``, ``max_queue_bytes``: who queues more than may wait is held, or refused."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ DELIVERIES = pytest.mark.parametrize("delivery", ["confirmed", "buffered"])
 def test_bad_options() -> None:
     with pytest.raises(ConfigError, match="max_queue_length"):
         TaskManager(max_queue_length=0)
+    with pytest.raises(ConfigError, match="max_queue_bytes"):
+        TaskManager(max_queue_bytes=0)
     with pytest.raises(ConfigError, match="on_full"):
         TaskManager(max_queue_length=1, on_full="drop")
 
@@ -280,3 +282,68 @@ async def test_two_producers_and_a_consumer(broker_url: str) -> None:
             await until(lambda: consumer.engine.finished == 4000)
         assert sorted(seen) == list(range(4000))
         assert most <= 400, "each sees the other's runs with its own confirmations"
+
+
+# -- in bytes
+
+LARGE = "x" * 10_000
+
+
+async def queue_large(manager: TaskManager, count: int) -> None:
+    for n in range(count):
+        await manager.queue(note, n=n, text=LARGE)
+
+
+async def fill_with_large(manager: TaskManager, count: int) -> None:
+    await manager.queue_many(note, ({"n": n, "text": LARGE} for n in range(count)))
+
+
+@DELIVERIES
+async def test_bytes_refused_above_the_limit(broker_url: str, delivery: str) -> None:
+    async with opened(broker_url, max_queue_bytes=1_000_000, on_full="raise", delivery=delivery) as manager:
+        with pytest.raises(QueueFullError, match="max_queue_bytes is 1000000"):
+            await queue_large(manager, 200)
+        await manager.flush()
+        assert 80 <= await waiting(manager) <= 100
+        await take(manager.broker, 50)
+        await queue_large(manager, 30)
+        await manager.flush()
+
+
+async def test_bytes_held_until_consumers_drain(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_bytes=500_000) as manager:
+        queueing = asyncio.create_task(fill_with_large(manager, 300))
+        taken = 0
+        async with asyncio.timeout(20):
+            while taken < 300:
+                assert await waiting(manager) <= 55
+                taken += len(await take(manager.broker, 10))
+                await asyncio.sleep(0)
+        await within(queueing)
+
+
+async def test_bytes_held_for_so_long_only(broker_url: str) -> None:
+    async with opened(broker_url, max_queue_bytes=300_000, full_timeout=0.1) as manager:
+        begin = monotonic()
+        with pytest.raises(QueueFullError) as caught:
+            await within(fill_with_large(manager, 100), 5)
+        assert 0.1 <= monotonic() - begin < 2
+        assert 15 <= caught.value.summary.queued == await waiting(manager) <= 30
+
+
+async def test_bytes_that_others_queued(redis_url: str) -> None:
+    """Their size is what the server says, not what this producer's runs would take."""
+    async with opened(redis_url) as other:
+        await fill_with_large(other, 200)
+        async with opened(redis_url, max_queue_bytes=1_000_000, on_full="raise") as manager:
+            with pytest.raises(QueueFullError, match="200 runs wait"):
+                await manager.queue(note, n=0)
+        await other.broker.clear()
+
+
+async def test_one_run_that_never_fits(broker_url: str) -> None:
+    """It is refused at once, also by who would be held."""
+    async with opened(broker_url, max_queue_bytes=1000) as manager:
+        with pytest.raises(QueueFullError, match="more than max_queue_bytes"):
+            await within(manager.queue(note, n=0, text=LARGE), 5)
+        await manager.queue(note, n=0)

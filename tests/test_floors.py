@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 3: the brokers
     ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
-    ("keeper", "settler", "producer", "bulk", "dead", "replies", "executor", "cpubound"),
+    ("keeper", "settler", "producer", "backpressure", "bulk", "dead", "replies", "executor", "cpubound"),
     # 5: the loop
     ("engine",),
     # 6: what composes them

@@ -237,6 +237,9 @@ async def test_cluster(start_server: Start) -> None:
                 await until(lambda consumer=consumer: consumer.engine.finished == 501)
                 await until(lambda consumer=consumer: not consumer.engine._leases)
             assert sorted(seen) == list(range(501))
+            for number in range(8):  # names that would stand on all of the nodes
+                async with manager.broker.lock(f"tasks:see:{number}", timeout=5):
+                    assert not await manager.broker.lock(f"tasks:see:{number}").acquire(blocking=False)
             assert await places(manager.broker) == {}
 
     # there and back again

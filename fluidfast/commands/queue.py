@@ -132,8 +132,9 @@ class Sender:
         """Queue a window and account for each of it. An error is left in ``account.error``."""
         account = self.account
         try:
-            await self.manager._admit(len(window))
-        except TaskError as exc:  # max_queue_length
+            if (gate := self.manager._backpressure).active:
+                await gate.admit(len(window), sum(len(payload) for _, _, payload in window))
+        except TaskError as exc:  # the queue is full
             account.error = exc
             account.refused += [number for number, _, _ in window]
             account.not_queued(account.refused[0])
