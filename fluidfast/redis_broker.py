@@ -794,10 +794,13 @@ class RedisTaskBroker(TaskBroker):
             return await self.redis_cli.mget(*keys) if keys else []
 
         values = await self.redis(action)
-        return TaskManagersStatus(
-            workers=[msgspec.json.decode(value, type=TaskManagerStatus) for value in values if value is not None],
-            queues=await self.queue_length(),
-        )
+        workers = []
+        for value in values:
+            try:
+                workers.append(msgspec.json.decode(value or b"", type=TaskManagerStatus))
+            except msgspec.DecodeError:  # it has just gone, or its key is somebody else's
+                continue
+        return TaskManagersStatus(workers=workers, queues=await self.queue_length())
 
     async def current_task_runs(self, task_name: str) -> int:
         async def action() -> int:

@@ -540,6 +540,7 @@ ACL_LINES = (
     "+client|setinfo +script|load +time +wait +waitaof "
     "(~{NAME} +evalsha) "  # the key that scripts are called with
     "(%W~{NAME}-queue-* +lpush +llen) "  # puts in, and cannot read what waits
+    "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
     "(%W~{NAME}-ff:delayed +zadd) "
     "(~{NAME}-ff:producer:* +get +set +del +pexpire) "  # what makes sending twice the same as once
     "(~{NAME}-ff:reply:* +blpop +lpop)",  # queue_and_wait
@@ -551,6 +552,11 @@ ACL_LINES = (
     "+llen +lpush +rpush +lpop +rpop +blpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
     "+zadd +zrem +zscore +zcard +zrange +zrangebyscore",
+    # A dashboard: sees tasks, managers, queues' lengths and dead letters (with their params), and changes nothing. It
+    # finds managers by SCAN, which tells the names of all keys of the database, whoever's they are.
+    "user fluidfast-dashboard on >PASSWORD resetkeys resetchannels -@all "
+    "%R~{NAME}-* "
+    "+client|setinfo +scan +time +llen +lrange +hgetall +mget +get +zcard +zcount +memory|usage",
 )
 
 
@@ -604,7 +610,7 @@ async def test_the_least_rights(
     async def batch(runs: list[TaskRun]) -> None: ...
 
     tasks = (parent, child, failing, limited, waits, batch)
-    producer = TaskManager(broker_url=producer_url, max_queue_length=100_000)
+    producer = TaskManager(broker_url=producer_url, max_queue_length=100_000, max_queue_bytes=1 << 30)
     for one in tasks:
         producer.register_task(one)
     async with producer:
@@ -633,6 +639,48 @@ async def test_the_least_rights(
     assert denied == []
     told = [record.getMessage() for record in caplog.records if record.name.startswith("fluidfast.redis")]
     assert [line for line in told if "took back 1 runs" not in line] == []
+
+
+async def test_a_dashboard_sees_and_changes_nothing(start_server: Start, server_kind: str) -> None:
+    version = find_servers()[server_kind].version_info
+    if version < (7,):
+        pytest.skip("selectors came with 7.0")
+    server = start_server(acl=acl_lines("jobs", "secret", version))
+    consumer_url, url = (
+        with_options(server.url_as(user, password), name="jobs")
+        for user, password in (("default", "admin"), ("fluidfast-dashboard", "secret"))
+    )
+
+    @task(retry=RetryPolicy(max_attempts=0))
+    async def failing(ctx: TaskRun) -> None:
+        raise LookupError("no")
+
+    seeing = TaskManager(broker_url=url)
+    for each in (failing, note):
+        seeing.register_task(each)
+    async with seeing, consuming(consumer_url, failing) as one:
+        await one.queue(failing, n=1)
+        await until(lambda: one.engine.finished == 1)
+        await until(seeing.broker.dead_length)
+        assert {info.name for info in await seeing.broker.get_tasks_info()} == {"failing", "note"}
+        assert await seeing.broker.queue_length() == {"high": 0, "medium": 0, "low": 0}
+        assert await seeing.broker.queue_bytes() >= 0
+        assert await seeing.broker.delayed_length() == 0
+        assert await seeing.broker.current_task_runs("note") == 0
+        assert [letter.task for letter in await seeing.dead.list()] == ["failing"]
+        await until(lambda: workers_of(seeing))
+        for change in (
+            lambda: seeing.queue(note, n=1),
+            lambda: seeing.broker.enable_task("note", False),
+            lambda: seeing.broker.clear_queue(),
+            lambda: seeing.dead.purge(),
+        ):
+            with pytest.raises(BrokerAuthError):
+                await change()
+
+
+async def workers_of(manager: TaskManager) -> list[Any]:
+    return (await manager.broker.get_all_manager_statuses()).workers
 
 
 REFUSED = r"(?i)permission|can't run this command"
