@@ -1,11 +1,13 @@
 """``TaskManager``: composes codec, producer and broker, and owns their life."""
 
 import asyncio
+import inspect
 import re
+import sys
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -34,6 +36,16 @@ AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 INIT_BIT = 1 << 0
 QUEUED_BIT = 1 << 1
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def gives_a_coroutine(function: F) -> F:
+    """Let those who ask (``iscoroutinefunction``) know that what this function gives is to be awaited."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # as unittest.mock does
+    return function
 
 
 class TaskManager:
@@ -175,6 +187,7 @@ class TaskManager:
             params = {**params, **kwargs}
         return codec.create_with(task, priority, run_id, params, self, self._listeners, from_task_run)
 
+    @gives_a_coroutine
     def queue(
         self,
         task: str | Task[Any],

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from broker_kit import places
 from manager_kit import managing, take_runs
+from starlette.background import BackgroundTask
 from waiting import within
 
 from fluidfast import TaskManager, TaskManagerConfig, TaskManagerPlugin, TaskPriority, TaskRun, TaskState, task
@@ -221,6 +222,11 @@ class TestQueue:
         assert [run.params.a for run in made] == [1, 2, 3, 4, 5, 6, 7]
         assert {run.state for run in made} == {TaskState.queued}
         assert [run.params.a for run in await take_runs(manager)] == list(range(1, 8))
+
+    async def test_who_asks_is_told_that_it_is_to_be_awaited(self, manager: TaskManager) -> None:
+        """Else a web framework would call it in a thread, and await nothing."""
+        await BackgroundTask(manager.queue, "add", a=1)()
+        assert len(await take_runs(manager)) == 1
 
     async def test_an_error_is_of_who_awaits_it(self, manager: TaskManager) -> None:
         """As a coroutine's would be, and not of who calls it."""
