@@ -206,6 +206,7 @@ async def test_clear_queue(broker: TaskBroker) -> None:
     assert await broker.settle(Settlement(claim.batch, whole=True))
 
 
+@pytest.mark.usefixtures("one_shard")
 @pytest.mark.parametrize("seed", range(5))
 async def test_sizes_of_all_kinds_within_the_bytes(broker: TaskBroker, seed: int) -> None:
     """As many as fit, in their order, whatever their sizes; one in any case."""
