@@ -18,7 +18,7 @@ from .broker import TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .config import TaskManagerConfig
 from .dead import DeadLetters
-from .errors import ConfigError, TaskAbortedError
+from .errors import BufferedRunsLost, ConfigError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
@@ -79,7 +79,7 @@ class TaskManager:
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
         self._backpressure = Backpressure(self.broker, self._producer, self.config)
-        self._plain = self.config.delivery == "confirmed" and not self._backpressure.active
+        self._buffers = self.config.delivery == "buffered"
         self._sync = SyncManager(self)
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
@@ -215,7 +215,7 @@ class TaskManager:
             BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
                 come back, whether the run was queued is unknown.
         """
-        if not self._plain or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
+        if self._backpressure.active or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
             return self._queue(task, priority, run_id, from_task_run, params, kwargs)
         codec = self.broker.codec
         try:
@@ -232,11 +232,22 @@ class TaskManager:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # it is for asyncio.run, which will make one
             return self._send(run, payload)
-        # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
-        return self._producer.submit(loop, run.prio, payload, run)
+        if not self._buffers:
+            # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
+            return self._producer.submit(loop, run.prio, payload, run)
+        try:
+            self._producer.accept(loop, run.prio, payload)
+        except BufferedRunsLost as exc:
+            return refused(exc)
+        return self._when_there_is_room(run) if self._producer.crowded else done(run)
 
     async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
-        return await self._producer.submit(asyncio.get_running_loop(), run.prio, payload, run)
+        await self._submit(run.prio, payload)
+        return run
+
+    async def _when_there_is_room(self, run: TaskRun[Any, Any]) -> TaskRun[Any, Any]:
+        await self._producer.make_room()
+        return run
 
     async def _queue(
         self,
@@ -266,12 +277,15 @@ class TaskManager:
         producer = self._producer
         if admit and self._backpressure.active:
             await self._backpressure.admit(1, len(payload))
-        if self.config.delivery == "buffered":
-            producer.accept(priority, payload)
-            if producer.crowded:
-                await producer.make_room()
-        elif not self.broker.push(priority, payload):
-            await producer.submit(asyncio.get_running_loop(), priority, payload, None)
+        if self.broker.push(priority, payload):
+            return
+        loop = asyncio.get_running_loop()
+        if not self._buffers:
+            await producer.submit(loop, priority, payload, None)
+            return
+        producer.accept(loop, priority, payload)
+        if producer.crowded:
+            await producer.make_room()
 
     async def flush(self) -> None:
         """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.

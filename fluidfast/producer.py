@@ -148,22 +148,17 @@ class Producer:
         self._add(loop, priority, payload)
         return future
 
-    def accept(self, priority: int, payload: bytes) -> None:
-        """Hand over a payload that nobody waits for. If ``crowded`` is set after it, await ``make_room``.
+    def accept(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None:
+        """Hand over, in the running event loop, a payload that the broker did not take by ``push`` and that nobody
+        waits for. If ``crowded`` is set after it, await ``make_room``.
 
         Raises:
             BufferedRunsLost: payloads accepted before could not be confirmed. This one was not accepted.
         """
+        if loop is not self._loop:
+            self._enter_loop()
         if self._lost is not None:
             self._raise_lost()
-        if self.broker.push(priority, payload):
-            return
-        loop = self._loop
-        if loop is not asyncio.get_running_loop():
-            loop = self._enter_loop()
-            if self._lost is not None:
-                self._raise_lost()
-        assert loop is not None
         self._buffered += 1
         self._add(loop, priority, payload)
         if (

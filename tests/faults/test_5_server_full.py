@@ -36,7 +36,10 @@ def relieve(fleet: Fleet) -> None:
     fleet.call("DEL", "ballast")
 
 
-def full_then_relief(fleet: Fleet, seed: int, figures: Figures, what: str, *, count: int, rounds: int) -> None:
+def full_then_relief(
+    fleet: Fleet, seed: int, figures: Figures, what: str, *, count: int, rounds: int, endless: bool = False
+) -> None:
+    """``endless``: producers go on until the last round is over, else until they have queued ``count``."""
     fleet.workers(2, note=True)
     producers = [fleet.producer(count=count, pad=PAD, window=50, rate=2000, seed=seed) for _ in range(2)]
     retried = fleet.producer(count=count // 10, rate=200, task="fail")
@@ -57,6 +60,8 @@ def full_then_relief(fleet: Fleet, seed: int, figures: Figures, what: str, *, co
             "producers go on",
         )  # type: ignore[misc]
     for producer in (*producers, retried):
+        if endless:
+            producer.terminate()
         producer.done(60)
     fleet.drain(30)
     fleet.stop()
@@ -78,7 +83,9 @@ def test_full_then_relief(fleet: Fleet, fault_seed: int, figures: Figures) -> No
 
 @pytest.mark.soak
 def test_full_again_and_again(fleet: Fleet, fault_seed: int, figures: Figures) -> None:
-    full_then_relief(fleet, fault_seed, figures, "maxmemory reached, then relief, again", count=60_000, rounds=15)
+    full_then_relief(
+        fleet, fault_seed, figures, "maxmemory reached, then relief, again", count=1_000_000, rounds=15, endless=True
+    )
 
 
 async def test_a_batch_is_refused_as_a_whole(make_fleet: Callable[..., Fleet]) -> None:

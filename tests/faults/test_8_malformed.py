@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import string
 import zlib
 from collections import Counter
@@ -202,11 +201,12 @@ def malformed(fleet: Fleet, figures: Figures, seed: int, bad: int, *, plant: str
     undecided = [
         id for mark, id in either.items() if not dead[mark] and not (isinstance(id, str) and finished[in_a_line(id)])
     ]
-    # One whose id that reader cannot tell may have run under an id that its worker made: as many as are unheard of.
-    nameless = [id for id in undecided if not isinstance(id, str)]
-    if len(nameless) <= sum(n for id, n in finished.items() if re.fullmatch("[0-9a-f]{32}", id)):
-        undecided = [id for id in undecided if isinstance(id, str)]
     verdict = fleet.oracle.verdict()
+    # One whose id that reader cannot tell may have run under its own or one that its worker made: as many as ran though
+    # nobody is known to have queued them.
+    nameless = [id for id in undecided if not isinstance(id, str)]
+    if len(nameless) <= len(verdict.unexpected):
+        undecided = [id for id in undecided if isinstance(id, str)]
     good_dead = sum((dead - sent).values()) - sum(dead[mark] for mark in either)
     figures.add(
         8, "malformed payloads among good ones", malformed=n_bad, doubtful=n_either, good=n_good,
