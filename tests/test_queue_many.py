@@ -497,7 +497,7 @@ async def test_out_of_time(start_server: Start) -> None:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(0.2):
                 await manager.queue_many(note, numbered(5000))
-        cause = caught.value.__cause__
+        cause = caught.value.__cause__ or caught.value.__context__  # the latter before Python 3.11.4
         assert isinstance(cause, asyncio.CancelledError)
         assert cause.summary.queued == 0  # type: ignore[attr-defined]
         server.resume()

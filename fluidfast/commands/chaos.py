@@ -27,7 +27,7 @@ from .bench_load import left_on
 from .display import Progress, table
 from .ledger import FINISHED, NOTE, Oracle
 from .loops import on_signals, run_loop
-from .target import CommandError, at_least_one, check_writable, url_of_its_own
+from .target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
 
 __all__ = ["add", "run"]
 
@@ -293,8 +293,8 @@ class Campaign:
                 for keeper in kept:
                     keeper.cancel()
             await self.stop("worker")
-        except* (CommandError, TaskError) as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as group:
+            raise first_of(group, CommandError, TaskError) or group from None
         finally:
             self.result.seconds = monotonic() - self.began
             for child in self.children:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from time import monotonic
 
 from .loops import on_signals
-from .target import CommandError
+from .target import CommandError, first_of
 
 __all__ = ["NOT_STARTED", "die_with_supervisor", "supervise"]
 
@@ -49,11 +49,11 @@ class Supervisor:
         on_signals(lambda: self.tell("draining"), lambda: self.tell("hurrying"))
         logger.info("supervising %d worker processes", self.count)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as tasks:
                 for number in range(1, self.count + 1):
-                    group.create_task(self.keep(number))
-        except* CommandError as errors:
-            raise errors.exceptions[0] from None
+                    tasks.create_task(self.keep(number))
+        except ExceptionGroup as group:  # before Python 3.11.4 except* makes a group of what is raised in it
+            raise first_of(group, CommandError) or group from None
         finally:
             os.close(self.write_end)
             os.close(self.read_end)

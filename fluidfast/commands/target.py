@@ -18,8 +18,8 @@ from ..events import Event
 from ..manager import TaskManager
 
 __all__ = [
-    "HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "check_writable", "did_you_mean", "load",
-    "url_of_its_own",
+    "HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "check_writable", "did_you_mean", "first_of",
+    "load", "url_of_its_own",
 ]  # fmt: skip
 
 HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a function that returns one: app:manager"
@@ -27,6 +27,15 @@ HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a 
 
 class CommandError(Exception):
     """The command line asks for something that cannot be done. The message is one line."""
+
+
+def first_of(group: BaseExceptionGroup[Any], *kinds: type[Exception]) -> Exception | None:
+    """The first exception of these kinds in a group, at whatever depth."""
+    for exc in group.exceptions:
+        found = first_of(exc, *kinds) if isinstance(exc, BaseExceptionGroup) else exc
+        if isinstance(found, kinds):
+            return found
+    return None
 
 
 def load(text: str) -> Any:
