@@ -45,9 +45,13 @@ def full_then_relief(
     retried = fleet.producer(count=count // 10, rate=200, task="fail")
     for _ in range(rounds):
         until(lambda: fleet.oracle.count("K") > 100, 20, "work is going on")
-        fill(fleet, 10)
         seen = fleet.oracle.count("R")
-        until(lambda seen=seen: fleet.oracle.count("R") > seen + 20, 20, "producers are refused")  # type: ignore[misc]
+
+        def refused(seen: int = seen) -> bool:
+            fill(fleet, 10)  # again, while what is worked off makes room
+            return fleet.oracle.count("R") > seen + 20
+
+        until(refused, 20, "producers are refused")
         # What is queued is run and settled although the server is full.
         until(lambda: not fleet.places().keys() - {"delayed"}, 20, lambda: f"it is worked off: {fleet.places()}")
         relieve(fleet)

@@ -220,7 +220,7 @@ def malformed(fleet: Fleet, figures: Figures, seed: int, bad: int, *, plant: str
     assert good_dead == 0
     assert not verdict.lost
     assert n_good == sum(1 for id in finished if id.startswith("good-"))
-    assert not verdict.duplicated
+    assert not [id for id in verdict.duplicated if id.startswith("good-")]  # of the others, two may have come to one id
     fleet.assert_clean()
 
 
