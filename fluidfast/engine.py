@@ -475,21 +475,19 @@ class Engine(Worker):
             slot.deadline = float("inf")  # until it starts
             slot.held = held
             try:
-                if held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds:
-                    if not await self._may_start(slot, held):
-                        continue
-                    now = monotonic()
-                executor = self._start(slot, held, now)
-                try:
-                    await executor(held.run)
-                except GeneratorExit:  # the event loop is gone
-                    raise
-                except BaseException as exc:
-                    self._broke(slot, held, exc)
-                else:
-                    if slot.reason:
-                        task.uncancel()  # it finished although we cancelled it
-                    self._end(held, SUCCESS)
+                asks = held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds
+                if not asks or await self._may_start(slot, held):
+                    executor = self._start(slot, held, monotonic() if asks else now)
+                    try:
+                        await executor(held.run)
+                    except GeneratorExit:  # the event loop is gone
+                        raise
+                    except BaseException as exc:
+                        self._broke(slot, held, exc)
+                    else:
+                        if slot.reason:
+                            task.uncancel()  # it finished although we cancelled it
+                        self._end(held, SUCCESS)
             except asyncio.CancelledError:
                 if not slot.reason:
                     raise

@@ -623,6 +623,30 @@ class TestTimeout:
         await until(lambda: len(notes.done) == 3)
         assert notes.done == [1, 2, 0]
 
+    async def test_the_time_of_a_refused_run_is_not_the_next_ones(self, start: Start, notes: Notes) -> None:
+        """The time of a run counts from its own start, also behind one that got no turn under max_concurrency."""
+
+        @task(timeout_seconds=0.25)
+        async def brief(ctx: TaskRun[Any, Notes]) -> None:
+            await asyncio.sleep(0.03)
+            ctx.deps.done.append(1)
+
+        limited = note._replace(name="limited", max_concurrency=1)
+        consumer = await start(clean, limited, brief, max_concurrent_tasks=1)
+
+        async def refuse(task: Task[Any], run_id: str) -> bool:
+            await pass_time(0.4)
+            return False
+
+        consumer.broker.acquire = refuse  # type: ignore[method-assign]
+        events = told(consumer)
+        await consumer.queue_many("clean", [{}])
+        await consumer.queue_many("limited", [{"n": 2}])
+        await consumer.queue_many("brief", [{}])
+        await until(lambda: ("brief", "success") in events or ("brief", "failure") in events)
+        assert ("limited", "rate_limited") in events
+        assert notes.done == [0, 1]
+
 
 class TestRetry:
     async def test_until_it_succeeds(self, start: Start, notes: Notes) -> None:
