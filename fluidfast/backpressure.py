@@ -47,16 +47,21 @@ class Backpressure:
     async def admit(self, count: int, size: int) -> None:
         """Wait until ``count`` runs more, of ``size`` bytes together, are within the limits.
 
+        Several that together are more bytes than may wait go when nothing else does.
+
         Raises:
             QueueFullError: they are not, and who is beyond the limits is refused, or was held for ``full_timeout``
                 seconds; or they never can be.
         """
+        needed = size
         if self.max_bytes is not None and size > self.max_bytes:
-            raise QueueFullError(
-                f"broker {self._broker.url}: {count} runs of {size} bytes are more than max_queue_bytes, which is "
-                f"{self.max_bytes}; nothing was queued"
-            )
-        await self._wait(count, size)
+            if count == 1:
+                raise QueueFullError(
+                    f"broker {self._broker.url}: a run of {size} bytes is more than max_queue_bytes, which is "
+                    f"{self.max_bytes}; nothing was queued"
+                )
+            needed = self.max_bytes
+        await self._wait(count, needed)
         self._passed_runs += count
         self._passed_bytes += size
 

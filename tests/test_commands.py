@@ -59,6 +59,8 @@ async def compute(ctx: TaskRun[Params]) -> None:
         ctx.abort("as it was asked to")
 
 manager = TaskManager(max_concurrent_tasks=2)
+narrow = TaskManager(max_queue_length=100, full_timeout=1)
+narrow.register_task(wait)
 manager.register_from_dict(globals())
 consumer = TaskConsumer(max_concurrent_tasks=2)
 consumer.register_from_dict(globals())
@@ -406,6 +408,15 @@ def test_queue_a_file_in_its_order(app: Path, redis_url: str, client: redis.Redi
     assert (done.returncode, done.stderr) == (0, ""), done
     assert done.stdout.startswith("queued 5,000 runs of 'wait' on redis://")
     assert numbers_on(client, redis_url) == list(range(5000))
+
+
+def test_queue_into_a_queue_of_less_than_a_window(app: Path, redis_url: str, client: redis.Redis) -> None:
+    """What is sent at a time is no more than may wait."""
+    text = lines(range(250))
+    done = run("queue", "app:narrow", "wait", "--from", "-", input=text, cwd=app, FLUID_BROKER_URL=redis_url)
+    assert done.returncode == 1
+    assert "max_queue_length is 100" in done.stderr
+    assert numbers_on(client, redis_url) == list(range(100))
 
 
 def test_queue_one_run(app: Path, redis_url: str, client: redis.Redis) -> None:

@@ -232,7 +232,7 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
 
     on_signals(stop)
     try:
-        async for window in windows(lines):
+        async for window in windows(lines, min(WINDOW, sender.manager._backpressure.batch_runs)):
             made: list[tuple[int, TaskRun[Any, Any], bytes]] = []
             stopped = False
             for number, line in window:
@@ -260,10 +260,10 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
         progress.clear()
 
 
-async def windows(lines: LineReader) -> AsyncIterable[list[tuple[int, bytes | None]]]:
+async def windows(lines: LineReader, size: int) -> AsyncIterable[list[tuple[int, bytes | None]]]:
     async for chunk in lines:
-        for first in range(0, len(chunk), WINDOW):
-            yield chunk[first : first + WINDOW]
+        for first in range(0, len(chunk), size):
+            yield chunk[first : first + size]
 
 
 def report(account: Account, what: str, seconds: float) -> int:
