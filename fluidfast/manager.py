@@ -259,15 +259,11 @@ class TaskManager:
         kwargs: dict[str, Any],
     ) -> TaskRun[Any, Any]:
         """``queue`` where more than a payload is to be handed over."""
-        codec = self.broker.codec
-        if params is None:
-            run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
-        else:
-            run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
+        run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
         mask = self._listeners.mask
         if mask & INIT_BIT:
             run._emit()
-        await self._submit(run.prio, codec.submit(run))
+        await self._submit(run.prio, self.broker.codec.submit(run))
         if mask & QUEUED_BIT:
             run._emit()
         return run

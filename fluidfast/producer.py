@@ -48,19 +48,18 @@ class Confirmation(asyncio.Future[T]):
 
     def send(self, value: None) -> Any:
         """One step, as of a coroutine."""
-        try:
-            steps = self._steps
-        except AttributeError:
-            steps = self._steps = self.__await__()
-        return steps.send(value)
+        return self._driven().send(value)
 
     def throw(self, *exc_info: Any) -> Any:
         """Raise in whoever waits, as of a coroutine."""
+        return self._driven().throw(*exc_info)
+
+    def _driven(self) -> Generator[Any, None, T]:
         try:
-            steps = self._steps
+            return self._steps
         except AttributeError:
-            steps = self._steps = self.__await__()
-        return steps.throw(*exc_info)
+            self._steps = self.__await__()
+            return self._steps
 
     def close(self) -> None:
         """Nobody waits for it any more."""
