@@ -23,6 +23,10 @@ cdef class Codec:
 
     cdef TaskPlan plan_named(self, object name)
     cdef TaskPlan plan_of(self, object task)
+    cpdef TaskRun create(
+        self, object task, object priority, str run_id, dict given, object manager, object listeners, TaskRun parent=*
+    )
+    cpdef bytes submit(self, TaskRun run)
     cpdef bytes encode(self, TaskRun run)
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run)
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)

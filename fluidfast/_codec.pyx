@@ -522,7 +522,10 @@ cdef class Codec:
             self.registry[name] = task
         return self.plan_named(name)
 
-    def create(self, task, priority, str run_id, dict given, manager, listeners, TaskRun parent=None) -> TaskRun:
+    cpdef TaskRun create(
+        self, object task, object priority, str run_id, dict given, object manager, object listeners,
+        TaskRun parent=None
+    ):
         """A run in state ``init``: the params in ``given`` are validated against the task's model.
 
         Raises:
@@ -644,7 +647,7 @@ cdef class Codec:
         """The payloads of many runs, in order. Raises as ``encode``, at the first that cannot be written."""
         return [self.encode(run) for run in runs]
 
-    def submit(self, TaskRun run not None) -> bytes:
+    cpdef bytes submit(self, TaskRun run):
         """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload.
 
         Raises as ``encode``.

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 from ._codec import Codec
+from ._outbox import Confirmation
 from .errors import TaskError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 from .states import PRIORITIES, TaskPriority, TaskState
@@ -63,7 +64,7 @@ async def queue_many(
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
     started = monotonic()
-    in_flight: list[asyncio.Future[None]] = []
+    in_flight: list[Confirmation[None]] = []
     sent: list[tuple[list[bytes], int, list[str] | None]] = []
 
     async def confirm_oldest() -> None:

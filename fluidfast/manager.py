@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any, Literal, Self, TypeVar
@@ -12,13 +12,14 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from ._clock import now_micros
+from ._front import QueueFront
 from ._run import TaskRun
 from .backpressure import Backpressure
 from .broker import TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .config import TaskManagerConfig
 from .dead import DeadLetters
-from .errors import BufferedRunsLost, ConfigError, TaskAbortedError
+from .errors import ConfigError, TaskAbortedError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
@@ -48,7 +49,7 @@ def gives_a_coroutine(function: F) -> F:
     return function
 
 
-class TaskManager:
+class TaskManager(QueueFront):
     """The main way in: registers tasks, queues runs, executes them in place.
 
     ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or
@@ -187,59 +188,7 @@ class TaskManager:
             params = {**params, **kwargs}
         return codec.create_with(task, priority, run_id, params, self, self._listeners, from_task_run)
 
-    @gives_a_coroutine
-    def queue(
-        self,
-        task: str | Task[Any],
-        priority: TaskPriority | str | None = None,
-        *,
-        run_id: str = "",
-        from_task_run: TaskRun[Any, Any] | None = None,
-        params: Any = None,
-        **kwargs: Any,
-    ) -> Coroutine[Any, Any, TaskRun[Any, Any]]:
-        """Queue a run; it is safe on the broker when what this returns has been awaited.
-
-        Params as in ``create_task_run``. Fires the events ``init`` (also known as ``queue``), before it is sent, and
-        ``queued``, after. If the caller is cancelled the run may have been queued.
-
-        Raises, when it is awaited:
-            UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
-            PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
-            BrokerFullError: the server has no memory left; nothing was queued.
-            QueueFullError: ``max_queue_length`` runs wait, or ``max_queue_bytes`` bytes; nothing was queued.
-            BufferedRunsLost: runs that were queued before with ``delivery="buffered"`` are not confirmed; this one was
-                not queued.
-            DurabilityUnsupportedError: the server cannot do what ``durability`` demands; nothing was sent.
-            NotDurableError: the run is queued, but not as safe as ``durability`` demands.
-            BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
-                come back, whether the run was queued is unknown.
-        """
-        if self._backpressure.active or self._listeners.mask & (INIT_BIT | QUEUED_BIT):
-            return self._queue(task, priority, run_id, from_task_run, params, kwargs)
-        codec = self.broker.codec
-        try:
-            if params is None:
-                run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
-            else:
-                run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
-            payload = codec.submit(run)
-        except Exception as exc:
-            return refused(exc)
-        if self.broker.push(run.prio, payload):
-            return done(run)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # it is for asyncio.run, which will make one
-            return self._send(run, payload)
-        if not self._buffers:
-            # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
-            return self._producer.submit(loop, run.prio, payload, run)
-        try:
-            self._producer.accept(loop, run.prio, payload)
-        except BufferedRunsLost as exc:
-            return refused(exc)
-        return self._when_there_is_room(run) if self._producer.crowded else done(run)
+    queue = gives_a_coroutine(QueueFront.queue)
 
     async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
         await self._submit(run.prio, payload)
@@ -437,11 +386,3 @@ class TaskManager:
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
         """Nothing, as ``register_async_handler``; returns None."""
         return None
-
-
-async def done(run: TaskRun[Any, Any]) -> TaskRun[Any, Any]:
-    return run
-
-
-async def refused(exc: Exception) -> TaskRun[Any, Any]:
-    raise exc

@@ -8,11 +8,12 @@ together with whatever else came in that turn; what comes while a batch is in fl
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ._clock import new_id
+from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
 from .broker import Batch, Channel, TaskBroker
 from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 
@@ -20,50 +21,13 @@ __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 1000
-"""Payloads a batch."""
-MAX_BATCH_BYTES = 1 << 20
 MAX_IN_FLIGHT = 4
 """Batches on their way at a time."""
 SEND_SECONDS = 30.0
 """How long a batch is sent again after its connection was lost."""
-BUFFERED_TURN = 500
-"""Buffered payloads after which the event loop gets its turn."""
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
 T = TypeVar("T")
-
-
-class Confirmation(asyncio.Future[T]):
-    """A future that gives ``value`` once the broker has confirmed, and is as good as a coroutine.
-
-    Since it is a future, ``asyncio.gather`` waits for it without making a Task, which would cost more than all the rest
-    of queueing a run; since it can be driven like a coroutine, ``asyncio.create_task`` and ``asyncio.run`` take it.
-    """
-
-    __slots__ = ("_steps", "value")
-
-    _steps: Generator[Any, None, T]
-    value: T
-
-    def send(self, value: None) -> Any:
-        """One step, as of a coroutine."""
-        return self._driven().send(value)
-
-    def throw(self, *exc_info: Any) -> Any:
-        """Raise in whoever waits, as of a coroutine."""
-        return self._driven().throw(*exc_info)
-
-    def _driven(self) -> Generator[Any, None, T]:
-        try:
-            return self._steps
-        except AttributeError:
-            self._steps = self.__await__()
-            return self._steps
-
-    def close(self) -> None:
-        """Nobody waits for it any more."""
-        self.cancel()
 
 
 class Sending:
@@ -79,38 +43,28 @@ class Sending:
         self.since = monotonic()
 
 
-class Producer:
+class Producer(Outbox):
     """The way of one manager's payloads into its broker. Belongs to the event loop that it is used in.
 
     ``buffer_runs``, ``buffer_bytes``: how much ``accept`` may leave unconfirmed.
     """
 
     def __init__(self, broker: TaskBroker, *, buffer_runs: int = 50_000, buffer_bytes: int = 64 << 20) -> None:
+        super().__init__(buffer_runs, buffer_bytes)
         self.broker = broker
-        self.buffer_runs = buffer_runs
-        self.buffer_bytes = buffer_bytes
         self.waiting_total: float = float("inf")
         """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
         self.confirmed = 0
         """Batches that were confirmed."""
-        self.pending = 0
-        """Payloads that are not confirmed."""
-        self.pending_bytes = 0
-        self.crowded = False
-        """``accept`` wants the caller to await ``make_room`` before it goes on."""
-        self._lost: tuple[Exception, list[str]] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._start_anew()
 
     def _start_anew(self) -> None:
         self.id = new_id()
         self._sequence = 0
-        self._groups: Groups = ([], [], [])
-        self._waiters: list[Confirmation[Any]] = []
-        self._count = 0
-        self._bytes = 0
-        self._buffered = 0
-        self._in_flight: deque[Sending] = deque()
+        self._groups = ([], [], [])
+        self._waiters = []
+        self._count = self._bytes = self._buffered = 0
+        self._in_flight = deque()
         self._channel: Channel | None = None
         self._opening: asyncio.Task[None] | None = None
         self._scheduled = False
@@ -131,59 +85,11 @@ class Producer:
             self._start_anew()
         return loop
 
-    # -- handing over
-
-    def submit(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes, value: T) -> Confirmation[T]:
-        """Hand over a payload that the broker did not take by ``push``, in the running event loop.
-
-        It is queued when the future is done, which then gives ``value``, or raises BrokerConnectionError (whether it
-        was queued is unknown), or another BrokerError (it was not).
-        """
-        if loop is not self._loop:
-            self._enter_loop()
-        future: Confirmation[T] = Confirmation(loop=loop)
-        future.value = value
-        self._waiters.append(future)
-        self._add(loop, priority, payload)
-        return future
-
-    def accept(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None:
-        """Hand over, in the running event loop, a payload that the broker did not take by ``push`` and that nobody
-        waits for. If ``crowded`` is set after it, await ``make_room``.
-
-        Raises:
-            BufferedRunsLost: payloads accepted before could not be confirmed. This one was not accepted.
-        """
-        if loop is not self._loop:
-            self._enter_loop()
-        if self._lost is not None:
-            self._raise_lost()
-        self._buffered += 1
-        self._add(loop, priority, payload)
-        if (
-            self._buffered % BUFFERED_TURN == 0
-            or self.pending >= self.buffer_runs
-            or self.pending_bytes >= self.buffer_bytes
-        ):
-            self.crowded = True
-
-    def _add(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None:
-        self._groups[priority].append(payload)
-        size = len(payload)
-        self._count += 1
-        self._bytes += size
-        self.pending += 1
-        self.pending_bytes += size
-        if self._count >= MAX_BATCH or self._bytes >= MAX_BATCH_BYTES:
-            self._flush()
-        elif not self._scheduled and not self._in_flight:
-            self._scheduled = True
-            loop.call_soon(self._flush_soon)
+    # -- handing over: submit and accept, in the outbox
 
     def submit_batch(self, priority: int, payloads: list[bytes]) -> Confirmation[None]:
         """Hand over payloads of one priority as a batch of their own, behind what came before. As ``submit``."""
         future: Confirmation[None] = Confirmation(loop=self._enter_loop())
-        future.value = None
         if payloads and self.broker.push(priority, payloads[0]):
             for payload in payloads[1:]:
                 self.broker.push(priority, payload)
@@ -325,13 +231,7 @@ class Producer:
     def _resolve(self, sending: Sending, exc: Exception | None) -> None:
         self.pending -= len(sending.batch)
         self.pending_bytes -= sending.bytes
-        for future in sending.waiters:
-            if future.done():
-                continue
-            if exc is None:
-                future.set_result(future.value)
-            else:
-                future.set_exception(exc)
+        settle_all(sending.waiters, exc)
         if exc is not None and sending.buffered:
             self._remember_lost([sending], exc)
         if self._room is not None and not self._room.done():
@@ -389,3 +289,13 @@ class Producer:
 
     def __repr__(self) -> str:
         return f"<Producer of {self.broker.url}: {self.pending} pending>"
+
+
+async def done(value: T) -> T:
+    """What is awaited of a run that waits for nothing."""
+    return value
+
+
+async def refused(exc: Exception) -> NoReturn:
+    """What is awaited of a run that was not handed over."""
+    raise exc

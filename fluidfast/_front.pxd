@@ -1,0 +1,9 @@
+from ._machine cimport Listeners
+from ._outbox cimport Outbox
+
+cdef class QueueFront:
+    cdef public object broker
+    cdef public Outbox _producer
+    cdef public object _backpressure
+    cdef public Listeners _listeners
+    cdef public bint _buffers

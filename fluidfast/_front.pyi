@@ -1,0 +1,28 @@
+from collections.abc import Coroutine
+from typing import Any
+
+from ._machine import Listeners
+from ._run import TaskRun
+from .backpressure import Backpressure
+from .broker import TaskBroker
+from .producer import Producer
+from .states import TaskPriority
+from .task import Task
+
+class QueueFront:
+    broker: TaskBroker
+    _producer: Producer
+    _backpressure: Backpressure
+    _listeners: Listeners
+    _buffers: bool
+
+    def queue(
+        self,
+        task: str | Task[Any],
+        priority: TaskPriority | str | None = None,
+        *,
+        run_id: str = "",
+        from_task_run: TaskRun[Any, Any] | None = None,
+        params: Any = None,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, TaskRun[Any, Any]]: ...

@@ -1,0 +1,64 @@
+"""``queue()``: the calls that are made a million times, up to the outbox. What else a manager does is Python."""
+
+from asyncio import get_running_loop
+
+from ._codec cimport Codec
+from ._machine cimport INIT, QUEUED
+from ._run cimport TaskRun
+
+from .errors import BufferedRunsLost
+from .producer import done, refused
+
+__all__ = ["QueueFront"]
+
+
+cdef class QueueFront:
+    """The base of the manager, which has the slower ways: ``create_task_run``, ``_queue``, ``_send``,
+    ``_when_there_is_room``."""
+
+    def queue(self, task, priority=None, *, run_id="", from_task_run=None, params=None, **kwargs):
+        """Queue a run; it is safe on the broker when what this returns has been awaited.
+
+        Params as in ``create_task_run``. Fires the events ``init`` (also known as ``queue``), before it is sent, and
+        ``queued``, after. If the caller is cancelled the run may have been queued.
+
+        Raises, when it is awaited:
+            UnknownTaskError, ParamsError, ValueError: as ``create_task_run``, before anything is sent.
+            PayloadTooLargeError: the run is larger than the broker's limit; nothing was sent.
+            BrokerFullError: the server has no memory left; nothing was queued.
+            QueueFullError: ``max_queue_length`` runs wait, or ``max_queue_bytes`` bytes; nothing was queued.
+            BufferedRunsLost: runs that were queued before with ``delivery="buffered"`` are not confirmed; this one was
+                not queued.
+            DurabilityUnsupportedError: the server cannot do what ``durability`` demands; nothing was sent.
+            NotDurableError: the run is queued, but not as safe as ``durability`` demands.
+            BrokerConnectionError: the server is not there; after a connection that was lost on the way and did not
+                come back, whether the run was queued is unknown.
+        """
+        cdef Codec codec
+        cdef TaskRun run
+        cdef bytes payload
+        if self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED):
+            return self._queue(task, priority, run_id, from_task_run, params, kwargs)
+        codec = self.broker.codec
+        try:
+            if params is None:
+                run = codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
+            else:
+                run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
+            payload = codec.submit(run)
+        except Exception as exc:
+            return refused(exc)
+        if self.broker.push(run.prio, payload):
+            return done(run)
+        try:
+            loop = get_running_loop()
+        except RuntimeError:  # it is for asyncio.run, which will make one
+            return self._send(run, payload)
+        if not self._buffers:
+            # No coroutine: who awaits many at once waits for futures, and needs no Task for each.
+            return self._producer.submit(loop, run.prio, payload, run)
+        try:
+            self._producer.accept(loop, run.prio, payload)
+        except BufferedRunsLost as exc:
+            return refused(exc)
+        return self._when_there_is_room(run) if self._producer.crowded else done(run)

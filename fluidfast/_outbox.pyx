@@ -1,0 +1,337 @@
+"""What is queued and not sent yet, and the futures of those who wait for it.
+
+A ``Confirmation`` is made for each call of ``queue()``, so it is compiled, and those of one batch are confirmed
+together: the event loop gets one handle a batch, where each ``asyncio.Future`` would ask for one of its own.
+"""
+
+import asyncio
+import types
+from asyncio import CancelledError, InvalidStateError
+from contextvars import copy_context
+
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+
+__all__ = ["Confirmation", "Outbox", "settle_all"]
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+cdef enum:
+    PENDING, FINISHED, CANCELLED
+
+cdef Py_ssize_t BATCH_RUNS = 1000
+cdef Py_ssize_t BATCH_BYTES = 1 << 20
+cdef Py_ssize_t BUFFERED_TURN = 500
+
+MAX_BATCH = BATCH_RUNS
+MAX_BATCH_BYTES = BATCH_BYTES
+
+
+class Unheard:
+    """Says, when it goes, that nobody asked for an exception: as asyncio's futures do."""
+
+    __slots__ = ("failure", "loop")
+
+    def __init__(self, loop, failure):
+        self.loop = loop
+        self.failure = failure
+
+    def __del__(self):
+        if self.failure is not None:
+            self.loop.call_exception_handler(
+                {"message": "Confirmation exception was never retrieved", "exception": self.failure}
+            )
+
+
+@cython.freelist(1024)
+cdef class Confirmation:
+    """A future that gives ``value`` once the broker has confirmed, and is as good as a coroutine.
+
+    Since it is a future (``asyncio.isfuture``), ``asyncio.gather`` waits for it without making a Task, which would cost
+    more than all the rest of queueing a run; since it can be driven like a coroutine, ``asyncio.create_task`` and
+    ``asyncio.run`` take it. Methods are those of ``asyncio.Future``.
+    """
+
+    def __init__(self, value=None, *, loop=None):
+        self.loop = loop
+        self.value = value
+
+    def __class_getitem__(cls, item):
+        return types.GenericAlias(cls, item)
+
+    def __repr__(self) -> str:
+        if self.state == PENDING:
+            return "<Confirmation pending>"
+        if self.state == CANCELLED:
+            return "<Confirmation cancelled>"
+        if self.failure is not None:
+            return f"<Confirmation finished exception={self.failure!r}>"
+        return f"<Confirmation finished result={self.value!r}>"
+
+    # -- as a future
+
+    @property
+    def _loop(self):
+        return self.get_loop()
+
+    def get_loop(self):
+        """The event loop that it belongs to."""
+        if self.loop is None:
+            self.loop = asyncio.get_running_loop()
+        return self.loop
+
+    def done(self) -> bool:
+        """Whether it is confirmed, refused or cancelled."""
+        return self.state != PENDING
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self.state == CANCELLED
+
+    def result(self):
+        """The value.
+
+        Raises:
+            Exception: what the broker refused it with.
+            CancelledError: it was cancelled.
+            InvalidStateError: it is not done.
+        """
+        if self.state == FINISHED:
+            if self.failure is None:
+                return self.value
+            self.heard()
+            raise self.failure.with_traceback(self.traceback)  # the same one is raised in all who wait for a batch
+        if self.state == CANCELLED:
+            raise self._make_cancelled_error()
+        raise InvalidStateError("the broker has not answered yet")
+
+    def exception(self):
+        """What it was refused with, or None. Raises CancelledError and InvalidStateError as ``result``."""
+        if self.state == FINISHED:
+            if self.failure is not None:
+                self.heard()
+            return self.failure
+        if self.state == CANCELLED:
+            raise self._make_cancelled_error()
+        raise InvalidStateError("the broker has not answered yet")
+
+    def set_result(self, value) -> None:
+        """Give ``value`` to who waits. Raises InvalidStateError if it is done."""
+        if self.state != PENDING:
+            raise InvalidStateError(f"{self!r} is done")
+        self.value = value
+        self.settled(None)
+        self.schedule()
+
+    def set_exception(self, failure) -> None:
+        """Raise ``failure`` in who waits. Raises InvalidStateError if it is done."""
+        if self.state != PENDING:
+            raise InvalidStateError(f"{self!r} is done")
+        if isinstance(failure, type):
+            failure = failure()
+        if isinstance(failure, StopIteration):
+            raise TypeError("StopIteration cannot be raised into a future")
+        self.settled(failure)
+        self.schedule()
+
+    def cancel(self, msg=None) -> bool:
+        """Wait no longer: what was handed over may be queued all the same. False if it was done."""
+        if self.state != PENDING:
+            return False
+        self.state = CANCELLED
+        self._cancel_message = msg
+        self.schedule()
+        return True
+
+    def add_done_callback(self, fn, *, context=None) -> None:
+        """Have ``fn(self)`` called by the event loop when it is done."""
+        if context is None:
+            context = copy_context()
+        if self.state != PENDING:
+            self.get_loop().call_soon(fn, self, context=context)
+        elif self.callback is None:
+            self.callback = fn
+            self.context = context
+        else:
+            if self.further is None:
+                self.further = []
+            self.further.append((fn, context))
+
+    def remove_done_callback(self, fn) -> int:
+        """Call ``fn`` no more; how many times it was to be called."""
+        if self.callback is None:
+            return 0
+        pairs = [(self.callback, self.context), *(self.further or ())]
+        kept = [pair for pair in pairs if pair[0] != fn]
+        self.callback, self.context = kept[0] if kept else (None, None)
+        self.further = kept[1:] or None
+        return len(pairs) - len(kept)
+
+    def _make_cancelled_error(self):
+        return CancelledError() if self._cancel_message is None else CancelledError(self._cancel_message)
+
+    cdef int heard(self) except -1:
+        if self.unheard is not None:
+            self.unheard.failure = None
+            self.unheard = None
+        return 0
+
+    cdef bint settled(self, object failure):
+        """Done; whether somebody is to be called."""
+        self.state = FINISHED
+        if failure is not None:
+            self.failure = failure
+            self.traceback = failure.__traceback__
+            self.unheard = Unheard(self.get_loop(), failure)
+        return self.callback is not None
+
+    cdef int schedule(self) except -1:
+        if self.callback is not None:
+            self.get_loop().call_soon(call_all, [self])
+        return 0
+
+    cdef int call_back(self) except -1:
+        callback, context, further = self.callback, self.context, self.further
+        self.callback = self.context = self.further = None
+        if callback is not None:  # else it was taken back
+            try:
+                self.call(callback, context)
+            finally:
+                if further is not None:
+                    # The loop's own handles: what ends this one early must not take them along.
+                    for callback, context in further:
+                        self.loop.call_soon(callback, self, context=context)
+        return 0
+
+    cdef int call(self, object callback, object context) except -1:
+        PyContext_Enter(context)
+        try:
+            callback(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.get_loop().call_exception_handler(
+                {"message": f"Exception in callback {callback!r}", "exception": exc, "future": self}
+            )
+        finally:
+            PyContext_Exit(context)
+        return 0
+
+    # -- as a coroutine: it is its own iterator, since what its next step is depends on nothing but itself
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.state == PENDING:
+            if self._asyncio_future_blocking:
+                raise RuntimeError("await wasn't used with future")
+            self._asyncio_future_blocking = True
+            return self
+        raise StopIteration(self.result())
+
+    def send(self, value):
+        """One step, as of a coroutine."""
+        return self.__next__()
+
+    def throw(self, kind, value=None, traceback=None):
+        """Raise in whoever waits, as of a coroutine."""
+        if isinstance(kind, type):
+            kind = kind() if value is None else value if isinstance(value, BaseException) else kind(value)
+        raise kind if traceback is None else kind.with_traceback(traceback)
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancel()
+
+
+cpdef int settle_all(list waiters, object failure) except -1:
+    """Confirm the futures that are not done, or have them raise ``failure``. They are of one event loop."""
+    cdef Confirmation waiter
+    cdef list called = []
+    for waiter in waiters:
+        if waiter.state == PENDING and waiter.settled(failure):
+            called.append(waiter)
+    if called:
+        waiter = <Confirmation>called[0]
+        waiter.get_loop().call_soon(call_all, called)
+    return 0
+
+
+def call_all(list waiters):
+    """Call back who waits for futures that are done; the event loop's one handle for all of them."""
+    cdef Confirmation waiter
+    cdef Py_ssize_t i
+    for i in range(len(waiters)):
+        waiter = <Confirmation>waiters[i]
+        try:
+            waiter.call_back()
+        except BaseException:  # one that ends the process, or tries to
+            waiter.get_loop().call_soon(call_all, waiters[i + 1:])
+            raise
+
+
+cdef class Outbox:
+    """Payloads that wait to be sent, by priority, who waits for them, and how many are not confirmed.
+
+    The base of the producer, which has ``_enter_loop``, ``_flush``, ``_flush_soon`` and ``_raise_lost``.
+    """
+
+    def __init__(self, buffer_runs, buffer_bytes):
+        self.buffer_runs = buffer_runs
+        self.buffer_bytes = buffer_bytes
+
+    cdef int add(self, object loop, int priority, bytes payload) except -1:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
+        (<list>self._groups[priority]).append(payload)
+        self._count += 1
+        self._bytes += size
+        self.pending += 1
+        self.pending_bytes += size
+        if self._count >= BATCH_RUNS or self._bytes >= BATCH_BYTES:
+            self._flush()
+        elif not self._scheduled and not self._in_flight:
+            self._scheduled = True
+            loop.call_soon(self._flush_soon)
+        return 0
+
+    cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value):
+        """Hand over a payload that the broker did not take by ``push``, in the running event loop.
+
+        It is queued when the future is done, which then gives ``value``, or raises BrokerConnectionError (whether it
+        was queued is unknown), or another BrokerError (it was not).
+        """
+        cdef Confirmation future
+        if loop is not self._loop:
+            self._enter_loop()
+        future = Confirmation.__new__(Confirmation)
+        future.loop = loop
+        future.value = value
+        self._waiters.append(future)
+        self.add(loop, priority, payload)
+        return future
+
+    cpdef object accept(self, object loop, int priority, bytes payload):
+        """Hand over, in the running event loop, a payload that the broker did not take by ``push`` and that nobody
+        waits for. If ``crowded`` is set after it, await ``make_room``.
+
+        Raises:
+            BufferedRunsLost: payloads accepted before could not be confirmed. This one was not accepted.
+        """
+        if loop is not self._loop:
+            self._enter_loop()
+        if self._lost is not None:
+            self._raise_lost()
+        self._buffered += 1
+        self.add(loop, priority, payload)
+        if (
+            self._buffered % BUFFERED_TURN == 0
+            or self.pending >= self.buffer_runs
+            or self.pending_bytes >= self.buffer_bytes
+        ):
+            self.crowded = True
