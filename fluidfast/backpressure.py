@@ -37,6 +37,7 @@ class Backpressure:
         )
         self._broker = broker
         self._producer = producer
+        producer.counts = self.active
         self._raises = config.on_full == "raise"
         self._timeout = config.full_timeout
         self._found_mean = 0.0

@@ -139,6 +139,13 @@ def whole(text: str) -> int:
     return value
 
 
+def unsigned(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 def one_of(*allowed: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in allowed:
@@ -165,7 +172,8 @@ class BrokerOptions:
     its
     ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2). ``fleet``: ``mixed`` while aio-fluid's
     consumers run tasks with ``max_concurrency`` too: then what runs there counts, which takes aio-fluid's lock and a
-    SCAN for each such run; ``own`` otherwise.
+    SCAN for each such run; ``own`` otherwise. ``busy_poll_us``: for how many microseconds at most the answer to a short
+    command is looked for before the event loop sleeps, 0: not at all.
     """
 
     name: str
@@ -176,6 +184,7 @@ class BrokerOptions:
     durability: str = "none"
     durability_seconds: float = 2.0
     fleet: str = "own"
+    busy_poll_us: int = 100
 
     NAMES: ClassVar[tuple[str, ...]] = (
         "name",
@@ -186,6 +195,7 @@ class BrokerOptions:
         "durability",
         "durability_seconds",
         "fleet",
+        "busy_poll_us",
     )
 
     @classmethod
@@ -209,6 +219,7 @@ class BrokerOptions:
             durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
             durability_seconds=option(url, "durability_seconds", positive, 2.0, "a number of seconds above 0"),
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
+            busy_poll_us=option(url, "busy_poll_us", unsigned, 100, "a whole number of microseconds, 0 or more"),
         )
 
 
@@ -294,20 +305,23 @@ class Batch:
 
     ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their
     order. ``behind``: the sequence number of the batch that was sent before this one and is not confirmed, else 0.
+    ``fresh``: nothing of it was ever sent, and how many runs wait need not be said.
     """
 
     producer: str
     sequence: int
     groups: tuple[list[bytes], list[bytes], list[bytes]]
     behind: int = 0
+    fresh: bool = False
 
     def __len__(self) -> int:
         return len(self.groups[0]) + len(self.groups[1]) + len(self.groups[2])
 
 
 Confirm = Callable[[int, Exception | None], None]
-"""What became of a batch: how many runs wait in all, and None; or 0 and ConnectionLostError if the connection ended
-before the answer, or another BrokerError if the server refused, in which case nothing of the batch was kept."""
+"""What became of a batch: how many runs wait in all (-1: not asked), and None; or 0 and ConnectionLostError if the
+connection ended before the answer, or another BrokerError if the server refused, in which case nothing of the batch was
+kept."""
 
 Channel = Callable[[Batch, Confirm], None]
 """Sends a batch on one live connection; what became of it is said in the order of sending."""

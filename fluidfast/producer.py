@@ -33,13 +33,14 @@ T = TypeVar("T")
 class Sending:
     """A batch on its way, and who waits for it. ``buffered``: some of it nobody waits for."""
 
-    __slots__ = ("batch", "buffered", "bytes", "since", "waiters")
+    __slots__ = ("batch", "buffered", "bytes", "sent", "since", "waiters")
 
     def __init__(self, batch: Batch, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self.batch = batch
         self.bytes = size
         self.waiters = waiters
         self.buffered = buffered
+        self.sent = False
         self.since = monotonic()
 
 
@@ -54,6 +55,8 @@ class Producer(Outbox):
         self.broker = broker
         self.waiting_total: float = float("inf")
         """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
+        self.counts = False
+        """``waiting_total`` is wanted."""
         self.confirmed = 0
         """Batches that were confirmed."""
         self._start_anew()
@@ -157,6 +160,8 @@ class Producer(Outbox):
         channel = self._channel
         assert channel is not None
         sending.batch.behind = before.batch.sequence if before is not None else 0
+        sending.batch.fresh = not sending.sent and not self.counts
+        sending.sent = True
 
         def confirm(waiting: int, exc: Exception | None) -> None:
             if self._channel is not channel:
@@ -169,7 +174,8 @@ class Producer(Outbox):
             first = self._in_flight.popleft()
             assert first is sending
             if exc is None:
-                self.waiting_total = waiting
+                if waiting >= 0:
+                    self.waiting_total = waiting
                 self.confirmed += 1
             self._resolve(first, exc)
             if self._count and not self._scheduled:

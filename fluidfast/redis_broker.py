@@ -65,6 +65,7 @@ REPLY_SECONDS = 15.0
 """A server that answers nothing for this long has its connection ended."""
 LOCK_SECONDS = 5.0
 """After which aio-fluid's lock of a task opens by itself, for it and for us."""
+BEGIN, COMMIT = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 PRODUCER_MS = 3_600_000
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
@@ -203,6 +204,7 @@ class RedisTaskBroker(TaskBroker):
             except asyncio.CancelledError:
                 link.abort()
                 raise
+            link.busy_poll(self.options.busy_poll_us * 1e-6)
             self._link = link
             if self._watch is None:
                 self._watch = loop.call_later(1.0, self._check_links)
@@ -337,34 +339,44 @@ class RedisTaskBroker(TaskBroker):
         link = await self.patiently(self.link) if durable is None else await self.durable_link()
         sha = load("enqueue").sha
         prefix = self._prefix
+        queues = [self.keys.queue(priority) for priority in PRIORITIES]
 
         def send(batch: Batch, confirm: Confirm) -> None:
-            high, medium, low = batch.groups
             outcome: list[Any] = []
 
             def answered(reply: Any, exc: Exception | None) -> None:
                 if exc is not None:
                     exc = self.error(exc, link)
+                waiting = 0 if exc is not None else -1 if alone else reply[1]
                 if durable is None:
-                    confirm(0 if exc is not None else reply[1], exc)
+                    confirm(waiting, exc)
                 else:
-                    outcome.append((reply, exc))
+                    outcome.append((waiting, exc))
 
             def safe(reply: Any, exc: Exception | None) -> None:
-                [(queued, refused)] = outcome
+                [(waiting, refused)] = outcome
                 if refused is None and exc is not None:
                     refused = self.error(exc, link)
                 if refused is None and not is_durable(reply):
                     refused = self.not_durable(len(batch))
-                confirm(0 if refused is not None else queued[1], refused)
+                confirm(0 if refused is not None else waiting, refused)
 
-            command = pack(
-                (
-                    "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
-                    len(high), len(medium), len(low), *high, *medium, *low,
-                )
-            )  # fmt: skip
-            link.send(command, answered)
+            high, medium, low = batch.groups
+            alone = batch.fresh and not batch.behind and bool(high) + bool(medium) + bool(low) == 1
+            if alone:
+                # What the script looks for cannot be: this was not pushed before, nor was anything before it refused.
+                mark = pack(("SET", self.keys.producer(batch.producer), batch.sequence, "PX", PRODUCER_MS))
+                queue = queues[0 if high else 1 if medium else 2]
+                push = pack(("LPUSH", queue, *(high or medium or low)))
+                link.send(b"".join((BEGIN, mark, push, COMMIT)), answered, replies=4)
+            else:
+                command = pack(
+                    (
+                        "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
+                        len(high), len(medium), len(low), *high, *medium, *low,
+                    )
+                )  # fmt: skip
+                link.send(command, answered)
             if durable is not None:
                 link.send(durable, safe)
 

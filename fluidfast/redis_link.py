@@ -6,8 +6,10 @@ together.
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -17,6 +19,17 @@ from redis.asyncio.connection import AbstractConnection
 __all__ = ["Link", "LinkLost", "ServerReply", "Sink", "pack"]
 
 Argument = str | bytes | int | float
+
+SHORT_BYTES = 4096
+"""A command that is shorter is answered at once."""
+POLL_MISSES = 4
+POLL_PAUSE = 0.1
+"""Answers in a row that did not come in time, and how long, in seconds, none is looked for after them."""
+
+
+def several_cores() -> bool:
+    """Whether this process may run on a core beside the server's."""
+    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) > 1
 
 
 def pack(command: "tuple[Argument, ...]") -> bytes:
@@ -43,6 +56,10 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(protocolError=LinkLost, replyError=ServerReply)
         self._waiting: deque[asyncio.Future[Any] | Sink] = deque()
         self._oldest = 0.0
+        self._poll_seconds = 0.0
+        self._polling = False
+        self._poll_misses = 0
+        self._poll_from = inf
         self._loop = asyncio.get_running_loop()
         self.closed = False
         writer = connection._writer
@@ -73,19 +90,51 @@ class Link(asyncio.Protocol):
         self._write(command, future)
         return future
 
-    def send(self, command: bytes, sink: Sink) -> None:
-        """Write a packed command; ``sink`` is called with its reply, straight out of the event loop's reading."""
-        self._write(command, sink)
+    def send(self, command: bytes, sink: Sink, replies: int = 1) -> None:
+        """Write a packed command; ``sink`` is called with its reply, straight out of the event loop's reading.
 
-    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink") -> None:
+        ``replies``: of a transaction that is written at once, how many commands it is, MULTI and EXEC with them.
+        ``sink`` gets what EXEC answers, or the first error of all.
+        """
+        self._write(command, sink if replies == 1 else Transaction(sink, replies), replies)
+
+    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink", replies: int = 1) -> None:
         if self.closed or self._transport.is_closing():  # the latter: it broke, and we are about to be told
             # not from within: the caller has not seen our return yet
-            self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
+            for _ in range(replies):
+                self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
             return
         if not self._waiting:
             self._oldest = monotonic()
         self._waiting.append(taker)
+        for _ in range(replies - 1):
+            self._waiting.append(taker)
         self._transport.write(command)
+        if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:
+            self._polling = True
+            self._loop.call_soon(self._poll)
+
+    def busy_poll(self, seconds: float) -> None:
+        """From here on, look that long for the answer to a short command before the event loop may sleep.
+
+        A core that falls asleep takes tens of microseconds to wake up, which is longer than a server nearby takes to
+        answer, and costs as much CPU as looking. A server that is farther away is found out and left alone.
+        """
+        self._poll_seconds = seconds
+        self._poll_from = 0.0 if seconds and several_cores() else inf
+
+    def _poll(self) -> None:
+        if not self._waiting:
+            self._polling = False
+            self._poll_misses = 0
+        elif (now := monotonic()) - self._oldest < self._poll_seconds:
+            self._loop.call_soon(self._poll)
+        else:
+            self._polling = False
+            self._poll_misses += 1
+            if self._poll_misses >= POLL_MISSES:
+                self._poll_misses = 0
+                self._poll_from = now + POLL_PAUSE
 
     def data_received(self, data: bytes) -> None:
         self._oldest = monotonic()
@@ -118,6 +167,27 @@ class Link(asyncio.Protocol):
         """End the connection after what was written is out."""
         self.closed = True
         self._transport.close()
+
+
+class Transaction:
+    """Takes the replies to a transaction and gives one of them."""
+
+    __slots__ = ("due", "error", "sink")
+
+    def __init__(self, sink: Sink, replies: int) -> None:
+        self.sink = sink
+        self.due = replies
+        self.error: Exception | None = None
+
+    def __call__(self, reply: Any, exc: Exception | None) -> None:
+        self.due -= 1
+        if self.error is None:
+            self.error = exc
+        if self.due:
+            return
+        if self.error is None:
+            self.error = next((part for part in reply or () if isinstance(part, ServerReply)), None)
+        self.sink(None if self.error is not None else reply, self.error)
 
 
 def give(taker: "asyncio.Future[Any] | Sink", reply: Any, exc: Exception | None) -> None:

@@ -491,7 +491,7 @@ class ShardedChannel:
 
         def answered(waiting: int, exc: Exception | None) -> None:
             now.answer = (exc,)
-            if exc is None:
+            if exc is None and waiting >= 0:
                 broker._waiting[number] = waiting
             while self.sent and (answer := self.sent[0].answer) is not None:
                 told = 0 if answer[0] is not None else sum(broker._waiting)

@@ -537,7 +537,7 @@ ACL_LINES = (
     # selector, which ties commands to keys (Redis from 7, Valkey). NAME is the broker's name, redis-task-broker by
     # default. A server before 7.2 knows neither client|setinfo nor waitaof: leave them out there.
     "user fluidfast-producer on >PASSWORD resetkeys resetchannels -@all "
-    "+client|setinfo +script|load +time +wait +waitaof "
+    "+client|setinfo +multi +exec +script|load +time +wait +waitaof "
     "(~{NAME} +evalsha) "  # the key that scripts are called with
     "(%W~{NAME}-queue-* +lpush +llen) "  # puts in, and cannot read what waits
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
@@ -547,7 +547,7 @@ ACL_LINES = (
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME} ~{NAME}-* ~tasks:* "
-    "+client|setinfo +client|id +client|unblock +script|load +evalsha +eval +time +wait +waitaof "
+    "+client|setinfo +client|id +client|unblock +multi +exec +script|load +evalsha +eval +time +wait +waitaof "
     "+get +set +del +unlink +exists +pexpire "
     "+llen +lpush +rpush +lpop +rpop +blpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "

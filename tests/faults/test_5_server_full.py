@@ -138,8 +138,10 @@ async def test_refused_and_accepted_behind_each_other_and_both_answers_lost(make
 
 
 def refusals(fleet: Fleet) -> int:
-    """Scripts that the server refused or ended."""
-    return int(fleet.call("INFO", "commandstats")["cmdstat_evalsha"]["failed_calls"])
+    """Transactions and scripts that the server refused or ended."""
+    stats = fleet.call("INFO", "commandstats")
+    found = [stats[f"cmdstat_{name}"] for name in ("exec", "evalsha") if f"cmdstat_{name}" in stats]
+    return sum(int(counts["failed_calls"] + counts["rejected_calls"]) for counts in found)
 
 
 async def test_a_full_server_answers_every_verb(make_fleet: Callable[..., Fleet]) -> None:
