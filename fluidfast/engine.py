@@ -334,6 +334,8 @@ class Engine(Worker):
                         # What was not taken in is not renewed either: its lease runs out, and others get it.
                         self._leases.pop(claim.batch, None)
                         raise
+                    if len(claim.items) < want:
+                        await asyncio.sleep(0)  # no more is waiting there: these start before we look again
                 elif not self._draining:
                     self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
                     try:

@@ -284,6 +284,24 @@ class TestRuns:
         assert sorted(notes.done[1:]) == ["delayed", "early"]
         assert ends[-1] - due < timedelta(seconds=5)
 
+    async def test_what_was_found_starts_before_more_is_looked_for(self, start: Start, notes: Notes) -> None:
+        """A consumer with nothing to do is given one run: that is not to wait for what another claim takes."""
+        consumer = await start(note)
+        claim = consumer.broker.claim
+        asked: list[str] = []
+
+        async def asking(*args: Any, **kwargs: Any) -> Any:
+            asked.append(f"asked with {len(notes.done)} done")
+            found = await claim(*args, **kwargs)
+            asked.append(f"got {len(found.items)}")
+            return found
+
+        consumer.broker.claim = asking  # type: ignore[method-assign]
+        await consumer.queue(note, n=1)
+        await until(lambda: notes.done and asked and asked[-1] == "got 0")
+        got = asked.index("got 1")
+        assert asked[got + 1] == "asked with 1 done"
+
     async def test_without_slots_or_told_not_to(self, start: Start, notes: Notes) -> None:
         none = await start(max_concurrent_tasks=0)
         await start(consume_tasks=False)

@@ -16,6 +16,8 @@ local suspect = prefix .. '-ff:suspect'
 local names = {h = 'high', m = 'medium', l = 'low'}
 local given = {}
 local alone = 0
+local now
+local suspects -- how many are left, where that is known already
 
 local held = redis.call('HGETALL', lease)
 if #held > 0 then
@@ -65,6 +67,8 @@ else
     if member then
       given = {string.sub(member, 1, 1) .. '1', string.sub(member, 2)}
       alone = 1
+    else
+      suspects = 0
     end
   end
   if alone == 0 then
@@ -77,8 +81,8 @@ else
     for i = 1, #given, 4000 do
       redis.call('HSET', lease, unpack(given, i, math.min(#given, i + 3999)))
     end
-    local t = redis.call('TIME')
-    redis.call('ZADD', prefix .. '-ff:leases', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[2])
+    now = redis.call('TIME')
+    redis.call('ZADD', prefix .. '-ff:leases', now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[5]), ARGV[2])
   end
 end
 
@@ -98,8 +102,8 @@ if #given > 0 and redis.call('EXISTS', prefix .. '-ff:strikes') == 1 then
 end
 local at = 0
 if #given > 0 then
-  local t = redis.call('TIME')
-  at = t[1] * 1000000 + t[2]
+  now = now or redis.call('TIME')
+  at = now[1] * 1000000 + now[2]
 elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consumers', ARGV[1]) then
   -- It will wait, and what is moved to its inbox then has to be found if it dies: a server that came back empty, or a
   -- consumer that fell silent and goes on, does not know it before its next renewal.
@@ -107,4 +111,4 @@ elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consum
   local t = redis.call('TIME')
   redis.call('ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000), ARGV[1])
 end
-return {given, flags, redis.call('LLEN', suspect), strikes, alone, at}
+return {given, flags, suspects or redis.call('LLEN', suspect), strikes, alone, at}
