@@ -98,6 +98,11 @@ class Keys:
         """Sorted set: run id -> deadline in server milliseconds, of a task with ``max_concurrency``."""
         return f"{self.prefix}-ff:slots:{task_name}"
 
+    @property
+    def shards(self) -> str:
+        """String, under the broker's name without a number: over how many shards it is spread."""
+        return f"{self.prefix}-ff:shards"
+
     def lock(self, name: str) -> str:
         """String with a TTL: a lock, in a Cluster. Elsewhere its key is its bare name, as aio-fluid's is."""
         return f"{self.prefix}-ff:lock:{name}"

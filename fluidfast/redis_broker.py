@@ -72,6 +72,7 @@ DELAY_MS = 120_000
 REPLY_MS = 300_000
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
+NO_SHARD = -1
 DENIED = ("ACL failure in script", "The user executing the script can't")
 """What a server says of a command within a script that the user may not use: Redis 7.2 and Valkey, older ones."""
 TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
@@ -84,7 +85,8 @@ class RedisTaskBroker(TaskBroker):
     The URL is redis-py's (user, password, host, port, ``/db``); behind ``?`` stand our options (``BrokerOptions``) and
     redis-py's for TLS (``ssl_ca_certs`` ...).
 
-    ``shard``: the number of this one among the shards of a ``ShardedRedisBroker``.
+    ``shard``: the number of this one among the shards of a ``ShardedRedisBroker``; ``NO_SHARD``: what all of them have
+    in common, which has no queues.
 
     Raises:
         BrokerURLError: the URL is none, or an option of it.
@@ -97,7 +99,9 @@ class RedisTaskBroker(TaskBroker):
         super().__init__(url)
         if shard is None and option(self.url, "shards", whole, 1, "a whole number above 0") > 1:
             raise BrokerURLError(f"broker {self.url}: this is a broker of one shard, TaskBroker.from_url gives several")
-        self.keys = Keys(self.name if shard is None else f"{self.name}:{shard}")
+        self.keys = Keys(self.name if shard in (None, NO_SHARD) else f"{self.name}:{shard}")
+        self._alone = shard is None
+        self._agreed = False
         self._prefix = self.keys.prefix.encode()
         self.server = self.new_server()
         self._own_client = redis_cli is None
@@ -308,9 +312,42 @@ class RedisTaskBroker(TaskBroker):
             await self.check_durability(await self.link())
 
         await self.patiently(once)
+        if self._alone:
+            await self.agree(1)
+
+    async def agree(self, shards: int) -> None:
+        """Find out whether all others spread this broker over as many shards. Who gives another number would never see
+        some of the runs, or queue where nobody looks.
+
+        Raises:
+            BrokerURLError: they do not.
+        """
+        if self._agreed:
+            return
+        key = self.keys.shards
+
+        async def once() -> Any:
+            link = await self.link()
+            try:
+                if shards > 1:
+                    await link.call(pack(("SET", key, shards, "NX")))
+                return await link.call(pack(("GET", key)))
+            except (ServerReply, LinkLost) as exc:
+                raise self.error(exc, link) from exc
+
+        there = await self.patiently(once)
+        if there is not None and there != b"%d" % shards:
+            known = there.decode(errors="replace")
+            raise BrokerURLError(
+                f"broker {self.url}: shards={shards}, but it is spread over {known}: all processes have to give the "
+                f"same number. To change it, let its queues run empty, stop all processes, and await clear() of the "
+                f"broker with shards={known} (dead letters go too), or delete the key {key}"
+            )
+        self._agreed = True
 
     async def close(self) -> None:
         self.enter_loop()
+        self._agreed = False
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
@@ -334,6 +371,8 @@ class RedisTaskBroker(TaskBroker):
         return False
 
     async def channel(self) -> Channel:
+        if self._alone:
+            await self.agree(1)
         durable = self.durable_command()
         link: Link
         link = await self.patiently(self.link) if durable is None else await self.durable_link()
@@ -722,6 +761,9 @@ class RedisTaskBroker(TaskBroker):
         return {str(priority): results[2 * i] for i, priority in enumerate(targets)}
 
     async def clear(self) -> int:
+        if self._alone:
+            await self.agree(1)
+
         async def action() -> int:
             count = 0
             keys = []

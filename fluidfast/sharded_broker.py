@@ -27,7 +27,7 @@ import msgspec
 from .broker import Batch, BrokerURL, Channel, Claim, Confirm, Settlement, TaskBroker, TaskManagersStatus, option, whole
 from .errors import BrokerConnectionError, BrokerError, BrokerURLError
 from .keys import DEFAULT_NAME
-from .redis_broker import RedisTaskBroker
+from .redis_broker import NO_SHARD, RedisTaskBroker
 from .states import TaskPriority
 from .task import Task, TaskInfo
 
@@ -82,6 +82,8 @@ class ShardedRedisBroker(TaskBroker):
             shard.registry = self.registry
         self.home = self.shards[0]
         self.redis_cli = self.home.redis_cli
+        self._agreed = False
+        self._threads: list[ThreadPoolExecutor] = []
         self._turn = random.randrange(len(self.shards))  # processes do not go round in step
         self._woken: set[int] = set()
         self._suspects: set[int] = set()
@@ -149,9 +151,26 @@ class ShardedRedisBroker(TaskBroker):
         return answers
 
     async def connect(self) -> None:
+        await self.agree()
         await self._each(lambda shard: shard.connect())
 
+    async def agree(self) -> None:
+        """Find out, before anything is queued, whether all others give this number of shards. Raises BrokerURLError."""
+        if self._agreed:
+            return
+        # under the bare name, where a process without shards looks too: in a Cluster that may be a node of its own
+        common = RedisTaskBroker(self.url, shard=NO_SHARD)
+        try:
+            await common.agree(len(self.shards))
+        finally:
+            await common.close()
+        self._agreed = True
+
     async def close(self) -> None:
+        self._agreed = False
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)  # what is under way ends by its timeout
+        self._threads.clear()
         loop = asyncio.get_running_loop()
         under_way = [task for task in self._under_way.values() if task.get_loop() is loop]
         self._under_way.clear()
@@ -166,6 +185,8 @@ class ShardedRedisBroker(TaskBroker):
         return False
 
     async def channel(self) -> Channel:
+        await self.agree()
+
         async def opened(number: int, shard: RedisTaskBroker) -> Channel:
             channel = await shard.channel()
             try:
@@ -180,12 +201,15 @@ class ShardedRedisBroker(TaskBroker):
         await self._each(lambda shard: shard.forget(producer))
 
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
+        await self.agree()
         return await self.shards[self.number_of(key)].push_once(key, seconds, priority, payload)
 
     async def _queue_payload(self, priority: int, payload: bytes) -> None:
+        await self.agree()
         await self._next()._queue_payload(priority, payload)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
+        await self.agree()
         await self._next().delay(entries)
 
     def _next(self) -> RedisTaskBroker:
@@ -294,7 +318,7 @@ class ShardedRedisBroker(TaskBroker):
 
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
         renewers = [shard.renewer(consumer) for shard in self.shards]
-        threads = ThreadPoolExecutor(len(renewers), thread_name_prefix="fluidfast-leases")
+        threads = self._pool("leases")
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
             by_shard, lost = self.apart(batches)
@@ -317,12 +341,18 @@ class ShardedRedisBroker(TaskBroker):
 
     def yielder(self, consumer: str) -> Callable[[], object] | None:
         yielders = [found for shard in self.shards if (found := shard.yielder(consumer)) is not None]
-        threads = ThreadPoolExecutor(len(yielders), thread_name_prefix="fluidfast-yield")
+        threads = self._pool("yield")
 
         def give_all_back() -> object:
             return [answer.result() for answer in [threads.submit(give) for give in yielders]]
 
         return give_all_back
+
+    def _pool(self, word: str) -> ThreadPoolExecutor:
+        """A thread for each shard, until this broker is closed."""
+        threads = ThreadPoolExecutor(len(self.shards), thread_name_prefix=f"fluidfast-{word}")
+        self._threads.append(threads)
+        return threads
 
     async def reap(self) -> int:
         return sum(await self._in_time("reap", lambda shard: shard.reap(), LATE_SECONDS, asyncio.ALL_COMPLETED))
@@ -387,7 +417,16 @@ class ShardedRedisBroker(TaskBroker):
         return added(await self._each(lambda shard: shard.clear_queue(*priorities)))
 
     async def clear(self) -> int:
-        return sum(await self._each(lambda shard: shard.clear()))
+        """As ever; then a broker of this name may be spread over another number of shards. That key is not counted."""
+        await self.agree()
+        count = sum(await self._each(lambda shard: shard.clear()))
+        common = RedisTaskBroker(self.url, shard=NO_SHARD)
+        try:
+            await common.redis(lambda: common.redis_cli.unlink(common.keys.shards))
+        finally:
+            await common.close()
+            self._agreed = False
+        return count
 
     async def dead_length(self) -> int:
         return sum(await self._each(lambda shard: shard.dead_length()))

@@ -86,6 +86,60 @@ def test_where_shards_are_refused() -> None:
         RedisTaskBroker("redis://h?shards=2")
 
 
+# -- how many
+
+
+async def test_another_number_of_shards_is_refused(url: str, broker: ShardedRedisBroker) -> None:
+    """By each way in, before anything is queued where nobody looks; until a clear of them all."""
+    await broker.connect()
+    plain = url.removesuffix(f"&shards={SHARDS}")
+    for count in (SHARDS + 1, SHARDS - 1, 1):
+        other = TaskBroker.from_url(with_options(plain, shards=count))
+        ways: list[Callable[[], Any]] = [other.connect, other.channel, other.clear]
+        if count > 1:
+            ways += [
+                lambda o=other: o.delay([(0.0, MEDIUM, b"x")]),
+                lambda o=other: o.push_once("key", 60, MEDIUM, b"x"),
+            ]
+            ways += [lambda o=other: o._queue_payload(MEDIUM, b"x")]
+        for way in ways:
+            with pytest.raises(BrokerURLError, match=rf"shards={count}, but it is spread over {SHARDS}: .*clear\(\)"):
+                await within(way())
+        await other.close()
+    assert await places(broker) == {}
+    same = TaskBroker.from_url(url)
+    await same.connect()
+    await same.clear()
+    await same.close()
+    changed = TaskBroker.from_url(with_options(plain, shards=SHARDS + 1))
+    await changed.connect()
+    await changed.clear()
+    await changed.close()
+
+
+async def test_the_first_to_say_a_number_of_shards_is_one(url: str, broker: ShardedRedisBroker) -> None:
+    others = [TaskBroker.from_url(url.replace(f"shards={SHARDS}", f"shards={count}")) for count in (2, 3, 5, 6)]
+    answers = await asyncio.gather(*(other.connect() for other in others), return_exceptions=True)
+    assert Counter(map(type, answers)) == {BrokerURLError: 3, type(None): 1}
+    await others[answers.index(None)].clear()
+    for other in others:
+        await other.close()
+
+
+async def test_threads_end_with_the_broker(url: str, broker: ShardedRedisBroker) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("fluidfast-")]
+
+    give_back = broker.yielder("a")
+    assert give_back is not None
+    await asyncio.to_thread(broker.renewer("a"), [], [])
+    await asyncio.to_thread(give_back)
+    assert {name.rpartition("_")[0] for name in threads()} == {"fluidfast-leases", "fluidfast-yield"}
+    await broker.farewell("a")
+    await broker.close()
+    await until(lambda: not threads())
+
+
 # -- producing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -543,7 +544,8 @@ ACL_LINES = (
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
     "(%W~{NAME}-ff:delayed +zadd) "
     "(~{NAME}-ff:producer:* +get +set +del +pexpire) "  # what makes sending twice the same as once
-    "(~{NAME}-ff:reply:* +blpop +lpop)",  # queue_and_wait
+    "(~{NAME}-ff:reply:* +blpop +lpop) "  # queue_and_wait
+    "(~{BARE}-ff:shards +get +set)",  # all give the same number of shards
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME} ~{NAME}-* ~tasks:* "
@@ -551,7 +553,8 @@ ACL_LINES = (
     "+get +set +del +unlink +exists +pexpire "
     "+llen +lpush +rpush +lpop +rpop +blpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
-    "+zadd +zrem +zscore +zcard +zrange +zrangebyscore",
+    "+zadd +zrem +zscore +zcard +zrange +zrangebyscore "
+    "(~{BARE}-ff:shards +get +set)",
     # A dashboard: sees tasks, managers, queues' lengths and dead letters (with their params), and changes nothing. It
     # finds managers by SCAN, which tells the names of all keys of the database, whoever's they are.
     "user fluidfast-dashboard on >PASSWORD resetkeys resetchannels -@all "
@@ -561,7 +564,8 @@ ACL_LINES = (
 
 
 def acl_lines(name: str, password: str, version: tuple[int, ...]) -> list[str]:
-    lines = [line.replace("{NAME}", f"{{{name}}}").replace("PASSWORD", password) for line in ACL_LINES]
+    names = {"{NAME}": f"{{{name}}}", "{BARE}": f"{{{name.removesuffix(':*')}}}", "PASSWORD": password}
+    lines = [re.sub("|".join(names), lambda found: names[found[0]], line) for line in ACL_LINES]
     if version < (7, 2):
         lines = [line.replace("+client|setinfo ", "").replace("+waitaof ", "") for line in lines]
     return ["user default on >admin ~* &* +@all", *lines]
