@@ -118,16 +118,20 @@ class MemoryTaskBroker(TaskBroker):
         return True
 
     def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        while True:
+            try:
+                waiter = self._waiters.popleft()
+            except IndexError:  # nobody waits, or another thread was quicker
+                return
             if waiter.done():
                 continue
             loop = waiter.get_loop()
             if loop is asyncio._get_running_loop():
                 waiter.set_result(None)
-            elif not loop.is_closed():
+                return
+            try:
                 loop.call_soon_threadsafe(wake, waiter)
-            else:
+            except RuntimeError:  # that loop is closed
                 continue
             return
 
@@ -282,22 +286,29 @@ class MemoryTaskBroker(TaskBroker):
         return None if due is None else max(0.0, (due - now_micros()) / 1e6)
 
     async def wait(self, consumer: str, timeout: float) -> None:
-        if any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1):
+        if self._something_waits():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            async with asyncio.timeout(timeout):
-                await waiter
+            # once more: another thread may have pushed when there was nobody to wake
+            if not self._something_waits():
+                async with asyncio.timeout(timeout):
+                    await waiter
         except TimeoutError:
             pass
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # woken and cancelled at once: somebody else has to look
+            if waiter not in self._waiters:  # woken and cancelled at once: somebody else has to look
                 self._wake_one()
             raise
         finally:
-            if waiter in self._waiters:
+            try:
                 self._waiters.remove(waiter)
+            except ValueError:  # who wakes it took it out
+                pass
+
+    def _something_waits(self) -> bool:
+        return any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1)
 
     async def farewell(self, consumer: str) -> None:
         return None
@@ -318,8 +329,9 @@ class MemoryTaskBroker(TaskBroker):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             store.reply_waiters[manager_id] = waiter
             try:
-                async with asyncio.timeout(timeout):
-                    await waiter
+                if not store.replies.get(manager_id):  # once more: as in wait
+                    async with asyncio.timeout(timeout):
+                        await waiter
             except TimeoutError:
                 pass
             finally:
