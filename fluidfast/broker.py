@@ -616,6 +616,7 @@ class TaskBroker(ABC):
         process makes one step of it, so that a caller who dies has queued it or has not claimed the key.
 
         Raises:
+            NotDurableError: this call queued it, but it is not as safe as ``durability`` demands.
             BrokerError: it is not known to be queued.
         """
         if not await self.first(key, seconds):

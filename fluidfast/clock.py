@@ -16,7 +16,7 @@ from typing import Any
 from ._run import TaskRun
 from .config import TaskManagerConfig
 from .consumer import TaskConsumer
-from .errors import BrokerConnectionError, BrokerError
+from .errors import BrokerConnectionError, BrokerError, NotDurableError
 from .manager import TaskManager
 from .schedule import CronRun, Scheduler, crontab, every
 from .settings import get_settings
@@ -193,7 +193,11 @@ class ScheduleTasks(Worker):
                 self._make_run(due)
             assert due.init is not None
             assert due.queued is not None
-            is_ours = await manager.broker.push_once(due.key, due.remember_seconds, due.queued.prio, due.payload)
+            try:
+                is_ours = await manager.broker.push_once(due.key, due.remember_seconds, due.queued.prio, due.payload)
+            except NotDurableError as exc:  # it is queued, and by us
+                logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
+                is_ours = True
         except BrokerError as exc:
             self._failed(exc)
             return not isinstance(exc, BrokerConnectionError)

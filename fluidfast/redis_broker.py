@@ -468,11 +468,12 @@ class RedisTaskBroker(TaskBroker):
             f"durability={self.options.durability!r} within {self.options.durability_seconds} s"
         )
 
-    async def durably(self, name: str, count: int, *arguments: Any) -> Any:
-        """``script`` for one that queues ``count`` runs, until they are as safe as ``durability`` demands."""
+    async def durably(self, name: str, *arguments: Any) -> tuple[Any, bool]:
+        """``script`` for one that queues runs. Gives what it gives, and whether they are as safe as ``durability``
+        demands."""
         durable = self.durable_command()
         if durable is None:
-            return await self.script(name, *arguments)
+            return await self.script(name, *arguments), True
         command = pack(("EVALSHA", load(name).sha, 1, self._prefix, *arguments))
 
         async def once() -> Any:
@@ -484,9 +485,7 @@ class RedisTaskBroker(TaskBroker):
                 raise self.error(exc, link) from exc
 
         result, safe = await self.patiently(once)
-        if not is_durable(safe):
-            raise self.not_durable(count)
-        return result
+        return result, is_durable(safe)
 
     async def forget(self, producer: str) -> None:
         link = await self.link()
@@ -498,14 +497,19 @@ class RedisTaskBroker(TaskBroker):
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         # A producer of one batch: its mark and the push are one script.
         counts = [int(priority == number) for number in range(3)]
-        pushed, _ = await self.durably("enqueue", 1, f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
+        arguments = (f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
+        (pushed, _), durable = await self.durably("enqueue", *arguments)
+        if pushed and not durable:  # else it was another call's, which was told
+            raise self.not_durable(1)
         return bool(pushed)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
         flat: list[Any] = [new_id(), DELAY_MS]
         for seconds, priority, payload in entries:
             flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
-        await self.durably("delay", len(entries), *flat)
+        _, durable = await self.durably("delay", *flat)
+        if not durable:
+            raise self.not_durable(len(entries))
 
     # -- consuming
 

@@ -24,7 +24,7 @@ from fluidfast import (
     task,
 )
 from fluidfast.clock import DISABLED_SECONDS, ScheduleTasks
-from fluidfast.errors import BrokerConnectionError, BrokerFullError
+from fluidfast.errors import BrokerConnectionError, BrokerFullError, NotDurableError
 from fluidfast.schedule import CronRun
 from fluidfast.scheduler.scheduler import TaskScheduler as FacadeScheduler
 from fluidfast.settings import get_settings
@@ -229,6 +229,21 @@ async def test_one_task_that_the_broker_refuses_holds_up_no_other(rig: Rig) -> N
     assert failing.calls == 3  # with nobody there, one is enough
     failing.error = None
     assert await step(clock, NOON + seconds(2)) == 2
+
+
+async def test_what_is_queued_and_not_durable_is_fired(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """To try again would find it queued, by nobody knows whom, and tell nobody of it."""
+    told: list[str] = []
+    clock = rig.scheduler(scheduled(crontab(), name="a"), scheduled(crontab(), name="b"))
+    for state in ("init", "queued"):
+        clock.task_manager.dispatcher.register_handler(state, lambda run: told.append(f"{run.state} {run.name}"))
+    failing = Failing(clock, "push_once", NotDurableError("redis://h: queued, but not safe"))
+    assert await step(clock, NOON) == 2
+    assert await step(clock, NOON + seconds(1)) == 0
+    assert failing.calls == 2
+    assert told == ["init a", "queued a", "init b", "queued b"]
+    assert "fired schedule:a:" in caplog.text
+    assert caplog.text.count("queued, but not safe") == 2
 
 
 async def test_what_was_due_too_long_ago_is_given_up(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

@@ -221,6 +221,17 @@ async def test_a_schedule_and_a_delay_wait_as_well(start_server: Start, delay: f
         assert int(ask(replica, "ZCARD", "{redis-task-broker}-ff:delayed")) == (3 if delay else 0)
 
 
+async def test_of_two_schedulers_one_hears_that_it_is_not_durable(start_server: Start) -> None:
+    """The one that queued it."""
+    server = start_server()
+    async with managed(server, "replica", 0.05) as manager:
+        payload = manager.create_task_run(note, n=1).queue_dump_json()
+        with pytest.raises(NotDurableError):
+            await manager.broker.push_once("key", 60, 1, payload)
+        assert not await manager.broker.push_once("key", 60, 1, payload)
+        assert await waiting(manager) == 1
+
+
 # -- the disk
 
 
