@@ -18,6 +18,8 @@ import pytest
 import redis
 from broker_kit import HIGH, MEDIUM, Sender, places, put, take, with_options
 from redis.asyncio import Redis
+from redis.asyncio.lock import Lock
+from redis.exceptions import LockError, LockNotOwnedError
 from servers import RedisServer
 from waiting import pass_time, until, within
 
@@ -292,6 +294,7 @@ class TestRefused:
             lambda m: m.broker.delay([(1.0, MEDIUM, b"x")]),
             lambda m: m.queue_and_wait("note", timeout=5),
             lambda m: m.broker.wait("a", 1),
+            lambda m: m.broker.lock("a").acquire(),
         ):
             manager = TaskManager(broker_url=url)
             manager.register_task(note)
@@ -711,6 +714,60 @@ async def test_dead_connections_are_forgotten(broker: RedisTaskBroker) -> None:
         (await broker.blocking_link()).abort()
     link = await broker.blocking_link()
     assert broker._blocked == {link}
+
+
+class TestLock:
+    async def test_without_rights(self, start_server: StartServer) -> None:
+        """Each of its verbs says it as all others do."""
+        server = start_server(acl=["user default on nopass ~* +@all", "user eve on >pw ~* +@all"])
+        broker = TaskBroker.from_url(server.url_as("eve", "pw"))
+        lock = broker.lock("a", timeout=60)
+        assert await lock.acquire()
+        assert await lock.extend(60)
+        assert await lock.reacquire()
+        assert await lock.owned()
+        assert await lock.locked()
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("ACL", "SETUSER", "eve", "-get", "-set", "-eval", "-evalsha")
+        verbs = (lock.release, lambda: lock.extend(60), lock.reacquire, lock.owned, lock.locked)
+        for verb in (*verbs, broker.lock("b").acquire, broker.lock("c").__aenter__):
+            with pytest.raises(BrokerAuthError, match="eve"):
+                await within(verb())
+        await broker.close()
+
+    async def test_held_no_more(self, broker: RedisTaskBroker) -> None:
+        """That is redis-py's to say, as in aio-fluid."""
+        lock = broker.lock(f"lock of {broker.name}", timeout=60)
+        with pytest.raises(LockError):
+            await lock.release()
+        assert await lock.acquire()
+        await broker.redis_cli.delete(lock.name)
+        for verb in (lambda: lock.extend(60), lock.reacquire, lock.release):
+            with pytest.raises(LockNotOwnedError):
+                await verb()
+
+    async def test_an_answer_is_lost(self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Taken and let go of all the same: who sends it again is not to wait for itself."""
+        await broker.connect()
+        lost: list[str] = []
+        for name in ("do_acquire", "do_release"):
+
+            def losing(verb: Any, name: str) -> Any:
+                async def first_answer_lost(lock: Any, token: bytes) -> Any:
+                    answer = await verb(lock, token)
+                    if name not in lost:
+                        lost.append(name)
+                        raise redis.exceptions.ConnectionError("its answer is lost")
+                    return answer
+
+                return first_answer_lost
+
+            monkeypatch.setattr(Lock, name, losing(getattr(Lock, name), name))
+        lock = broker.lock(f"lock of {broker.name}", timeout=60)
+        async with asyncio.timeout(20), lock:
+            assert await lock.owned()
+        assert lost == ["do_acquire", "do_release"]
+        assert not await lock.locked()
 
 
 class TestAnotherEventLoop:
