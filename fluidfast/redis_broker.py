@@ -72,6 +72,8 @@ PRODUCER_MS = 3_600_000
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
+JUMP_SECONDS = 1.0
+"""By how much the server's clock has to go back between two sweeps: less costs no more than that."""
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
 NO_SHARD = -1
@@ -120,6 +122,8 @@ class RedisTaskBroker(TaskBroker):
         self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
+        self._server_ahead = -math.inf  # of our monotonic clock, in seconds: at least, when we looked last
+        self._went_back = False
 
     # -- names (aio-fluid's)
 
@@ -627,14 +631,20 @@ class RedisTaskBroker(TaskBroker):
         silent_ms = milliseconds(self.options.lease_seconds + self.block_seconds + 2)
         batches = [(b, d) for b, (d, since) in self._seen_expired.items() if now - since >= spacing]
         consumers = [(c, t) for c, (t, since) in self._seen_silent.items() if now - since >= spacing]
-        expired, silent, taken = await self.script(
+        expired, silent, taken, server_ms = await self.script(
             "reap", SUSPECT_AFTER, DEAD_AFTER, silent_ms,
             header(f"its worker died {DEAD_AFTER} times while holding it"),
+            milliseconds(self.options.lease_seconds) if self._went_back else 0,
             len(batches), *(part for pair in batches for part in pair),
             len(consumers), *(part for pair in consumers for part in pair),
         )  # fmt: skip
         self._seen_expired = sightings(self._seen_expired, expired, now)
         self._seen_silent = sightings(self._seen_silent, silent, now)
+        # whatever time the answer took, and whenever within it the server looked at its clock
+        self._went_back = server_ms / 1000 - now < self._server_ahead - JUMP_SECONDS
+        self._server_ahead = server_ms / 1000 - monotonic()
+        if self._went_back:
+            logger.warning("broker %s: the server's clock went back: leases are counted by its new time", self.url)
         if taken:
             logger.warning("broker %s: took back %d runs of consumers that fell silent", self.url, taken)
             for wakeup in self._wakeups.values():  # nothing wakes them for a suspect

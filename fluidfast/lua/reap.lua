@@ -3,9 +3,11 @@
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 strikes after which a run is suspect   2 strikes after which it is dead   3 ms after which a silent consumer's
---       inbox is taken   4 header line for the dead   5 how many batches are confirmed, then they and the deadline that
---       was seen   then how many consumers are confirmed, then they and the time that was seen
--- returns {flat list of expired batch and deadline, flat list of silent consumer and time, runs taken back}
+--       inbox is taken   4 header line for the dead   5 if the server's clock went back: lease in ms, else 0
+--       6 how many batches are confirmed, then they and the deadline that was seen   then how many consumers are
+--       confirmed, then they and the time that was seen
+-- returns {flat list of expired batch and deadline, flat list of silent consumer and time, runs taken back, the server's
+--          time in ms}
 -- called by  RedisTaskBroker.reap
 local prefix = KEYS[1]
 local leases = prefix .. '-ff:leases'
@@ -17,8 +19,21 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local taken = 0
 
-local at = 6
-for _ = 1, tonumber(ARGV[5]) do
+if tonumber(ARGV[5]) > 0 then
+  -- By the new time, nobody was seen later than now, and leases end within their length: the living prolong theirs
+  -- from there, and those of the dead do not wait until the clock is again where it was.
+  local latest = now + tonumber(ARGV[5])
+  redis.call('ZREM', leases, '') -- frees, and removes nothing: see renew.lua
+  for _, batch in ipairs(redis.call('ZRANGEBYSCORE', leases, '(' .. latest, '+inf')) do
+    redis.call('ZADD', leases, latest, batch)
+  end
+  for _, consumer in ipairs(redis.call('ZRANGEBYSCORE', consumers, '(' .. now, '+inf')) do
+    redis.call('ZADD', consumers, now, consumer)
+  end
+end
+
+local at = 7
+for _ = 1, tonumber(ARGV[6]) do
   local batch, seen = ARGV[at], ARGV[at + 1]
   at = at + 2
   local deadline = redis.call('ZSCORE', leases, batch)
@@ -79,4 +94,4 @@ end
 
 local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
 local silent = redis.call('ZRANGEBYSCORE', consumers, '-inf', now - tonumber(ARGV[3]), 'WITHSCORES', 'LIMIT', 0, 200)
-return {expired, silent, taken}
+return {expired, silent, taken, now}
