@@ -5,8 +5,8 @@ after a slot has moved is at the right place.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -23,6 +23,8 @@ from .broker import BrokerURL
 from .errors import BrokerURLError
 
 __all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder"]
+
+T = TypeVar("T")
 
 SCHEMES = (
     "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
@@ -59,6 +61,10 @@ class ServerFinder(ABC):
     @abstractmethod
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":
         """A blocking client, for a thread."""
+
+    async def of_each_primary(self, ask: Callable[[Redis], Awaitable[T]]) -> list[T]:
+        """What each server says that keeps keys: of a Cluster all primaries. Raises what ``ask`` raises."""
+        return [await ask(self.client)]
 
     def moved(self) -> None:  # noqa: B027
         """The server said that it is not the one: look again at the next connection."""
@@ -223,6 +229,7 @@ class ClusterNode(ServerFinder):
         self.options = options
         self.tls = tls
         self.place: tuple[str, int] | None = None
+        self.primaries: set[tuple[str, int]] = set()
         found = self
 
         class SlotConnection(SSLConnection if tls else Connection):  # type: ignore[misc]
@@ -264,20 +271,34 @@ class ClusterNode(ServerFinder):
             trouble = redis.exceptions.ConnectionError(f"no node holds slot {self.slot}")
         raise redis.exceptions.ConnectionError(f"no node of the cluster could tell: {trouble}") from trouble
 
+    async def of_each_primary(self, ask: Callable[[Redis], Awaitable[T]]) -> list[T]:
+        await self.locate()
+        answers = []
+        for host, port in sorted(self.primaries):
+            client = Redis(host=host, port=port, ssl=self.tls, **self.options, **common())
+            try:
+                answers.append(await ask(client))
+            finally:
+                await client.aclose()
+        return answers
+
     def choose(self, slots: Any, asked: str) -> tuple[str, int] | None:
         """The primary of our slot in the answer to CLUSTER SLOTS; redis-py gives it parsed, or as the server did."""
         if isinstance(slots, dict):
             entries = [(first, last, nodes["primary"]) for (first, last), nodes in slots.items()]
         else:
             entries = [(entry[0], entry[1], entry[2]) for entry in slots]
+        self.primaries.clear()
+        chosen = None
         for first, last, node in entries:
             host = node[0].decode() if isinstance(node[0], bytes) else node[0]
             known = (host or asked, int(node[1]))
+            self.primaries.add(known)
             if known not in self.seeds:
                 self.seeds.append(known)
             if first <= self.slot <= last:
-                return known
-        return None
+                chosen = known
+        return chosen
 
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":
         timeouts: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}

@@ -112,6 +112,15 @@ def test_a_server_with_keys_of_others(tmp_path: Path, server: RedisServer, clien
     assert sorted(client.keys()) == [b"users:1", b"users:2"]
 
 
+def test_over_shards(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    """The key that says how many they are is ours, and goes too."""
+    done = run("chaos", "--broker", f"{server.url}?shards=2", "--minutes", "0.03", cwd=tmp_path)
+    assert done.returncode == 0, done
+    client.set("users:1", "Grace")
+    assert "1 key of others" in error_of(run("chaos", "--broker", f"{server.url}?shards=2", cwd=tmp_path))
+    assert client.keys() == [b"users:1"]
+
+
 def test_a_user_who_may_not_look(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
     client.execute_command("ACL", "SETUSER", "eve", "on", ">secret", "~*", "&*", "+@all", "-dbsize")
     line = error_of(run("chaos", "--broker", server.url.replace("://", "://eve:secret@"), cwd=tmp_path))

@@ -24,6 +24,9 @@ from topology_kit import Authority, ask, start_cluster, start_replica, start_sen
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
+from fluidfast.broker import TaskBroker
+from fluidfast.commands.chaos import check_empty
+from fluidfast.commands.target import CommandError
 from fluidfast.errors import (
     BrokerAuthError,
     BrokerConnectionError,
@@ -325,6 +328,30 @@ async def test_the_other_nodes_are_served_while_one_stands_still(start_server: S
             await manager.queue_many(count, [{"n": n} for n in range(200, 400)])
             await until(lambda: len(ran) == 400, seconds=40)
         assert ran == Counter(range(400))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_keys_of_others_on_any_node_of_a_cluster(start_server: Start, shards: int) -> None:
+    """Chaos loads them all, so none may have keys of others."""
+    cluster = await start_cluster(start_server)
+    broker = TaskBroker.from_url(with_options(cluster.url, name="jobs", shards=shards))
+    for node in cluster.nodes:
+        await check_empty(broker)
+        key = next(f"users:{n}" for n in range(1000) if cluster.node_of(key_slot(f"users:{n}".encode())) is node)
+        ask(node, "SET", key, "Grace")
+        with pytest.raises(CommandError, match=f"holds 1 key of others .'{key}'"):
+            await check_empty(broker)
+        ask(node, "DEL", key)
+    for n, node in enumerate(cluster.nodes):
+        ask(
+            node,
+            "SET",
+            next(f"{n}:{m}" for m in range(1000) if cluster.node_of(key_slot(f"{n}:{m}".encode())) is node),
+            1,
+        )
+    with pytest.raises(CommandError, match="holds 3 keys of others"):
+        await check_empty(broker)
+    await broker.close()
 
 
 async def test_what_is_asked_while_a_slot_moves(start_server: Start) -> None:

@@ -196,9 +196,9 @@ async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
     result = Result(str(broker.url), seed, options.minutes, options.workers, options.rate)
     error: Exception | None = None
     try:
-        await broker.connect()
         if not options.force:
-            await check_empty(broker)
+            await check_empty(broker)  # before a key of ours is there
+        await broker.connect()
     except BaseException:
         await broker.close()
         raise
@@ -223,20 +223,28 @@ async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
 
 
 async def check_empty(broker: TaskBroker) -> None:
-    """Raises CommandError if the server (of a Cluster: the node of our slot) holds keys, or does not let us look."""
-    client: Any = broker.redis_cli  # type: ignore[attr-defined]
-    try:
+    """Raises CommandError if the server (of a Cluster: any primary) holds keys, or does not let us look."""
+    shard: Any = getattr(broker, "home", broker)  # the others are on the same server, or in the same Cluster
+    await shard.connect()
+
+    async def look(client: Any) -> tuple[int, list[bytes]]:
         count = await client.dbsize()
         names = [key async for key in client.scan_iter(count=100)] if 0 < count <= 100 else []
         if count and not names:
             _, names = await client.scan(0, count=100)
+        return count, names
+
+    try:
+        seen = await shard.server.of_each_primary(look)
     except Exception as exc:  # an ACL may forbid it
         raise CommandError(
             f"broker {broker.url}: whether the server holds keys of others cannot be seen ({exc}); "
             "--force goes on without looking"
         ) from exc
+    count = sum(n for n, _ in seen)
     if not count:
         return
+    names = [name for _, some in seen for name in some]
     shown = ", ".join(repr(key.decode(errors="replace")) for key in sorted(names)[:SHOWN_KEYS])
     more = ", ..." if count > SHOWN_KEYS else ""
     keys = "key" if count == 1 else "keys"
