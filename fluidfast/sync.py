@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from ._outbox import Confirmation
 from ._run import TaskRun
 from .bulk import QueueSummary
 from .states import TaskPriority
@@ -20,6 +21,30 @@ if TYPE_CHECKING:
 __all__ = ["SyncManager"]
 
 T = TypeVar("T")
+
+
+class Answer:
+    """Lets one thread wait for what another one hears: a lock that is held until then."""
+
+    __slots__ = ("exc", "lock")
+
+    def __init__(self) -> None:
+        self.exc: BaseException | None = None
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def give(self, future: Confirmation[None]) -> None:
+        """The future is done."""
+        self.exc = asyncio.CancelledError() if future.cancelled() else future.exception()
+        self.lock.release()
+
+    def wait(self) -> None:
+        """Until it is given. Raises what the future raises."""
+        self.lock.acquire()
+        if self.exc is not None:
+            raise self.exc
+
+
 END_SECONDS = 5.0
 """How long calls that others still wait in may take to end when the manager is closed."""
 
@@ -36,6 +61,7 @@ class SyncManager:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._unconfirmed: set[Confirmation[None]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -85,11 +111,30 @@ class SyncManager:
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
         """``TaskManager.queue``, blocking."""
+        manager = self._manager
+        if not manager._is_plain:
 
-        async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
-            return await self._manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
+            async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
+                return await manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
 
-        return self._call(queue())
+            return self._call(queue())
+        # Made in this thread; that of the loop gets bytes, and makes no Task of them.
+        self._refuse_own_thread()
+        run = manager.create_task_run(task, run_id, priority, params=params, **kwargs)
+        payload = manager.broker.codec.submit(run)
+        if manager.broker.push(run.prio, payload):
+            return run
+        answer = Answer()
+        with self._lock:
+            self._running_loop().call_soon_threadsafe(self._submit, run.prio, payload, answer)
+        answer.wait()
+        return run
+
+    def _submit(self, priority: int, payload: bytes, answer: "Answer") -> None:
+        future: Confirmation[None] = self._manager._producer.submit(asyncio.get_running_loop(), priority, payload, None)
+        self._unconfirmed.add(future)
+        future.add_done_callback(self._unconfirmed.discard)
+        future.add_done_callback(answer.give)
 
     def queue_many(
         self,
@@ -145,6 +190,8 @@ class SyncManager:
         try:
             await self._manager.on_shutdown()
         finally:
+            for future in list(self._unconfirmed):
+                future.cancel()
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for task in others:
                 task.cancel()

@@ -225,7 +225,7 @@ def test_the_first_call_of_many_threads(broker_url: str) -> None:
 
         with opened(broker_url) as manager, ThreadPoolExecutor(8) as pool:
             assert len(set(pool.map(first, [manager] * 8))) == 1
-            assert len(threads()) == 1
+            assert len(threads()) == (0 if broker_url.startswith("memory") else 1), "memory takes it in any thread"
             assert len(taken(manager)) == 8
 
 
@@ -307,6 +307,7 @@ def test_closed_and_used_again(broker_url: str) -> None:
         manager.sync.close()
         for n in range(3):
             manager.sync.queue(mail, to=n)
+            manager.sync.flush()
             assert len(threads()) == 1
             if n < 2 and not broker_url.startswith("memory"):
                 manager.sync.close()
