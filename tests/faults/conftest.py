@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from harness import Fleet
-from results import Figures, write_results
+from results import Figures, commit_of, write_results
 from servers import RedisServer
 
 from fluidfast.commands.ledger import Oracle
@@ -61,6 +61,12 @@ def _say_seed(fault_seed: int) -> None:
 
 
 ALL_FIGURES = pytest.StashKey[list[dict[str, Any]]]()
+COMMIT = pytest.StashKey[str]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if option(session.config, "--faults-report"):  # what is measured is what was there at the start
+        session.config.stash[COMMIT] = commit_of(HERE, "results.json", "RESULTS.md")
 
 
 @pytest.fixture
@@ -78,7 +84,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if lines and option(session.config, "--faults-report"):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         machine = f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
-        write_results(HERE / "results.json", HERE / "RESULTS.md", lines, machine)
+        commit = session.config.stash[COMMIT]
+        write_results(HERE / "results.json", HERE / "RESULTS.md", lines, machine=machine, commit=commit)
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import results
 from harness import Fleet
 from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
@@ -62,3 +67,74 @@ def test_a_fleet_works_drains_and_leaves_nothing(fleet: Fleet, tmp_path: Path) -
     verdict = fleet.verdict().check(killed=())
     assert verdict.ok == 300
     fleet.assert_clean()
+
+
+def figures_of(seed: int, what: str = "killed", form: str = "long") -> dict[str, Any]:
+    return {"row": 1, "form": form, "what": what, "seed": seed, "took": 1.5, "values": {"lost": seed}}
+
+
+def test_the_newest_two_seeds_of_a_scenario_are_kept(tmp_path: Path) -> None:
+    data, page = tmp_path / "results.json", tmp_path / "RESULTS.md"
+
+    def seeds_after(*lines: dict[str, Any]) -> list[int]:
+        results.write_results(data, page, list(lines), machine="a machine", commit="abc1234")
+        return [line["seed"] for line in json.loads(data.read_text())]
+
+    assert seeds_after(figures_of(1)) == [1]
+    assert seeds_after(figures_of(2)) == [2, 1]
+    assert seeds_after(figures_of(3)) == [3, 2]
+    assert seeds_after(figures_of(2)) == [2, 3]
+    assert seeds_after(figures_of(2)) == [2, 3]
+    assert seeds_after(figures_of(4, "another"), figures_of(5, form="short")) == [4, 2, 3, 5]
+    assert seeds_after(figures_of(6, form="short")) == [4, 2, 3, 6]
+    rows = [line for line in page.read_text().splitlines() if line.endswith("| abc1234 |")]
+    when = rows[0].split(" | ")[-2]
+    assert rows == [
+        f"| 1 | another | lost 4 | 4 | 1.5 s | {when} | abc1234 |",
+        f"| 1 | killed | lost 2 | 2 | 1.5 s | {when} | abc1234 |",
+        f"| | | lost 3 | 3 | 1.5 s | {when} | abc1234 |",
+        f"| 1 | killed | lost 6 | 6 | 1.5 s | {when} | abc1234 |",
+    ]
+
+
+REPORT = """\
+import sys
+from pathlib import Path
+import results
+
+who, folder = int(sys.argv[1]), Path(sys.argv[2])
+sys.stdin.readline()
+for number in range(30):
+    line = {"row": who, "form": "long", "what": f"{number}", "seed": 1, "took": 0, "values": {}}
+    results.write_results(folder / "results.json", folder / "RESULTS.md", [line], machine="a machine")
+"""
+
+
+def test_two_that_report_at_once_lose_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REPORT]
+    ours = str(Path(results.__file__).parent)
+    both = [
+        subprocess.Popen([*command, who, str(tmp_path)], stdin=subprocess.PIPE, text=True, cwd=ours) for who in "12"
+    ]
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.close()
+    assert [process.wait(30) for process in both] == [0, 0]
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 60
+    assert (tmp_path / "RESULTS.md").read_text().count(" s | ") == 60
+
+
+def test_the_commit_says_when_it_is_not_all(tmp_path: Path) -> None:
+    assert results.commit_of(tmp_path / "nothing") == results.commit_of(tmp_path) == ""
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm one"):
+        (tmp_path / "code.py").write_text("")
+        (tmp_path / "RESULTS.md").write_text("")
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    commit = results.commit_of(tmp_path, "RESULTS.md")
+    assert len(commit) >= 7
+    (tmp_path / "RESULTS.md").write_text("new")
+    assert results.commit_of(tmp_path, "RESULTS.md") == commit
+    assert results.commit_of(tmp_path) == f"{commit}-dirty"
+    (tmp_path / "code.py").write_text("new")
+    assert results.commit_of(tmp_path, "RESULTS.md") == f"{commit}-dirty"
