@@ -14,7 +14,8 @@ from typing import Any
 HEAD = """\
 # What the fault campaign measured
 
-Written by `pytest tests/faults -m soak --faults-report` (and without `-m soak` for the short forms).
+Written by `python tests/faults/campaign.py`, or `pytest tests/faults -m soak --faults-report` (without `-m soak`: the
+short forms).
 Each line is a run: of a scenario's long form the newest two that had different seeds, of its short form the newest one.
 The seed repeats it (`--fault-seed N`), as far as real processes repeat; the commit is what was measured.
 Rows are those of the list of faults; what the words of the oracle mean stands in `fluidfast/commands/ledger.py`.

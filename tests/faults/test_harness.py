@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import campaign
 import pytest
 import results
-from harness import Fleet
+from harness import Fleet, until
 from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
 
@@ -138,3 +141,81 @@ def test_the_commit_says_when_it_is_not_all(tmp_path: Path) -> None:
     assert results.commit_of(tmp_path) == f"{commit}-dirty"
     (tmp_path / "code.py").write_text("new")
     assert results.commit_of(tmp_path, "RESULTS.md") == f"{commit}-dirty"
+
+
+def test_each_long_form_is_in_one_lane() -> None:
+    assert list(range(1, 17)) == campaign.ROWS
+    found = [path for row in campaign.ROWS for path in campaign.command([row], 7) if path.endswith(".py")]
+    here = Path(campaign.__file__).parent
+    assert sorted(found) == sorted(map(str, here.glob("test_[0-9]*.py")))
+    others = [path for path in here.glob("test_*.py") if "mark." + "soak" in path.read_text()]
+    assert {str(path) for path in others} <= set(found)
+
+
+WAIT_FOR = """
+import sys, time
+from pathlib import Path
+mine, other, code = sys.argv[1:]
+Path(mine).touch()
+while not Path(other).exists():
+    time.sleep(0.01)
+print("both are here")
+sys.exit(int(code))
+"""
+
+
+def test_lanes_run_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    command = [sys.executable, "-c", WAIT_FOR]
+    assert campaign.run_lanes({"one": [*command, a, b, "0"], "two": [*command, b, a, "3"]}) == {"one": 0, "two": 3}
+    assert sorted(capsys.readouterr().out.splitlines()) == ["one     | both are here", "two     | both are here"]
+
+
+LANE = """
+import os, subprocess, sys, time
+started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("pids", os.getpid(), started.pid)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    if sys.argv[1] == "busy":
+        time.sleep(600)  # does not end
+    started.kill()
+    print("put away")
+"""
+CAMPAIGN = f"""
+import sys, campaign
+campaign.END_SECONDS = 0.5
+campaign.command = lambda rows, seed: [sys.executable, "-c", {LANE!r}, "busy" if rows == [1] else "waiting"]
+sys.exit(campaign.main(["--rows", "1", "6"]))
+"""
+
+
+def test_ctrl_c_ends_the_lanes(tmp_path: Path) -> None:
+    """And what they have started, also of one that does not end."""
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CAMPAIGN], stdout=file, stderr=file, cwd=Path(campaign.__file__).parent
+        )
+    try:
+        until(lambda: out.read_text().count("pids ") == 2, 20, out.read_text)
+        pids = [int(pid) for line in out.read_text().splitlines() if "pids " in line for pid in line.split()[-2:]]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert "waiting | put away" in out.read_text()
+    assert len(pids) == 4
+    for pid in pids:
+        until(lambda pid=pid: is_gone(pid), 10, f"{pid} has ended")
+
+
+def is_gone(pid: int) -> bool:
+    """A child of one that has ended may be a zombie where nobody takes it."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return True
