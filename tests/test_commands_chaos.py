@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from command_kit import Running, run, until
-from servers import RedisServer
+from command_kit import COMMAND, Running, environment, run, until
+from servers import HOST, RedisServer
+from topology_kit import Authority, start_sentinels, tls_in_front, tls_url
 
 from fluidfast.broker import BrokerURL
 from fluidfast.commands import chaos_process
@@ -62,6 +66,73 @@ def test_a_short_campaign_passes_and_adds_up(tmp_path: Path, server: RedisServer
     assert result["exits"] == []
     assert f"{result['attempted']:,}, of which {result['acknowledged']:,} acknowledged" in done.stdout
     assert client.dbsize() == 0
+
+
+async def passes_at(url: str, tmp_path: Path, client: redis.Redis) -> None:
+    """A short campaign through this URL."""
+    options = ("--minutes", "0.1", "--workers", "2", "--seed", "7", "--json", "-")
+    done = await asyncio.to_thread(run, "chaos", "--broker", url, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    result = json.loads(done.stdout)
+    assert result["passed"] is True
+    assert result["acknowledged"] > 0
+    assert result["cuts"] > 0
+    assert result["connections_cut"] > 0
+    assert client.dbsize() == 0
+
+
+async def test_over_tls(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    """Its processes know the authority, whose path the URL has to escape, and their cuts end TLS too.
+
+    Where connecting takes its time: a process whose first connection ends gives up, so none is cut before it has one.
+    """
+    authority = Authority(tmp_path / "our authority + more")
+    async with tls_in_front(server, authority.sign("server", f"IP:{HOST}"), held=1.2) as port:
+        await passes_at(tls_url(port, ssl_ca_certs=authority.path), tmp_path, client)
+
+
+async def test_over_sentinel(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    sentinels: list[RedisServer] = []
+    try:
+        await passes_at(await start_sentinels(server, tmp_path, sentinels, replicas=0), tmp_path, client)
+    finally:
+        for sentinel in sentinels:
+            sentinel.kill()
+            sentinel.stop()
+
+
+def test_as_many_as_it_can(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
+    options = ("--minutes", "0.03", "--workers", "4", "--rate", "0", "--json", "-")
+    done = run("chaos", "--broker", server.url, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    result = json.loads(done.stdout)
+    assert result["acknowledged"] > 600  # without the option no more than 360
+    assert result["refused"] == 0  # the producer waits
+    assert client.dbsize() == 0
+
+
+def test_the_bar_is_for_a_terminal_and_goes_again(tmp_path: Path, server: RedisServer) -> None:
+    """Also after Ctrl-C: what follows begins at the start of an empty line."""
+    ours, theirs = os.openpty()
+    command = [*COMMAND, "chaos", "--broker", server.url]
+    chaos = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while b" cuts" not in shown:
+            shown += os.read(ours, 1000)
+        chaos.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the other end is closed
+            while data := os.read(ours, 1000):
+                shown += data
+        assert chaos.wait(30) == 130
+    finally:
+        chaos.kill()
+        chaos.wait()
+        os.close(ours)
+    assert shown.startswith(b"\r\x1b[Kfaults  [")
+    assert b" kills, " in shown
+    assert shown.endswith(b"\r\x1b[K")
 
 
 def test_a_bug_is_seen(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:

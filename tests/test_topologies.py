@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import pytest
 import redis
@@ -20,7 +18,16 @@ from broker_kit import places, with_options
 from manager_kit import consuming, managing, take_runs
 from redis.crc import key_slot
 from servers import HOST, RedisServer, ServerBinary, find_servers
-from topology_kit import Authority, ask, start_cluster, start_replica, start_sentinels, tls_options
+from topology_kit import (
+    Authority,
+    ask,
+    start_cluster,
+    start_replica,
+    start_sentinels,
+    tls_in_front,
+    tls_options,
+    tls_url,
+)
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
@@ -419,49 +426,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "another")
-
-
-@asynccontextmanager
-async def tls_in_front(
-    server: RedisServer, certificate: tuple[Path, Path], clients: Path | None = None
-) -> AsyncIterator[int]:
-    """A port where TLS is taken off and passed on, since a test server need not be built with it. ``clients``: the
-    authority that their certificates have to be of."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    if clients is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(clients)
-    passing: set[asyncio.Task[Any]] = set()
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task_ = asyncio.current_task()
-        assert task_ is not None
-        passing.add(task_)
-        inner = await asyncio.open_connection(HOST, server.port)
-        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
-        passing.discard(task_)
-
-    listener = await asyncio.start_server(serve, HOST, 0, ssl=context)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        await until(lambda: not passing)
-
-
-def tls_url(port: int, host: str = HOST, **options: Any) -> str:
-    return f"rediss://{host}:{port}/0?{urlencode(options, quote_via=quote)}"
 
 
 async def works(url: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import redis
 from servers import HOST, RedisServer, ServerBinary, _answers, _free_port, _quoted
@@ -215,3 +219,47 @@ def tls_options(certificate: tuple[Path, Path], authority: Authority, *, clients
             f"tls-auth-clients {'yes' if clients else 'no'}",
         ),
     }
+
+
+@asynccontextmanager
+async def tls_in_front(
+    server: RedisServer, certificate: tuple[Path, Path], clients: Path | None = None, *, held: float = 0
+) -> AsyncIterator[int]:
+    """A port where TLS is taken off and passed on, since a test server need not be built with it. ``clients``: the
+    authority that their certificates have to be of. ``held``: seconds before the first byte of a connection goes on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(clients)
+    passing: set[asyncio.Task[Any]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task_ = asyncio.current_task()
+        assert task_ is not None
+        passing.add(task_)
+        await asyncio.sleep(held)
+        inner = await asyncio.open_connection(HOST, server.port)
+        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
+        passing.discard(task_)
+
+    listener = await asyncio.start_server(serve, HOST, 0, ssl=context)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        await until(lambda: not passing)
+
+
+def tls_url(port: int, host: str = HOST, **options: Any) -> str:
+    return f"rediss://{host}:{port}/0?{urlencode(options, quote_via=quote)}"

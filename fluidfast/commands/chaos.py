@@ -294,6 +294,7 @@ class Campaign:
             async with asyncio.TaskGroup() as keepers:
                 kept = [keepers.create_task(self.keep("worker")) for _ in range(self.result.workers)]
                 producer = keepers.create_task(self.keep("producer"))
+                await self.all_up()
                 await self.maltreat()
                 producer.cancel()
                 await self.stop("producer")
@@ -349,36 +350,44 @@ class Campaign:
         how = f"did not stop within {STOP_SECONDS:g} s" if code is None else f"ended with exit code {code}"
         self.result.exits.append(f"{child.who} {how}" + (f": {words}" if words else ""))
 
+    async def all_up(self) -> None:
+        """What they take to start is not of the time that was asked for. Those that cannot are given up by ``keep``."""
+        while not (len(self.children) > self.result.workers and all(map(self.is_up, self.children))):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    def is_up(self, child: Child) -> bool:
+        """Whether it is connected, which is when it writes its first line. One whose first connection ends gives up."""
+        ledger = self.oracle.directory / f"{child.who}.ledger"
+        return ledger.exists() and ledger.stat().st_size > 0
+
     async def maltreat(self) -> None:
         """One fault after the other, each kind in turn, until the time is over; then all go on."""
-        progress = Progress("faults", round(self.result.minutes * 60))
         end = monotonic() + self.result.minutes * 60
         deck: list[str] = []
-        async with asyncio.TaskGroup() as pauses:
-            while (left := end - monotonic()) > 0:
-                await asyncio.sleep(min(left, self.random.uniform(*EVERY_SECONDS)))
-                if not deck:
-                    deck = list(FAULTS)
-                    self.random.shuffle(deck)
-                ready = {path.stem for path in self.oracle.directory.glob("*.ledger")}
-                choice = [child for child in self.children if child.who in ready and not child.paused]
-                if not choice:
-                    continue
-                child, fault = self.random.choice(choice), deck.pop()
-                if fault == "kill":
-                    child.expected = True
-                    self.killed.add(child.who)
-                    child.send(signal.SIGKILL)
-                    self.result.kills += 1
-                elif fault == "cut":
-                    child.order(b"cut")
-                    self.result.cuts += 1
-                else:
-                    pauses.create_task(self.pause(child))
-                result = self.result
-                note = f"{result.kills:,} kills, {result.pauses:,} pauses, {result.cuts:,} cuts"
-                progress.show(round(self.result.minutes * 60 - left), note)
-            progress.clear()
+        with Progress("faults", round(self.result.minutes * 60)) as progress:
+            async with asyncio.TaskGroup() as pauses:
+                while (left := end - monotonic()) > 0:
+                    await asyncio.sleep(min(left, self.random.uniform(*EVERY_SECONDS)))
+                    if not deck:
+                        deck = list(FAULTS)
+                        self.random.shuffle(deck)
+                    choice = [child for child in self.children if self.is_up(child) and not child.paused]
+                    if not choice:
+                        continue
+                    child, fault = self.random.choice(choice), deck.pop()
+                    if fault == "kill":
+                        child.expected = True
+                        self.killed.add(child.who)
+                        child.send(signal.SIGKILL)
+                        self.result.kills += 1
+                    elif fault == "cut":
+                        child.order(b"cut")
+                        self.result.cuts += 1
+                    else:
+                        pauses.create_task(self.pause(child))
+                    result = self.result
+                    note = f"{result.kills:,} kills, {result.pauses:,} pauses, {result.cuts:,} cuts"
+                    progress.show(round(self.result.minutes * 60 - left), note)
 
     async def pause(self, child: Child) -> None:
         """Have it stand still for longer than a lease."""
@@ -407,22 +416,21 @@ class Campaign:
 
     async def drain(self) -> None:
         """Until all that was acknowledged has ended, or does not any more."""
-        progress = Progress("drain ")
         ended, changed = -1, monotonic()
-        while True:
-            with suppress(BrokerConnectionError):
-                left = self.result.left_on_broker = await left_on(self.broker)
-                now = self.oracle.count(FINISHED)
-                if now != ended:
-                    ended, changed = now, monotonic()
-                waited = monotonic() - changed
-                if left == 0 and (waited > QUIET_SECONDS or not self.oracle.verdict(await self.dead_ids()).lost):
-                    break
-                if waited > DRAIN_SECONDS:
-                    break
-                progress.show(left, f"{left:,} left")
-            await asyncio.sleep(0.2)
-        progress.clear()
+        with Progress("drain ") as progress:
+            while True:
+                with suppress(BrokerConnectionError):
+                    left = self.result.left_on_broker = await left_on(self.broker)
+                    now = self.oracle.count(FINISHED)
+                    if now != ended:
+                        ended, changed = now, monotonic()
+                    waited = monotonic() - changed
+                    if left == 0 and (waited > QUIET_SECONDS or not self.oracle.verdict(await self.dead_ids()).lost):
+                        break
+                    if waited > DRAIN_SECONDS:
+                        break
+                    progress.show(left, f"{left:,} left")
+                await asyncio.sleep(0.2)
 
     async def dead_ids(self) -> list[str]:
         letters = await self.broker.dead(await self.broker.dead_length())

@@ -4,7 +4,8 @@ The first line of stdin is a JSON object (on stdin since the url may hold a pass
 
     {"role": "worker" or "producer", "url", "ledgers", "who", "concurrency", "rate", "seed"}
 
-Each further line asks it to cut its connections. At the end of stdin it dies: its parent is gone. SIGTERM stops it.
+The first line in its ledger says that it is connected. From then on each further line of stdin asks it to cut its
+connections. At the end of stdin it dies: its parent is gone. SIGTERM stops it.
 """
 
 import asyncio
@@ -88,6 +89,8 @@ async def consume(request: dict[str, Any], ledger: Ledger) -> int:
     consumer = TaskConsumer(broker_url=request["url"], max_concurrent_tasks=request["concurrency"])
     consumer.register_task(work_task(ledger))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, consumer.gracefully_stop)
+    await consumer.broker.connect()
+    ledger.note("ready")
     await consumer.startup()
     await consumer.wait_for_shutdown()
     return 0
@@ -102,7 +105,6 @@ async def produce(request: dict[str, Any], ledger: Ledger) -> int:
     who, rate = request["who"], request["rate"]
     draw = random.Random(f"{request['seed']} {who}")
     numbers = itertools.count()
-    began = monotonic()
 
     async def one(id: str) -> None:
         ledger.attempted(id)
@@ -128,6 +130,9 @@ async def produce(request: dict[str, Any], ledger: Ledger) -> int:
             await one(f"{who}-{number}")
 
     async with manager:
+        await manager.broker.connect()
+        ledger.note("ready")
+        began = monotonic()
         await asyncio.gather(*(lane() for _ in range(WINDOW)))
     return 0
 

@@ -100,20 +100,18 @@ async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
 
 
 async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
-    progress = Progress("queued again")
-    count = await manager.dead.requeue(
-        options.ids or None, task=options.task, reason=options.reason, rate=options.rate, progress=progress.show
-    )
-    progress.clear()
+    with Progress("queued again") as progress:
+        count = await manager.dead.requeue(
+            options.ids or None, task=options.task, reason=options.reason, rate=options.rate, progress=progress.show
+        )
     return said(count, "queued again", manager, options)
 
 
 async def purge(manager: TaskManager, options: argparse.Namespace) -> int:
-    progress = Progress("removed")
-    count = await manager.dead.purge(
-        options.ids or None, task=options.task, reason=options.reason, progress=progress.show
-    )
-    progress.clear()
+    with Progress("removed") as progress:
+        count = await manager.dead.purge(
+            options.ids or None, task=options.task, reason=options.reason, progress=progress.show
+        )
     return said(count, "removed", manager, options)
 
 

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable
 from time import monotonic
+from types import TracebackType
+from typing import Self
 
 __all__ = ["Progress", "one_line", "ranges", "table"]
 
@@ -10,12 +12,23 @@ WIDTH = 30
 
 
 class Progress:
-    """A bar on stderr if that is a terminal, nothing otherwise. ``total`` 0: how much there is is not known."""
+    """A bar on stderr if that is a terminal, nothing otherwise. ``total`` 0: how much there is is not known.
+
+    As a context manager it takes the bar away at the end, also if that is an error or Ctrl-C.
+    """
 
     def __init__(self, label: str, total: int = 0) -> None:
         self.label, self.total = label, total
         self.started = self.shown = monotonic()
         self.visible = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.clear()
 
     def show(self, done: int, note: str = "") -> None:
         """Draw ``done`` of the total, at most ten times a second."""
