@@ -68,7 +68,7 @@ def aims(results: Results) -> list[Aim]:
     """Every row of "Aims", judged by the medians of this run."""
     get = results.get
     push, pop = get("limits", "limits", "lpush_1000_values"), get("limits", "limits", "rpop_100_values")
-    trips = get("limits", "limits", "round_trips_lpush")
+    trips = max((t for n in ("", "_awake") if (t := get("limits", "limits", f"round_trips_lpush{n}"))), default=None)
     aio_one, aio_many, aio_drain = (get(REFERENCE, piece) for piece in ("one", "gather", "drain"))
 
     def ours(piece: str, name: str = "rate") -> str:

@@ -118,6 +118,12 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
         await raw.ask(command, 1, lines)
         return 1
 
+    async def one_awake(command: bytes) -> int:
+        done = raw.ask(command, 1, lines)
+        while not done.done():  # noqa: ASYNC110  # looking all the time is what is measured
+            await asyncio.sleep(0)
+        return 1
+
     async def clean() -> None:
         await raw.ask(resp(b"UNLINK", key), 1, lines)
 
@@ -143,6 +149,8 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
     found["rpop_100_values"] = await refill_and_pop()
     found["round_trips_ping"] = await best_of(lambda: one(resp(b"PING")), seconds)
     found["round_trips_lpush"] = await best_of(lambda: one(single), seconds)
+    await clean()
+    found["round_trips_lpush_awake"] = await best_of(lambda: one_awake(single), seconds)
     await clean()
     raw.transport.close()
     return found

@@ -67,6 +67,7 @@ LIMITS = (
     ("round_trips_ping", "round trips of PING, uvloop Protocol, /s"),
     ("round_trips_ping_asyncio", "round trips of PING, asyncio Protocol, /s"),
     ("round_trips_lpush", "round trips of LPUSH of one value, uvloop Protocol, /s"),
+    ("round_trips_lpush_awake", "the same by an event loop that never sleeps, /s"),
 )
 
 DETAILS = (
@@ -250,7 +251,8 @@ def draw(results: Results, path: Path) -> None:
         return found
 
     round_trips, push, pop = (
-        results.get("limits", "limits", name) for name in ("round_trips_lpush", "lpush_1000_values", "rpop_100_values")
+        results.get("limits", "limits", name)
+        for name in ("round_trips_lpush_awake", "lpush_1000_values", "rpop_100_values")
     )
     panels = [
         plot.Panel(
