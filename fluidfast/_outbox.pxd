@@ -1,7 +1,7 @@
 cdef class Confirmation:
     cdef public bint _asyncio_future_blocking
     cdef readonly object _cancel_message
-    cdef object loop                    # or None: the running one, asked for when it is needed
+    cdef object loop
     cdef object value                   # what it gives
     cdef object failure                 # or what it raises
     cdef object traceback

@@ -46,16 +46,17 @@ class Unheard:
 
 
 @cython.freelist(1024)
+@cython.auto_pickle(False)
 cdef class Confirmation:
     """A future that gives ``value`` once the broker has confirmed, and is as good as a coroutine.
 
     Since it is a future (``asyncio.isfuture``), ``asyncio.gather`` waits for it without making a Task, which would cost
     more than all the rest of queueing a run; since it can be driven like a coroutine, ``asyncio.create_task`` and
-    ``asyncio.run`` take it. Methods are those of ``asyncio.Future``.
+    ``asyncio.run`` take it. Methods are those of ``asyncio.Future``. ``asyncio.wait`` takes no coroutines, so not it.
     """
 
     def __init__(self, value=None, *, loop=None):
-        self.loop = loop
+        self.loop = asyncio.get_running_loop() if loop is None else loop
         self.value = value
 
     def __class_getitem__(cls, item):
@@ -74,12 +75,10 @@ cdef class Confirmation:
 
     @property
     def _loop(self):
-        return self.get_loop()
+        return self.loop
 
     def get_loop(self):
         """The event loop that it belongs to."""
-        if self.loop is None:
-            self.loop = asyncio.get_running_loop()
         return self.loop
 
     def done(self) -> bool:
@@ -126,19 +125,20 @@ cdef class Confirmation:
         self.schedule()
 
     def set_exception(self, failure) -> None:
-        """Raise ``failure`` in who waits. Raises InvalidStateError if it is done."""
+        """Raise ``failure`` in who waits. Raises InvalidStateError if it is done, TypeError if it is no exception."""
         if self.state != PENDING:
             raise InvalidStateError(f"{self!r} is done")
         if isinstance(failure, type):
             failure = failure()
-        if isinstance(failure, StopIteration):
-            raise TypeError("StopIteration cannot be raised into a future")
+        if not isinstance(failure, BaseException):
+            raise TypeError(f"{failure!r} is no exception")
         self.settled(failure)
         self.schedule()
 
     def cancel(self, msg=None) -> bool:
         """Wait no longer: what was handed over may be queued all the same. False if it was done."""
         if self.state != PENDING:
+            self.heard()  # who does not want it any more need not be told
             return False
         self.state = CANCELLED
         self._cancel_message = msg
@@ -150,7 +150,7 @@ cdef class Confirmation:
         if context is None:
             context = copy_context()
         if self.state != PENDING:
-            self.get_loop().call_soon(fn, self, context=context)
+            self.loop.call_soon(fn, self, context=context)
         elif self.callback is None:
             self.callback = fn
             self.context = context
@@ -160,8 +160,8 @@ cdef class Confirmation:
             self.further.append((fn, context))
 
     def remove_done_callback(self, fn) -> int:
-        """Call ``fn`` no more; how many times it was to be called."""
-        if self.callback is None:
+        """Call ``fn`` no more; how many times it was to be called. What is done calls it all the same."""
+        if self.callback is None or self.state != PENDING:
             return 0
         pairs = [(self.callback, self.context), *(self.further or ())]
         kept = [pair for pair in pairs if pair[0] != fn]
@@ -180,29 +180,30 @@ cdef class Confirmation:
 
     cdef bint settled(self, object failure):
         """Done; whether somebody is to be called."""
-        self.state = FINISHED
         if failure is not None:
-            self.failure = failure
+            if isinstance(failure, StopIteration):  # which would be a value for who awaits it
+                stop, failure = failure, RuntimeError("StopIteration cannot be raised into a future")
+                failure.__cause__ = stop
             self.traceback = failure.__traceback__
-            self.unheard = Unheard(self.get_loop(), failure)
+            self.failure = failure
+            self.unheard = Unheard(self.loop, failure)
+        self.state = FINISHED
         return self.callback is not None
 
     cdef int schedule(self) except -1:
         if self.callback is not None:
-            self.get_loop().call_soon(call_all, [self])
+            self.loop.call_soon(call_all, [self])
         return 0
 
     cdef int call_back(self) except -1:
-        callback, context, further = self.callback, self.context, self.further
-        self.callback = self.context = self.further = None
-        if callback is not None:  # else it was taken back
-            try:
-                self.call(callback, context)
-            finally:
-                if further is not None:
-                    # The loop's own handles: what ends this one early must not take them along.
-                    for callback, context in further:
-                        self.loop.call_soon(callback, self, context=context)
+        """Call back in the order of asking. Behind one that ends the process, or tries to, the others stay here."""
+        while self.callback is not None:
+            callback, context = self.callback, self.context
+            if self.further:
+                self.callback, self.context = self.further.pop(0)
+            else:
+                self.callback = self.context = None
+            self.call(callback, context)
         return 0
 
     cdef int call(self, object callback, object context) except -1:
@@ -212,7 +213,7 @@ cdef class Confirmation:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self.get_loop().call_exception_handler(
+            self.loop.call_exception_handler(
                 {"message": f"Exception in callback {callback!r}", "exception": exc, "future": self}
             )
         finally:
@@ -246,10 +247,10 @@ cdef class Confirmation:
         raise kind if traceback is None else kind.with_traceback(traceback)
 
     def close(self) -> None:
-        """Nobody waits for it any more."""
-        self.cancel()
+        """Nothing: a coroutine that awaits it passes this on when it is closed, and others may wait for it too."""
 
 
+@cython.nonecheck(True)
 cpdef int settle_all(list waiters, object failure) except -1:
     """Confirm the futures that are not done, or have them raise ``failure``. They are of one event loop."""
     cdef Confirmation waiter
@@ -258,21 +259,21 @@ cpdef int settle_all(list waiters, object failure) except -1:
         if waiter.state == PENDING and waiter.settled(failure):
             called.append(waiter)
     if called:
-        waiter = <Confirmation>called[0]
-        waiter.get_loop().call_soon(call_all, called)
+        (<Confirmation>called[0]).loop.call_soon(call_all, called)
     return 0
 
 
+@cython.nonecheck(True)
 def call_all(list waiters):
     """Call back who waits for futures that are done; the event loop's one handle for all of them."""
     cdef Confirmation waiter
     cdef Py_ssize_t i
     for i in range(len(waiters)):
-        waiter = <Confirmation>waiters[i]
+        waiter = waiters[i]
         try:
             waiter.call_back()
         except BaseException:  # one that ends the process, or tries to
-            waiter.get_loop().call_soon(call_all, waiters[i + 1:])
+            waiter.loop.call_soon(call_all, waiters[i:])
             raise
 
 
