@@ -178,6 +178,7 @@ class Subject:
         """Everything that was seen; with it goes the future."""
         seen = [*self.seen]
         del self.future, self.callbacks, self.contexts
+        gc.collect()  # what was raised in a callback is in a cycle
         return [*seen, self.told]
 
 
