@@ -492,7 +492,7 @@ class TestLoops:
                 await asyncio.gather(future, loop_future := asyncio.get_running_loop().create_future())
             loop_future.cancel()
             with pytest.raises(ValueError, match="different loop"):
-                _ = asyncio.ensure_future(future, loop=asyncio.get_running_loop())
+                await asyncio.ensure_future(future, loop=asyncio.get_running_loop())
 
         run(main)
         other.close()
