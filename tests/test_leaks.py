@@ -8,6 +8,7 @@ the allocator has handed out and the objects that the garbage collector knows mu
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import itertools
 import json
@@ -25,10 +26,13 @@ import msgspec
 import pydantic
 import pytest
 
-from fluidfast import TaskRun, TaskState, task
+from fluidfast import TaskManager, TaskRun, TaskState, task
 from fluidfast._clock import monotonic_seconds, new_id, now_micros
 from fluidfast._codec import Codec, TaskPlan, encode_json
 from fluidfast._machine import Listeners, RunState
+from fluidfast._outbox import Confirmation, Outbox, settle_all
+from fluidfast.broker import Batch
+from fluidfast.errors import BrokerConnectionError
 from fluidfast.params import Params
 
 CALLS = 10_000
@@ -366,7 +370,182 @@ def cases(given: dict[str, Any]) -> Iterator[Case]:
     many = list(refused.values())[-12:]
     yield "decode many that are refused", lambda: json_codec.decode_many(many, manager, listeners), None
     yield "decode no bytes", lambda: json_codec.decode(text, manager), TypeError  # type: ignore[arg-type]
+
+    yield from waiting_cases(given, loop, value)
+    yield from queue_cases(given, loop, text)
     loop.close()
+
+
+def waiting_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: object) -> Iterator[Case]:
+    """Who waits for what is queued."""
+    context = contextvars.copy_context()
+    ready: list[tuple[Any, ...]] = []
+    hand = SimpleNamespace(
+        call_soon=lambda call, *args, context=None: ready.append((call, args)),
+        call_exception_handler=lambda about: None,
+    )
+    given.update(context=context, hand=hand)
+
+    def failure() -> LookupError:
+        """A new one each time, since raising it adds to its traceback."""
+        return LookupError(value)
+
+    def turn() -> None:
+        """What an event loop would do: it takes its time, and keeps things of its own."""
+        while ready:
+            call, args = ready.pop(0)
+            call(*args)
+
+    def made(callbacks: int = 1, callback: Callable[[Any], object] = bool) -> Any:
+        future: Any = Confirmation(value, loop=hand)  # type: ignore[arg-type]
+        for _ in range(callbacks):
+            future.add_done_callback(callback, context=context)
+        return future
+
+    def settled(refused: bool, *kinds: int) -> None:
+        reason = failure() if refused else None
+        futures = [made(n) for n in kinds]
+        settle_all(futures, reason)
+        turn()
+        for future in futures:
+            assert future.exception() is reason
+
+    def ending(future: object) -> None:
+        if ready.append((bool, ())) is None and len(ready) == 1:
+            raise KeyboardInterrupt
+
+    def ended() -> None:
+        futures = [made(2, ending), made(1)]
+        settle_all(futures, None)
+        try:
+            turn()
+        finally:
+            turn()
+
+    def refused(ask: str) -> None:
+        future = made()
+        future.set_exception(failure())
+        turn()
+        if ask:
+            getattr(future, ask)()
+
+    def cancelled(ask: str) -> None:
+        future = made(2)
+        future.cancel(value)
+        turn()
+        getattr(future, ask)()
+
+    def handed(verb: str, *args: Any) -> Any:
+        return getattr(made(), verb)(*args)
+
+    def driven(refused: bool) -> None:
+        future = made()
+        future.send(None)
+        settle_all([future], failure() if refused else None)
+        turn()
+        with contextlib.suppress(StopIteration):
+            future.send(None)
+
+    async def gathered(refused: bool) -> None:
+        reason = failure() if refused else None
+        futures: list[Any] = [Confirmation(value, loop=loop) for _ in range(3)]
+        loop.call_soon(settle_all, futures, reason)
+        found = await asyncio.gather(*futures, futures[0], return_exceptions=True)
+        assert found == [reason or value] * 4
+
+    yield "confirmation", made, None
+    yield "confirmation, in the loop that runs", lambda: Confirmation(value), RuntimeError
+    yield "confirmations, settled", lambda: settled(False, 0, 1, 2, 3), None
+    yield "confirmations, refused", lambda: settled(True, 0, 1, 2, 3), None
+    yield "confirmations, settled twice", lambda: settle_all([future := made(), future], None) or turn(), None
+    yield "confirmations, a callback raises", lambda: settle_all([made(2, broken)], None) or turn(), None
+    yield "confirmations, a callback ends it", ended, KeyboardInterrupt
+    yield "confirmations, no context", lambda: handed("add_done_callback", bool), None
+    yield "confirmations, none", lambda: settle_all([value], None), TypeError  # type: ignore[list-item]
+    yield "confirmations, nothing", lambda: settle_all([None], None), AttributeError  # type: ignore[list-item]
+    yield "confirmation, refused and not heard", lambda: refused(""), None
+    yield "confirmation, refused and cancelled", lambda: refused("cancel"), None
+    yield "confirmation, refused and shown", lambda: refused("__repr__"), None
+    yield "confirmation, refused and raised", lambda: refused("result"), LookupError
+    yield "confirmation, refused and awaited", lambda: refused("__next__"), LookupError
+    yield "confirmation, cancelled", lambda: cancelled("done"), None
+    yield "confirmation, cancelled and raised", lambda: cancelled("result"), asyncio.CancelledError
+    yield "confirmation, cancelled and asked", lambda: cancelled("exception"), asyncio.CancelledError
+    yield "confirmation, cancelled and set", lambda: cancelled("__next__"), asyncio.CancelledError
+    yield "confirmation, set", lambda: handed("set_result", given["value"]) or turn(), None
+    yield "confirmation, taken back", lambda: handed("remove_done_callback", bool), None
+    yield "confirmation, not done", lambda: handed("result"), asyncio.InvalidStateError
+    yield "confirmation, stopped", lambda: handed("set_exception", StopIteration(value)) or turn(), None
+    yield "confirmation, no exception", lambda: handed("set_exception", value), TypeError
+    yield "confirmation, no failure", lambda: settle_all([made()], value), AttributeError  # type: ignore[arg-type]
+    yield "confirmation, thrown", lambda: handed("throw", failure(), None, None), LookupError
+    yield "confirmation, thrown a type", lambda: handed("throw", LookupError, value), LookupError
+    yield "confirmation, copied", lambda: handed("__reduce_ex__", 4), TypeError
+    yield "confirmation, driven", lambda: driven(False), None
+    yield "confirmation, driven and refused", lambda: driven(True), LookupError
+    yield "confirmations, gathered, executed", lambda: loop.run_until_complete(gathered(False)), None
+    yield "confirmations, gathered and refused, executed", lambda: loop.run_until_complete(gathered(True)), None
+    yield "outbox, not used", lambda: Outbox(1, 1).submit(hand, 0, b"", None), AttributeError  # type: ignore[arg-type]
+
+
+def queue_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, text: str) -> Iterator[Case]:
+    """``queue()``, on the broker that takes runs at once, on one that confirms them, and on one that refuses."""
+
+    def manager(push: bool = False, refuses: bool = False, **options: Any) -> TaskManager:
+        made = TaskManager(broker_url="memory://", **options)
+        made.register_task(work)
+        made.register_task(mail)
+
+        async def channel() -> Callable[[Batch, Callable[[int, Exception | None], None]], None]:
+            def send(batch: Batch, confirm: Callable[[int, Exception | None], None]) -> None:
+                loop.call_soon(confirm, 0, BrokerConnectionError("not there") if refuses else None)
+
+            return send
+
+        made.broker.push = lambda priority, payload: push  # type: ignore[method-assign]
+        made.broker.channel = channel  # type: ignore[method-assign]
+        return made
+
+    atonce, confirms, refuses = manager(push=True), manager(), manager(refuses=True)
+    buffers, loses = manager(delivery="buffered"), manager(delivery="buffered", refuses=True, buffer_runs=1)
+    given.update(atonce=atonce, confirms=confirms, refuses=refuses)
+
+    def queued(by: TaskManager, *args: Any, **kwargs: Any) -> Callable[[], object]:
+        async def some() -> None:
+            waiting = [by.queue(*args, **kwargs) for _ in range(3)]
+            for found in await asyncio.gather(*waiting, return_exceptions=True):
+                if isinstance(found, Exception):
+                    raise found
+
+        return lambda: loop.run_until_complete(some())
+
+    def not_awaited() -> None:
+        async def some() -> None:
+            confirms.queue("work", to=text)
+
+        loop.run_until_complete(some())
+
+    async def lost() -> None:
+        await loses.queue("work", to=text)
+        await loses.flush()
+
+    def raised(*args: Any, **kwargs: Any) -> None:
+        atonce.queue(*args, **kwargs).send(None)
+
+    yield "queue, at once", lambda: atonce.queue("work", "low", to=text).close(), None
+    yield "queue, nothing", lambda: atonce.queue(), TypeError  # type: ignore[call-arg]
+    yield "queue, no such task", lambda: raised(text), RuntimeError
+    yield "queue, no such priority", lambda: raised("work", text), ValueError
+    yield "queue, wrong params", lambda: raised("mail", to=7), RuntimeError
+    yield "queue, params twice", lambda: raised("mail", params=7, a=7), TypeError
+    yield "queue, what cannot be sent", lambda: raised("work", to=given["value"]), RuntimeError
+    yield "queue, without a loop", lambda: confirms.queue("work", to=text).close(), None
+    yield "queue, confirmed, executed", queued(confirms, "work", "low", run_id=text, to=text), None
+    yield "queue, params in one, executed", queued(confirms, "mail", params={"to": text}), None
+    yield "queue, refused, executed", queued(refuses, "work", to=text), RuntimeError
+    yield "queue, not awaited, executed", not_awaited, None
+    yield "queue, buffered, executed", queued(buffers, "work", to=text), None
+    yield "queue, buffered and lost, executed", lambda: loop.run_until_complete(lost()), RuntimeError
 
 
 def references(given: dict[str, Any]) -> dict[str, int]:
