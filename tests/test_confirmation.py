@@ -528,6 +528,20 @@ class TestLoops:
 
         run(main)
 
+    def test_eager_tasks(self) -> None:
+        async def main() -> None:
+            factory = getattr(asyncio, "eager_task_factory", None)  # Python 3.12; without it tasks are as ever
+            asyncio.get_running_loop().set_task_factory(factory)
+            early, late = made(1), made(2)
+            settle_all([early], None)
+            direct: list[Any] = [asyncio.create_task(future) for future in (early, late)]  # type: ignore[arg-type]
+            through = [asyncio.create_task(awaited(future)) for future in (early, late)]
+            assert [each.done() for each in direct + through] == [factory is not None, False] * 2
+            soon(late)
+            assert await asyncio.gather(*direct, *through) == [1, 2, 1, 2]
+
+        asyncio.run(main())  # uvloop has no eager tasks
+
     def test_debug_mode(self, run: Run) -> None:
         async def main() -> None:
             asyncio.get_running_loop().set_debug(True)

@@ -578,6 +578,7 @@ def check(case: Case, given: dict[str, Any], calls: int) -> str:
     repeat(WARM_UP)
     found = ""
     for _ in range(3):  # a cache fills once, a leak leaks again
+        counts = None  # those of the round before are blocks too
         gc.collect()
         counts, known, blocks = references(given), len(gc.get_objects()), sys.getallocatedblocks()
         repeat(calls)
