@@ -7,7 +7,6 @@ together: the event loop gets one handle a batch, where each ``asyncio.Future`` 
 import asyncio
 import types
 from asyncio import CancelledError, InvalidStateError
-from contextvars import copy_context
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
@@ -15,6 +14,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 __all__ = ["Confirmation", "Outbox", "settle_all"]
 
 cdef extern from "Python.h":
+    object PyContext_CopyCurrent()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
 
@@ -148,7 +148,7 @@ cdef class Confirmation:
     def add_done_callback(self, fn, *, context=None) -> None:
         """Have ``fn(self)`` called by the event loop when it is done."""
         if context is None:
-            context = copy_context()
+            context = PyContext_CopyCurrent()
         if self.state != PENDING:
             self.loop.call_soon(fn, self, context=context)
         elif self.callback is None:
