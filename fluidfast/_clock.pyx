@@ -17,7 +17,6 @@ cdef int POOL_SIZE = 4096
 cdef bytes _pool = b""
 cdef int _used = 0
 cdef bint _fork_guarded = False
-cdef const uint8_t* HEX = b"0123456789abcdef"
 
 
 cdef int64_t now_us() noexcept:
@@ -55,11 +54,7 @@ cdef str make_id():
         _refill()
     cdef const uint8_t* source = <const uint8_t*>PyBytes_AS_STRING(_pool) + _used
     cdef str text = PyUnicode_New(32, 127)
-    cdef uint8_t* target = <uint8_t*>PyUnicode_1BYTE_DATA(text)
-    cdef int i
-    for i in range(16):
-        target[2 * i] = HEX[source[i] >> 4]
-        target[2 * i + 1] = HEX[source[i] & 15]
+    put_hex(<uint8_t*>PyUnicode_1BYTE_DATA(text), source)
     _used += 16
     return text
 

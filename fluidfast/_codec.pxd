@@ -5,23 +5,27 @@ cdef class TaskPlan:
     cdef readonly str name
     cdef readonly object adapter
     cdef object encode_params           # params object -> JSON bytes
-    cdef object decode_params           # JSON bytes -> params object
+    cdef object encode_into             # params object, bytearray -> JSON in it, or None
+    cdef bint is_mapping                # no model: params are a Params
+    cdef object decode_params           # JSON bytes -> params object, or a dict for a mapping
     cdef object validate
-    cdef object encode_packed           # params object -> MessagePack bytes, or None
+    cdef object encode_packed_into      # params object, bytearray -> MessagePack in it, or None
     cdef object decode_packed           # MessagePack bytes -> params object, or None
     cdef bytes packed_name              # the name as a MessagePack string
     cdef tuple heads                    # by priority: the bytes between a run's id and its queued time
 
-    cdef bytes params_json(self, object params)
+    cdef object params_json(self, object params, const char** text, Py_ssize_t* length)
+    cdef object params_of(self, bytes raw)
 
 cdef class Codec:
     cdef readonly object registry       # name -> Task, shared with the broker
     cdef readonly bint msgpack
     cdef readonly Py_ssize_t max_bytes
     cdef dict plans                     # name -> TaskPlan
-    cdef TaskPlan last                  # of the last payload that was read: runs of one task come together
+    cdef TaskPlan last                  # of the last run that was written or read: those of one task come together
 
     cdef TaskPlan plan_named(self, object name)
+    cdef bint is_registered(self, TaskPlan plan)
     cdef TaskPlan plan_of(self, object task)
     cpdef TaskRun create(
         self, object task, object priority, str run_id, dict given, object manager, object listeners, TaskRun parent=*

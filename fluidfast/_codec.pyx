@@ -21,8 +21,11 @@ An id of 32 lower-case hex digits stands as its 16 bytes, any other as text; tim
 The first byte tells the two forms apart: an array is 0x90-0x9f, 0xdc or 0xdd, and JSON has none of those there.
 """
 
+from cpython.bytearray cimport (
+    PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
+from cpython.dict cimport PyDict_GetItem, PyDict_Update
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH, PyUnicode_New
 from libc.math cimport llrint
@@ -31,10 +34,11 @@ from libc.string cimport memchr, memcmp, memcpy
 
 import re
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import msgspec
 
-from ._clock cimport make_id, now_us
+from ._clock cimport make_id, now_us, put_hex
 from ._machine cimport QUEUED, state_number
 from ._run cimport TaskRun, make_run, micros, priority_number
 
@@ -48,7 +52,6 @@ cdef extern from "Python.h":
 __all__ = ["Codec", "TaskPlan", "encode_json"]
 
 cdef int MAX_DEPTH = 64
-cdef const uint8_t* HEX = b"0123456789abcdef"
 cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
 cdef int64_t MAX_TIME = 8589934592000000     # ... to 2242, where a double begins to lose microseconds
 cdef int64_t WATERSHED = 20000000000         # a number of seconds up to here, in the year 2603; else of milliseconds
@@ -61,6 +64,8 @@ cdef object JSON = msgspec.json.encode
 cdef object FROM_JSON = msgspec.json.decode
 cdef object MSGPACK = msgspec.msgpack.encode
 cdef object AS_RAW = msgspec.json.Decoder(msgspec.Raw).decode
+cdef object AS_MAPPING = msgspec.json.Decoder(dict[str, Any]).decode
+cdef type PARAMS = Params
 cdef object RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 cdef frozenset FIELDS = frozenset((
     "id", "task", "priority", "params", "state", "queued", "start", "end", "execute_after", "rate_limit_attempt",
@@ -89,6 +94,27 @@ class PackedRun(msgspec.Struct, array_like=True):
 
 cdef object UNPACK = msgspec.msgpack.Decoder(PackedRun).decode
 cdef object FROM_MSGPACK = msgspec.msgpack.decode
+
+
+cdef Py_ssize_t SCRATCH = 4096
+cdef bytearray _scratch = None
+
+
+cdef bytearray take_scratch():
+    """A buffer for params, that ``give_back`` takes. The taker has it alone: an encoder may run code that encodes."""
+    global _scratch
+    cdef bytearray scratch = _scratch
+    _scratch = None
+    if scratch is None:
+        return PyByteArray_FromStringAndSize(NULL, SCRATCH)
+    PyByteArray_Resize(scratch, SCRATCH)        # sets the length; frees what large params took
+    return scratch
+
+
+cdef void give_back(object scratch) noexcept:
+    global _scratch
+    if type(scratch) is bytearray:
+        _scratch = <bytearray>scratch
 
 
 cdef int64_t _last_second = -1
@@ -155,14 +181,12 @@ cdef bint too_deep(const char* text, Py_ssize_t length, int levels=MAX_DEPTH) no
     return False
 
 
-cdef bint is_suspect(bytes packed) noexcept:
+cdef bint is_suspect(const unsigned char* text, Py_ssize_t length) noexcept:
     """Whether MessagePack could nest deeper than MAX_DEPTH, or hold a NaN or an infinity.
 
     It has as many bytes that may open an array or a map; or a double or float with all bits of its exponent set.
     """
-    cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(packed)
     cdef Py_ssize_t i
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(packed)
     cdef int count = 0
     if length > MAX_DEPTH:
         for i in range(length):     # no branches: it is done for many bytes at a time
@@ -256,9 +280,11 @@ cdef class TaskPlan:
         self.name = task.name
         self.adapter = adapter_for(task.params_model)
         self.encode_params = self.adapter.encode
-        self.decode_params = self.adapter.decode
+        self.encode_into = self.adapter.encode_into
+        self.is_mapping = self.adapter.model is Params
+        self.decode_params = AS_MAPPING if self.is_mapping else self.adapter.decode
         self.validate = self.adapter.validate
-        self.encode_packed = self.adapter.encode_packed
+        self.encode_packed_into = self.adapter.encode_packed_into
         self.decode_packed = self.adapter.decode_packed
         self.packed_name = MSGPACK(task.name)
         self.heads = tuple([
@@ -266,33 +292,53 @@ cdef class TaskPlan:
             for priority in PRIORITIES
         ])
 
-    cdef bytes params_json(self, object params):
-        cdef bytes raw
+    cdef object params_json(self, object params, const char** text, Py_ssize_t* length):
+        """Writes params as a JSON object; ``text`` is valid as long as what this returns, which is to be given back."""
+        cdef object owner
         try:
-            raw = self.encode_params(params)
+            if self.encode_into is None:
+                owner = self.encode_params(params)
+                text[0] = PyBytes_AS_STRING(<bytes?>owner)
+                length[0] = PyBytes_GET_SIZE(owner)
+            else:
+                owner = take_scratch()
+                self.encode_into(params, owner)
+                text[0] = PyByteArray_AS_STRING(owner)
+                length[0] = PyByteArray_GET_SIZE(owner)
         except Exception as exc:
             raise params_error(self.name, exc, params) from cause_of(exc)
-        if PyBytes_GET_SIZE(raw) and PyBytes_AS_STRING(raw)[0] != 123:
+        if length[0] and text[0][0] != 123:
             raise ParamsError(
                 f"invalid params for task {self.name!r}: they must be written as a JSON object", task_name=self.name
             )
-        if too_deep(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        if too_deep(text[0], length[0]):
             raise ParamsError(
                 f"invalid params for task {self.name!r}: nested deeper than {MAX_DEPTH} levels", task_name=self.name
             )
         # msgspec writes NaN and the infinities as null: that is another value, or none at all
-        if contains_null(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        if contains_null(text[0], length[0]):
             field = non_finite_field(params)
             if field is not None:
                 raise ParamsError(
                     f"invalid params for task {self.name!r}, field {field!r}: NaN and infinity cannot be queued",
                     task_name=self.name, field=field,
                 )
-        return raw
+        return owner
+
+    cdef object params_of(self, bytes raw):
+        """The params in JSON. Raises what the model's library raises."""
+        cdef object value = self.decode_params(raw)
+        if not self.is_mapping:
+            return value
+        params = PARAMS.__new__(PARAMS)
+        PyDict_Update(params, value)
+        return params
 
 
 cdef bytes write_json(TaskPlan plan, TaskRun run):
-    cdef bytes params = plan.params_json(run.params)
+    cdef const char* params
+    cdef Py_ssize_t params_length
+    cdef object owner = plan.params_json(run.params, &params, &params_length)
     cdef bytes head
     cdef bytes payload
     cdef char* at
@@ -305,7 +351,7 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
         head = <bytes>plan.heads[run.prio]
         id_length = PyUnicode_GET_LENGTH(run.id)
         payload = PyBytes_FromStringAndSize(
-            NULL, 7 + id_length + PyBytes_GET_SIZE(head) + 17 + 10 + PyBytes_GET_SIZE(params) + 1
+            NULL, 7 + id_length + PyBytes_GET_SIZE(head) + 17 + 10 + params_length + 1
         )
         at = PyBytes_AS_STRING(payload)
         memcpy(at, b'{"id":"', 7)
@@ -317,8 +363,9 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
         at = put_time(at, run.queued_us)
         memcpy(at, b',"params":', 10)
         at += 10
-        memcpy(at, PyBytes_AS_STRING(params), PyBytes_GET_SIZE(params))
-        at[PyBytes_GET_SIZE(params)] = 125
+        memcpy(at, params, params_length)
+        at[params_length] = 125
+        give_back(owner)
         return payload
     parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
     parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
@@ -338,7 +385,7 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
     for name, value in (run.extra or {}).items():
         parts.append(b"," + JSON(name) + b":" + value)
     parts.append(b',"params":')
-    parts.append(params)
+    parts.append(params[:params_length])
     parts.append(b"}")
     return b"".join(parts)
 
@@ -362,26 +409,21 @@ cdef str seconds_text(int64_t moment):
     return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
 
 
-cdef inline int hex_value(unsigned char c) noexcept:
-    """The value of a lower-case hex digit; for anything else a number with bits above the fourth set."""
-    cdef unsigned int digit = <unsigned int>c - 48
-    cdef unsigned int letter = <unsigned int>c - 97
-    return digit if digit < 10 else letter + 10 if letter < 6 else 0x100
-
-
-cdef bint pack_identity(str identity, unsigned char* target) noexcept:
+cdef bint pack_identity(str identity, uint8_t* target) noexcept:
     """The 16 bytes of 32 lower-case hex digits; False if the id is something else."""
-    cdef const unsigned char* source
-    cdef int i, value
-    cdef int found = 0
+    cdef const uint8_t* source
+    cdef uint8_t values[32]
+    cdef uint8_t differs = 0
+    cdef int i
     if not PyUnicode_IS_COMPACT_ASCII(identity) or PyUnicode_GET_LENGTH(identity) != 32:
         return False
-    source = <const unsigned char*>PyUnicode_1BYTE_DATA(identity)
+    source = <const uint8_t*>PyUnicode_1BYTE_DATA(identity)
+    for i in range(32):             # no branches: it is done for many bytes at a time
+        values[i] = (source[i] & 15) + (source[i] >> 6) * 9
+        differs |= source[i] ^ (values[i] + 48 + (values[i] > 9) * 39)
     for i in range(16):
-        value = hex_value(source[2 * i]) << 4 | hex_value(source[2 * i + 1])
-        found |= value
-        target[i] = value & 0xff
-    return found < 0x100
+        target[i] = values[2 * i] << 4 | values[2 * i + 1]
+    return not differs
 
 
 cdef bytes pack_queued(TaskPlan plan, TaskRun run):
@@ -389,27 +431,31 @@ cdef bytes pack_queued(TaskPlan plan, TaskRun run):
 
     0x96, 0xc4 0x10 and 16 bytes, the name, one byte, the params, 0x01, 0xcb and a big-endian double.
     """
-    cdef bytes params, payload
-    cdef unsigned char identity[16]
+    cdef bytes payload
+    cdef bytearray scratch
+    cdef const unsigned char* params
+    cdef uint8_t identity[16]
     cdef unsigned char* at
     cdef Py_ssize_t name_length, params_length
     cdef double seconds
     cdef uint64_t bits
     cdef int i
     if not (
-        plan.encode_packed is not None and run._state == QUEUED and run.queued_us > 0 and run.after_us == 0
+        plan.encode_packed_into is not None and run._state == QUEUED and run.queued_us > 0 and run.after_us == 0
         and run.start_us == 0 and run.end_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
         and not run.from_run_id and not run.root_run_id and not run.extra and pack_identity(run.id, identity)
     ):
         return None
+    scratch = take_scratch()
     try:
-        params = plan.encode_packed(run.params)
+        plan.encode_packed_into(run.params, scratch)
     except Exception:
         return None                 # the general way says what is wrong
-    params_length = PyBytes_GET_SIZE(params)
-    if params_length == 0 or is_suspect(params):
+    params = <const unsigned char*>PyByteArray_AS_STRING(scratch)
+    params_length = PyByteArray_GET_SIZE(scratch)
+    if params_length == 0 or is_suspect(params, params_length):
         return None
-    if (PyBytes_AS_STRING(params)[0] & 0xf0) != 0x80 and (PyBytes_AS_STRING(params)[0] & 0xfe) != 0xde:
+    if (params[0] & 0xf0) != 0x80 and (params[0] & 0xfe) != 0xde:
         return None                 # no map
     name_length = PyBytes_GET_SIZE(plan.packed_name)
     payload = PyBytes_FromStringAndSize(NULL, 19 + name_length + 1 + params_length + 10)
@@ -422,7 +468,8 @@ cdef bytes pack_queued(TaskPlan plan, TaskRun run):
     memcpy(at, PyBytes_AS_STRING(plan.packed_name), name_length)
     at += name_length
     at[0] = run.prio
-    memcpy(at + 1, PyBytes_AS_STRING(params), params_length)
+    memcpy(at + 1, params, params_length)
+    give_back(scratch)
     at += 1 + params_length
     at[0] = QUEUED
     at[1] = 0xcb
@@ -435,13 +482,15 @@ cdef bytes pack_queued(TaskPlan plan, TaskRun run):
 
 cdef bytes write_msgpack(TaskPlan plan, TaskRun run):
     cdef bytes short = pack_queued(plan, run)
+    cdef const char* text
+    cdef Py_ssize_t length
     if short is not None:
         return short
     try:
         params = plan.adapter.to_builtins(run.params)
     except Exception as exc:
         raise params_error(plan.name, exc, run.params) from cause_of(exc)
-    plan.params_json(run.params)  # the same bounds and the same errors, whichever form travels
+    plan.params_json(run.params, &text, &length)  # the same bounds and the same errors, whichever form travels
     identity = run.id
     if len(identity) == 32:
         try:
@@ -509,9 +558,15 @@ cdef class Codec:
         self.plans[name] = made
         return made
 
+    cdef bint is_registered(self, TaskPlan plan):
+        cdef PyObject* task = PyDict_GetItem(self.registry, plan.name)
+        return task != NULL and <object>task is plan.task
+
     cdef TaskPlan plan_of(self, object task):
         """The plan of a task or of a name; a task that is new here is registered."""
-        cdef TaskPlan plan
+        cdef TaskPlan plan = self.last
+        if plan is not None and plan.task is task and self.is_registered(plan):
+            return plan
         if isinstance(task, str):
             plan = self.plan_named(task)
             if plan is None:
@@ -625,9 +680,12 @@ cdef class Codec:
         """
         if run is None:
             raise TypeError("a run is needed, not None")
-        cdef TaskPlan plan = self.plan_named(run.task.name)
+        cdef TaskPlan plan = self.last
         if plan is None or plan.task is not run.task:
-            plan = TaskPlan(run.task)
+            plan = self.plan_named(run.task.name)
+            if plan is None or plan.task is not run.task:
+                plan = TaskPlan(run.task)
+            self.last = plan
         return self.encode_with(plan, run)
 
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run):
@@ -717,13 +775,12 @@ cdef class Codec:
         cdef const char* end = start + length - 1        # the last brace
         cdef const char* quote
         cdef TaskPlan plan = self.last
-        cdef PyObject* task
         cdef bytes head, raw
         cdef str identity
         cdef Py_ssize_t id_length, head_length, i
         cdef int prio = -1
+        cdef int odd = 0
         cdef int64_t seconds, fraction
-        cdef unsigned char c
         cdef TaskRun run
         if length < 60 or memcmp(start, b'{"id":"', 7) != 0 or end[0] != 125:
             return None
@@ -732,21 +789,15 @@ cdef class Codec:
         if quote == NULL:
             return None
         id_length = quote - at
-        for i in range(id_length):
-            c = <unsigned char>at[i]
-            if c < 32 or c > 126 or c == 92:
-                return None
-        identity = PyUnicode_New(id_length, 127)
-        if id_length == 0:
+        for i in range(id_length):      # no branches: it is done for many bytes at a time
+            odd |= (at[i] < 32) | (at[i] == 127) | (at[i] == 92)
+        if odd or id_length == 0:
             return None
+        identity = PyUnicode_New(id_length, 127)
         memcpy(PyUnicode_1BYTE_DATA(identity), at, id_length)
         at = quote
-        if plan is not None:
-            task = PyDict_GetItem(self.registry, plan.name)
-            if task == NULL or <object>task is not plan.task:
-                plan = None
-            else:
-                prio = match_head(plan, at, end)
+        if plan is not None and self.is_registered(plan):
+            prio = match_head(plan, at, end)
         if prio < 0:
             if end - at < 20 or memcmp(at, b'","task":"', 10) != 0:
                 return None
@@ -777,7 +828,7 @@ cdef class Codec:
             return None
         raw = PyBytes_FromStringAndSize(at, end - at)
         try:
-            params = plan.decode_params(raw)
+            params = plan.params_of(raw)
         except Exception:
             return None                 # the general way says what is wrong
         run = make_run(identity, plan.task, prio, params, manager, listeners)
@@ -790,9 +841,7 @@ cdef class Codec:
         cdef const unsigned char* at = <const unsigned char*>PyBytes_AS_STRING(payload)
         cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
         cdef TaskPlan plan = self.last
-        cdef PyObject* task
         cdef Py_ssize_t name_length
-        cdef uint8_t* target
         cdef uint64_t bits = 0
         cdef double seconds
         cdef bytes raw
@@ -806,10 +855,8 @@ cdef class Codec:
             if plan is None:
                 return None
             self.last = plan
-        else:
-            task = PyDict_GetItem(self.registry, plan.name)
-            if task == NULL or <object>task is not plan.task:
-                return None
+        elif not self.is_registered(plan):
+            return None
         if plan.decode_packed is None:
             return None
         name_length = PyBytes_GET_SIZE(plan.packed_name)
@@ -821,18 +868,15 @@ cdef class Codec:
         memcpy(&seconds, &bits, 8)
         if not (1.0 <= seconds < 250000000000.0):
             return None
-        raw = PyBytes_FromStringAndSize(<const char*>at + 20 + name_length, length - 30 - name_length)
-        if is_suspect(raw):
+        if is_suspect(at + 20 + name_length, length - 30 - name_length):
             return None
+        raw = PyBytes_FromStringAndSize(<const char*>at + 20 + name_length, length - 30 - name_length)
         try:
             params = plan.decode_packed(raw)
         except Exception:
             return None                 # the general way says what is wrong
         identity = PyUnicode_New(32, 127)
-        target = <uint8_t*>PyUnicode_1BYTE_DATA(identity)
-        for i in range(16):
-            target[2 * i] = HEX[at[3 + i] >> 4]
-            target[2 * i + 1] = HEX[at[3 + i] & 15]
+        put_hex(<uint8_t*>PyUnicode_1BYTE_DATA(identity), at + 3)
         run = make_run(identity, plan.task, prio, params, manager, listeners)
         run._state = QUEUED
         # as micros() rounds: the fraction by itself, to even
@@ -923,7 +967,7 @@ cdef class Codec:
         try:
             if packed:
                 value = FROM_MSGPACK(raw)
-                if is_suspect(raw):
+                if is_suspect(<const unsigned char*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
                     if nests_deeper(value, MAX_DEPTH):
                         raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
                     if is_non_finite(value):
@@ -934,7 +978,7 @@ cdef class Codec:
                     raise PayloadError(f"not a run: params that cannot be written: {exc}") from exc
                 run.params = plan.adapter.from_builtins({} if value is None else value)
             else:
-                run.params = plan.decode_params(b"{}" if raw == b"null" else raw)
+                run.params = plan.params_of(b"{}" if raw == b"null" else raw)
         except PayloadError:
             raise
         except Exception as exc:

@@ -65,8 +65,10 @@ class ParamsAdapter:
     """The reverse, for params that came by MessagePack."""
     fields: frozenset[str]
     """Names of the model's fields; empty for a mapping."""
-    encode_packed: Callable[[Any], bytes] | None = None
-    """An object of the model -> MessagePack, where that is the same as by way of ``to_builtins``; else None."""
+    encode_into: Callable[[Any, bytearray], None] | None = None
+    """``encode``, into a buffer that it cuts to the JSON's length; None where the library has no such call."""
+    encode_packed_into: Callable[[Any, bytearray], None] | None = None
+    """The same for MessagePack, where that is the same as by way of ``to_builtins``; else None."""
     decode_packed: Callable[[bytes], Any] | None = None
     """MessagePack -> an object of the model, where that is the same as by way of ``from_builtins``; else None."""
 
@@ -127,11 +129,13 @@ def adapter_for(model: Any) -> ParamsAdapter:
 
 def mapping_adapter() -> ParamsAdapter:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
+    encoder = json_encoder()
 
     return ParamsAdapter(
         model=Params,
         validate=Params,
-        encode=json_encoder().encode,
+        encode=encoder.encode,
+        encode_into=encoder.encode_into,
         decode=lambda raw: Params(decode(raw)),
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
         from_builtins=lambda value: Params(msgspec.convert(value, dict[str, Any])),
@@ -167,12 +171,14 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
             return value if isinstance(value, origin) else convert(value, model)
 
     native = is_same_in_both(kind, set())
+    encoder = json_encoder()
     return ParamsAdapter(
         model=model,
-        encode_packed=msgspec.msgpack.Encoder().encode if native else None,
+        encode_packed_into=msgspec.msgpack.Encoder().encode_into if native else None,
         decode_packed=msgspec.msgpack.Decoder(model).decode if native else None,
         validate=validate,
-        encode=json_encoder().encode,
+        encode=encoder.encode,
+        encode_into=encoder.encode_into,
         decode=decoder.decode,
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
         from_builtins=lambda value: convert(value, model, dec_hook=conceal),

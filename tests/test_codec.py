@@ -1087,6 +1087,30 @@ def test_a_payload_of_a_mebibyte(codec: Codec) -> None:
         codec.encode(run)
 
 
+class Writes:
+    """A value that writes another run while it is written."""
+
+    def __init__(self, inner: TaskRun[Any, Any]) -> None:
+        self.inner = inner
+        self.payloads: list[bytes] = []
+
+    def get_secret_value(self) -> str:
+        self.payloads.append(JSON_CODEC.encode(self.inner))
+        return "told"
+
+
+@pytest.mark.parametrize("length", [1, 5_000, 20_000])
+def test_a_run_that_is_written_while_another_is(length: int) -> None:
+    inner = run_of(the_record(params={"b": "y" * length}))
+    writes = Writes(inner)
+    outer = run_of(the_record(params={"a": "x" * 50, "inner": writes, "c": "z" * 50}))
+    for _ in range(3):
+        found = JSON_CODEC.decode(JSON_CODEC.encode(outer), None)
+        assert found.params == {"a": "x" * 50, "inner": "told", "c": "z" * 50}
+        for payload in writes.payloads:
+            assert JSON_CODEC.decode(payload, None).params == inner.params
+
+
 @pytest.mark.parametrize("codec", [JSON_CODEC, PACKER], ids=["json", "msgpack"])
 @pytest.mark.parametrize("inner", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("put", [lambda x: x, lambda x: [x], lambda x: {"b": [1, {"c": (x,)}]}, lambda x: {x}])
