@@ -33,6 +33,7 @@ cdef class Codec:
     cpdef bytes submit(self, TaskRun run)
     cpdef bytes encode(self, TaskRun run)
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run)
+    cdef TaskRun read(self, bytes payload, object manager, object listeners)
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)
     cdef TaskRun decode_canonical_packed(self, bytes payload, object manager, object listeners)
     cdef bint is_named(self, TaskPlan plan, const unsigned char* at, Py_ssize_t length) noexcept

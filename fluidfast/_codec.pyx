@@ -1,3 +1,5 @@
+# cython: binding=False
+# Methods that are called once a run: a bound Python object around each would cost a tenth of reading one.
 """TaskRun <-> the bytes on a queue.
 
 JSON, one object a run. What we write has its keys in this order, what has its default is left out:
@@ -25,8 +27,9 @@ from cpython.bytearray cimport (
     PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem, PyDict_Update
-from cpython.object cimport PyObject
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH, PyUnicode_New
 from libc.math cimport llrint
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -48,6 +51,7 @@ from .states import PRIORITIES, STATES
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
+    void Py_SET_TYPE(object value, PyTypeObject* kind)
 
 __all__ = ["Codec", "TaskPlan", "encode_json"]
 
@@ -65,7 +69,10 @@ cdef object FROM_JSON = msgspec.json.decode
 cdef object MSGPACK = msgspec.msgpack.encode
 cdef object AS_RAW = msgspec.json.Decoder(msgspec.Raw).decode
 cdef object AS_MAPPING = msgspec.json.Decoder(dict[str, Any]).decode
-cdef type PARAMS = Params
+cdef object PARAMS = Params
+cdef bint SAME_LAYOUT = all([
+    getattr(Params, name) == getattr(dict, name) for name in ("__basicsize__", "__dictoffset__", "__weakrefoffset__")
+])
 cdef object RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 cdef frozenset FIELDS = frozenset((
     "id", "task", "priority", "params", "state", "queued", "start", "end", "execute_after", "rate_limit_attempt",
@@ -262,7 +269,7 @@ cdef bint is_plain(str text) noexcept:
     """ASCII with nothing in it that JSON would escape."""
     cdef const unsigned char* at
     cdef Py_ssize_t i, length
-    cdef int found = 0
+    cdef uint8_t found = 0
     if text is None or not PyUnicode_IS_COMPACT_ASCII(text):
         return False
     at = <const unsigned char*>PyUnicode_1BYTE_DATA(text)
@@ -270,6 +277,16 @@ cdef bint is_plain(str text) noexcept:
     for i in range(length):         # no branches: it is done for many bytes at a time
         found |= (at[i] < 32) | (at[i] == 34) | (at[i] == 92)
     return not found
+
+
+cdef object as_params(dict value):
+    """A new dict that nobody else holds, made a Params: what an assignment to its ``__class__`` does for other classes
+    of one layout. A copy would cost a sixth of reading a run."""
+    if not SAME_LAYOUT:
+        return PARAMS(value)
+    Py_INCREF(PARAMS)                   # an object of a class made in Python holds its class
+    Py_SET_TYPE(value, <PyTypeObject*>PARAMS)
+    return value
 
 
 cdef class TaskPlan:
@@ -330,9 +347,7 @@ cdef class TaskPlan:
         cdef object value = self.decode_params(raw)
         if not self.is_mapping:
             return value
-        params = PARAMS.__new__(PARAMS)
-        PyDict_Update(params, value)
-        return params
+        return as_params(value)
 
 
 cdef bytes write_json(TaskPlan plan, TaskRun run):
@@ -547,11 +562,11 @@ cdef class Codec:
 
     cdef TaskPlan plan_named(self, object name):
         """The plan of a registered task, or None."""
-        cdef PyObject* task = PyDict_GetItem(self.registry, name)
+        cdef PyObject* task = PyDict_GetItemWithError(self.registry, name)
         cdef PyObject* plan
         if task == NULL:
             return None
-        plan = PyDict_GetItem(self.plans, name)
+        plan = PyDict_GetItemWithError(self.plans, name)
         if plan != NULL and (<TaskPlan>plan).task is <object>task:
             return <TaskPlan>plan
         made = TaskPlan(<object>task)
@@ -559,7 +574,7 @@ cdef class Codec:
         return made
 
     cdef bint is_registered(self, TaskPlan plan):
-        cdef PyObject* task = PyDict_GetItem(self.registry, plan.name)
+        cdef PyObject* task = PyDict_GetItemWithError(self.registry, plan.name)
         return task != NULL and <object>task is plan.task
 
     cdef TaskPlan plan_of(self, object task):
@@ -713,7 +728,7 @@ cdef class Codec:
         run.advance(QUEUED, now_us())
         return self.encode(run)
 
-    def decode(self, bytes payload not None, manager, listeners=None) -> TaskRun:
+    def decode(self, bytes payload, manager, listeners=None) -> TaskRun:
         """The run in a payload of either form, in state ``queued``.
 
         Raises:
@@ -721,8 +736,13 @@ cdef class Codec:
             UnknownTaskError: the registry does not hold its task.
             TaskParamsError: the params do not fit the task's model; carries the run, params as they were read.
         """
+        return self.read(payload, manager, listeners)
+
+    cdef TaskRun read(self, bytes payload, object manager, object listeners):
         cdef TaskRun run
         cdef unsigned char first
+        if payload is None:
+            raise TypeError("a payload is needed, not None")
         if PyBytes_GET_SIZE(payload) > self.max_bytes:
             raise PayloadError(f"payload of {len(payload)} bytes, the limit is {self.max_bytes}")
         run = self.decode_canonical(payload, manager, listeners)
@@ -762,7 +782,7 @@ cdef class Codec:
         runs = []
         for payload in payloads:
             try:
-                runs.append(self.decode(payload, manager, listeners))
+                runs.append(self.read(payload, manager, listeners))
             except (PayloadError, UnknownTaskError, TaskParamsError) as exc:
                 runs.append(exc)
         return runs
@@ -779,7 +799,7 @@ cdef class Codec:
         cdef str identity
         cdef Py_ssize_t id_length, head_length, i
         cdef int prio = -1
-        cdef int odd = 0
+        cdef uint8_t odd = 0
         cdef int64_t seconds, fraction
         cdef TaskRun run
         if length < 60 or memcmp(start, b'{"id":"', 7) != 0 or end[0] != 125:
@@ -819,7 +839,7 @@ cdef class Codec:
         at += head_length
         if end - at < 29 or at[10] != 46 or memcmp(at + 17, b',"params":', 10) != 0:
             return None
-        seconds = take_digits(at, 10)
+        seconds = _last_second if memcmp(at, _last_digits, 10) == 0 else take_digits(at, 10)
         fraction = take_digits(at + 11, 6)
         if seconds < MIN_TIME // 1000000 or seconds >= MAX_TIME // 1000000 or fraction < 0:
             return None                 # 10 digits that are none, or that begin with 0, too

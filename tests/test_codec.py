@@ -3,9 +3,13 @@
 The kinds of params models are in test_params.py, payloads that were written once in test_golden.py.
 """
 
+import copy
+import gc
 import itertools
 import json
+import pickle
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -958,6 +962,27 @@ def test_params_of_no_model_are_an_object(codec: Codec, params: Any) -> None:
     for payload in payloads:
         with pytest.raises(TaskParamsError, match="invalid params for task 'work'"):
             codec.decode(payload, None)
+
+
+@pytest.mark.parametrize("params", [{}, {"a": 1}, {"a": [{}]}, {str(n): [n] for n in range(100)}])
+def test_params_that_were_read_are_like_any(codec: Codec, params: dict[str, Any]) -> None:
+    payload = codec.encode(run_of(the_record(params=params)))
+    gc.collect()
+    held = sys.getrefcount(Params)
+    for _ in range(100):
+        read = codec.decode(payload, None).params
+        assert type(read) is Params
+        assert read == params
+        for again in (copy.copy(read), copy.deepcopy(read), pickle.loads(pickle.dumps(read))):
+            same(again, Params(params))
+        for n in range(20):
+            setattr(read, f"b{n}", n)
+        read.me = read
+        assert gc.is_tracked(read)
+        assert gc.get_referents(read).count(Params) == gc.get_referents(Params(me=read)).count(Params)
+        del read, again
+    gc.collect()
+    assert sys.getrefcount(Params) == held
 
 
 @pytest.mark.parametrize("payload", [b'{"task":"work","params":{"a":1}', b'{"task":"work","params":[1,2}', b"{"])
