@@ -58,6 +58,8 @@ __all__ = ["Codec", "TaskPlan", "encode_json"]
 cdef int MAX_DEPTH = 64
 cdef int64_t MIN_TIME = 1000000000000000     # 10 digits of seconds: from 2001 ...
 cdef int64_t MAX_TIME = 8589934592000000     # ... to 2242, where a double begins to lose microseconds
+# Days of each month, the first at 1. The 29th of February goes the general way.
+cdef const uint8_t* DAYS = b"\0\x1f\x1c\x1f\x1e\x1f\x1e\x1f\x1f\x1e\x1f\x1e\x1f"
 cdef int64_t WATERSHED = 20000000000         # a number of seconds up to here, in the year 2603; else of milliseconds
 cdef object NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?").fullmatch
 cdef object EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -80,6 +82,24 @@ cdef frozenset FIELDS = frozenset((
 ))
 
 
+class JsonRun(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON form with no further keys, read. Values are of any type: what is wrong with one is said later."""
+
+    id: object = None
+    task: object = None
+    priority: object = None
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+    state: object = None
+    queued: object = None
+    start: object = None
+    end: object = None
+    execute_after: object = None
+    rate_limit_attempt: object = None
+    retry_attempt: object = None
+    from_run_id: object = None
+    root_run_id: object = None
+
+
 class PackedRun(msgspec.Struct, array_like=True):
     """The MessagePack form, read. Append-only: what a newer version adds behind is ignored."""
 
@@ -99,6 +119,7 @@ class PackedRun(msgspec.Struct, array_like=True):
     extra: dict[str, bytes] | None = None
 
 
+cdef object AS_JSON_RUN = msgspec.json.Decoder(JsonRun).decode
 cdef object UNPACK = msgspec.msgpack.Decoder(PackedRun).decode
 cdef object FROM_MSGPACK = msgspec.msgpack.decode
 
@@ -164,11 +185,17 @@ cdef inline int64_t take_digits(const char* at, int width) noexcept:
 cdef bint too_deep(const char* text, Py_ssize_t length, int levels=MAX_DEPTH) noexcept:
     """Whether JSON nests deeper than this. Malformed text gets some answer; the decoder refuses it anyway."""
     cdef int depth = 0
+    cdef int count = 0
     cdef bint quoted = False
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i
     cdef char c
     if length < 2 * levels:         # every level takes two bytes
         return False
+    for i in range(length):         # no branches: it is done for many bytes at a time
+        count += (text[i] & 0xdf) == 91
+    if count <= levels:
+        return False
+    i = 0
     while i < length:
         c = text[i]
         if quoted:
@@ -253,16 +280,11 @@ cdef str brief(object text):
 
 
 cdef bint contains_null(const char* text, Py_ssize_t length) noexcept:
-    cdef const char* at = text
-    cdef const char* end = text + length - 3
-    while at < end:
-        at = <const char*>memchr(at, 110, end - at)
-        if at == NULL:
-            return False
-        if memcmp(at, b"null", 4) == 0:
-            return True
-        at += 1
-    return False
+    cdef Py_ssize_t i
+    cdef uint8_t found = 0
+    for i in range(length - 3):     # no branches: it is done for many bytes at a time
+        found |= (text[i] == 110) & (text[i + 1] == 117) & (text[i + 2] == 108) & (text[i + 3] == 108)
+    return found
 
 
 cdef bint is_plain(str text) noexcept:
@@ -415,6 +437,38 @@ cdef object json_time(object value):
     if isinstance(value, (int, float)) and WATERSHED < abs(value) < 1e18:
         return value / 1000
     return value
+
+
+cdef int64_t iso_micros(str text) noexcept:
+    """Microseconds since the epoch in ``YYYY-MM-DDTHH:MM:SS[.ffffff]Z``, as aio-fluid writes a time; -1 for another
+    text, for what may be none, and for what is before 1970."""
+    cdef const char* at
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(text)
+    cdef int64_t year, month, day, hour, minute, second
+    cdef int64_t fraction = 0
+    if not PyUnicode_IS_COMPACT_ASCII(text) or (length != 20 and length != 27):
+        return -1
+    at = <const char*>PyUnicode_1BYTE_DATA(text)
+    if at[4] != 45 or at[7] != 45 or at[10] != 84 or at[13] != 58 or at[16] != 58 or at[length - 1] != 90:
+        return -1
+    if length == 27:
+        fraction = take_digits(at + 20, 6) if at[19] == 46 else -1
+    year, month, day = take_digits(at, 4), take_digits(at + 5, 2), take_digits(at + 8, 2)
+    hour, minute, second = take_digits(at + 11, 2), take_digits(at + 14, 2), take_digits(at + 17, 2)
+    if year < 1970 or not 1 <= month <= 12 or not 1 <= day <= DAYS[month]:
+        return -1
+    if not 0 <= hour < 24 or not 0 <= minute < 60 or not 0 <= second < 60 or fraction < 0:
+        return -1
+    if month < 3:                   # years that begin in March: the leap day is their last
+        year -= 1
+        month += 12
+    day += 365 * year + year // 4 - year // 100 + year // 400 + (153 * (month - 3) + 2) // 5 - 719469
+    return (((day * 24 + hour) * 60 + minute) * 60 + second) * 1000000 + fraction
+
+
+cdef int64_t json_micros(object value) except? -1:
+    cdef int64_t moment = iso_micros(value) if type(value) is str else -1
+    return moment if moment >= 0 else micros(json_time(value))
 
 
 cdef str seconds_text(int64_t moment):
@@ -771,8 +825,8 @@ cdef class Codec:
         try:
             fields = FROM_JSON(payload)
             run._state = state_number(fields.get("state") or "queued")
-            run.start_us = micros(json_time(fields.get("start")))
-            run.end_us = micros(json_time(fields.get("end")))
+            run.start_us = json_micros(fields.get("start"))
+            run.end_us = json_micros(fields.get("end"))
         except (TaskRunError, ValueError, msgspec.DecodeError) as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
         return run
@@ -925,6 +979,12 @@ cdef class Codec:
         if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), MAX_DEPTH + 1):
             raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
         try:
+            wire = AS_JSON_RUN(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass                        # it has further keys, or it is none
+        else:
+            return self.assemble(wire, bytes(wire.params), None, False, manager, listeners)
+        try:
             fields = RAW_FIELDS(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a JSON object: {exc}") from exc
@@ -936,7 +996,7 @@ cdef class Codec:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a run: {exc}") from exc
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
-        return self.assemble(values, raw, extra or None, False, manager, listeners)
+        return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners)
 
     def decode_packed(self, bytes payload not None, manager, listeners) -> TaskRun:
         """The MessagePack form."""
@@ -949,34 +1009,35 @@ cdef class Codec:
             raise PayloadError(f"not a run in MessagePack: {exc}") from exc
         if not (0 <= packed.priority < len(PRIORITIES) and 0 <= packed.state < len(STATES)):
             raise PayloadError("not a run in MessagePack: priority or state out of range")
-        values = {name: getattr(packed, name) for name in FIELDS if name != "params"}
-        values["id"] = packed.id.hex() if isinstance(packed.id, bytes) else packed.id
-        values["priority"] = PRIORITIES[packed.priority]
-        values["state"] = STATES[packed.state]
-        return self.assemble(values, bytes(packed.params), extra or None, True, manager, listeners)
+        if isinstance(packed.id, bytes):
+            packed.id = packed.id.hex()
+        packed.priority = PRIORITIES[packed.priority]
+        packed.state = STATES[packed.state]
+        return self.assemble(packed, bytes(packed.params), extra or None, True, manager, listeners)
 
-    def assemble(self, dict values not None, bytes raw not None, extra, bint packed, manager, listeners) -> TaskRun:
+    cdef TaskRun assemble(self, object wire, bytes raw, object extra, bint packed, object manager, object listeners):
+        """The run in a JsonRun or a PackedRun, and its params."""
         cdef TaskRun run
         cdef TaskPlan plan
-        name = values.get("task")
+        name = wire.task
         if not isinstance(name, str) or not name:
             raise PayloadError("not a run: it names no task")
         plan = self.plan_named(name)
         if plan is None:
             raise UnknownTaskError(unknown_task(name, self.registry))
         try:
-            priority = values.get("priority")
+            priority = wire.priority
             run = make_run(
-                values.get("id") or make_id(), plan.task,
+                wire.id or make_id(), plan.task,
                 priority_number(plan.task.priority if priority is None else priority), None, manager, listeners,
             )
-            run._state = state_number(values.get("state") or "queued")
-            run.queued_us = micros(values.get("queued") if packed else json_time(values.get("queued")))
-            run.after_us = micros(values.get("execute_after") if packed else json_time(values.get("execute_after")))
-            run.rate_limit_attempt = attempts(values.get("rate_limit_attempt"))
-            run.retry_attempt = attempts(values.get("retry_attempt"))
-            run.from_run_id = values.get("from_run_id") or ""
-            run.root_run_id = values.get("root_run_id") or ""
+            run._state = state_number(wire.state or "queued")
+            run.queued_us = micros(wire.queued) if packed else json_micros(wire.queued)
+            run.after_us = micros(wire.execute_after) if packed else json_micros(wire.execute_after)
+            run.rate_limit_attempt = attempts(wire.rate_limit_attempt)
+            run.retry_attempt = attempts(wire.retry_attempt)
+            run.from_run_id = wire.from_run_id or ""
+            run.root_run_id = wire.root_run_id or ""
             run.extra = extra
         except Exception as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc

@@ -7,6 +7,8 @@ It is a compiled class because one is made for each run on both sides: times are
 ``datetime``, state and priority are numbers until somebody asks for the enum.
 """
 
+from libc.math cimport rint
+
 import types
 from datetime import date, datetime, timedelta, timezone
 
@@ -45,8 +47,14 @@ cdef int64_t micros(object moment) except? -1:
 
     A date is its first moment. Raises ValueError for what is no time, or none between the years 1 and 9999.
     """
+    cdef double seconds, nearest
     if moment is None:
         return 0
+    if type(moment) is float:
+        seconds = moment
+        if -6e10 < seconds < 2.5e11:    # as below, and as round() does
+            nearest = rint(seconds)
+            return <int64_t>nearest * 1000000 + <int64_t>rint((seconds - nearest) * 1e6)
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     if isinstance(moment, date):

@@ -418,6 +418,50 @@ def test_times(codec: Codec, name: str, written: bytes, expected: int) -> None:
     assert micros(getattr(again, name)) == expected
 
 
+@given(
+    st.datetimes() | st.datetimes(datetime(1969, 12, 1), datetime(1973, 4, 1)),
+    st.sampled_from(["seconds", "microseconds", "milliseconds"]),
+    st.sampled_from(["Z", "+00:00", ""]),
+)
+@example(datetime(1969, 12, 31, 23, 59, 59, 999999), "microseconds", "Z")
+@example(datetime(2000, 2, 29), "microseconds", "Z")
+@example(datetime(2000, 3, 1), "microseconds", "Z")
+@example(datetime(2100, 2, 28), "microseconds", "Z")
+@example(datetime(2100, 3, 1), "microseconds", "Z")
+@example(datetime(9999, 12, 31, 23, 59, 59, 999999), "microseconds", "Z")
+def test_times_in_iso(moment: datetime, timespec: str, zone: str) -> None:
+    written = moment.isoformat(timespec=timespec) + zone
+    expected = datetime.fromisoformat(written).replace(tzinfo=UTC)
+    assume(expected != EPOCH)  # which is no time
+    run = JSON_CODEC.decode(b'{"task":"work","queued":"%s"}' % written.encode(), None)
+    assert run.queued == expected
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2025-00-24T16:00:00Z",
+        "2025-13-24T16:00:00Z",
+        "2025-11-00T16:00:00Z",
+        "2025-11-31T16:00:00Z",
+        "2025-02-29T16:00:00Z",
+        "2100-02-29T16:00:00Z",
+        "2025-11-24T25:00:00Z",
+        "2025-11-24T16:60:00Z",
+        "2025-11-24T16:00:61Z",
+        "2025-11-24T16:00:00.12345xZ",
+        "2025-11-24T16:00:00.123456",
+        "2025-11-24T16:00:00.1234567",
+        "2025-11-24T16:00:0\u0661Z",
+        "2025-11-24T16:00:00.12345é",
+        "é025-11-24T16:00:00.123456Z",
+    ],
+)
+def test_times_in_iso_that_are_none(written: str) -> None:
+    check_json(json.dumps({"task": "work", "queued": written}).encode())
+    check_json(json.dumps({"task": "work", "queued": written}, ensure_ascii=False).encode())
+
+
 @given(st.integers(exact, 253402300799999999))
 @example(exact)
 @example(10**16 - 1)
@@ -497,6 +541,17 @@ def test_canonical_payloads_byte_by_byte(record: dict[str, Any]) -> None:
     for changed in perturbed(payload, every_byte=record is CANONICAL[1]):
         # set the plan that the fast way tries first
         JSON_CODEC.decode(payload, None)
+        check_json(changed)
+
+
+@pytest.mark.parametrize("extra", ["", ',"trace":[1,"\\u00e9"]'], ids=["known", "further"])
+def test_a_payload_of_aio_fluid_byte_by_byte(extra: str) -> None:
+    payload = (
+        '{"id":"7","task":"work","priority":"low","params":{"a":[1.5]},"state":"queued","queued":'
+        f'"2024-12-31T16:00:09.123456Z","execute_after":null,"retry_attempt":0{extra},"root_run_id":"é"}}'
+    ).encode()
+    check_json(payload)
+    for changed in perturbed(payload, every_byte=False):
         check_json(changed)
 
 
