@@ -8,11 +8,12 @@ JSON, one object a run. What we write has its keys in this order, what has its d
      "start":..,"end":..,"execute_after":..,"rate_limit_attempt":..,"retry_attempt":..,
      "from_run_id":..,"root_run_id":..,<further keys>,"params":{...}}
 
-For a run that was just queued, everything between the id's closing quote and the time is the same for each run of one
-task and priority. It is laid once (``TaskPlan.heads``), so writing is: 7 bytes, the id, a head, 17 digits, ten bytes,
-the params as msgspec (or pydantic) writes them, one brace; in one allocation. Reading compares with the head that
-the last payload had, and hands the params' slice to the typed decoder. Whatever does not match to the byte (aio-fluid's
-own payloads, hand-made ones, other key orders) takes the general way through msgspec.
+For a run that is queued, everything between the id's closing quote and the time is the same for each run of one task
+and priority. It is laid once (``TaskPlan.heads``), so writing is: 7 bytes, the id, a head, 17 digits, what few runs
+have more than that, ten bytes, the params as msgspec (or pydantic) writes them, one brace; in one allocation. Reading
+one that has no more compares with the head that the last payload had, and hands the params' slice to the typed decoder.
+Whatever does not match to the byte (runs that are tried again, aio-fluid's own payloads, hand-made ones) takes the
+general way through msgspec.
 
 MessagePack, an array a run, fields in the order of the wire table, trailing defaults cut:
 
@@ -372,23 +373,48 @@ cdef class TaskPlan:
         return as_params(value)
 
 
+cdef bytes optional_json(TaskRun run):
+    """``,"name":value`` for each field behind ``queued`` that has not its default, and for further keys."""
+    cdef list parts = []
+    if run.start_us:
+        parts += (b',"start":', seconds_json(run.start_us))
+    if run.end_us:
+        parts += (b',"end":', seconds_json(run.end_us))
+    if run.after_us:
+        parts += (b',"execute_after":', seconds_json(run.after_us))
+    if run.rate_limit_attempt:
+        parts.append(b',"rate_limit_attempt":%d' % run.rate_limit_attempt)
+    if run.retry_attempt:
+        parts.append(b',"retry_attempt":%d' % run.retry_attempt)
+    if run.from_run_id:
+        parts += (b',"from_run_id":', JSON(run.from_run_id))
+    if run.root_run_id:
+        parts += (b',"root_run_id":', JSON(run.root_run_id))
+    if run.extra:
+        for name, value in run.extra.items():
+            parts += (b",", JSON(name), b":", value)
+    return b"".join(parts)
+
+
 cdef bytes write_json(TaskPlan plan, TaskRun run):
     cdef const char* params
     cdef Py_ssize_t params_length
     cdef object owner = plan.params_json(run.params, &params, &params_length)
-    cdef bytes head
-    cdef bytes payload
+    cdef bytes head, payload
+    cdef bytes rest = b""
     cdef char* at
     cdef Py_ssize_t id_length
     if (
-        run._state == QUEUED and MIN_TIME <= run.queued_us < MAX_TIME and run.after_us == 0
-        and run.start_us == 0 and run.end_us == 0 and run.rate_limit_attempt == 0 and run.retry_attempt == 0
-        and not run.from_run_id and not run.root_run_id and run.extra is None and is_plain(run.id)
+        run.after_us or run.start_us or run.end_us or run.rate_limit_attempt or run.retry_attempt
+        or run.from_run_id or run.root_run_id or run.extra
     ):
+        rest = optional_json(run)
+    if run._state == QUEUED and MIN_TIME <= run.queued_us < MAX_TIME and is_plain(run.id):
         head = <bytes>plan.heads[run.prio]
         id_length = PyUnicode_GET_LENGTH(run.id)
         payload = PyBytes_FromStringAndSize(
-            NULL, 7 + id_length + PyBytes_GET_SIZE(head) + 17 + 10 + params_length + 1
+            NULL,
+            7 + id_length + PyBytes_GET_SIZE(head) + 17 + PyBytes_GET_SIZE(rest) + 10 + params_length + 1
         )
         at = PyBytes_AS_STRING(payload)
         memcpy(at, b'{"id":"', 7)
@@ -398,33 +424,21 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
         memcpy(at, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
         at += PyBytes_GET_SIZE(head)
         at = put_time(at, run.queued_us)
+        memcpy(at, PyBytes_AS_STRING(rest), PyBytes_GET_SIZE(rest))
+        at += PyBytes_GET_SIZE(rest)
         memcpy(at, b',"params":', 10)
         at += 10
         memcpy(at, params, params_length)
         at[params_length] = 125
-        give_back(owner)
-        return payload
-    parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
-    parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
-    for name, moment in (
-        ("queued", run.queued_us), ("start", run.start_us), ("end", run.end_us), ("execute_after", run.after_us)
-    ):
-        if moment:
-            parts.append(f',"{name}":{seconds_text(moment)}'.encode())
-    if run.rate_limit_attempt:
-        parts.append(b',"rate_limit_attempt":%d' % run.rate_limit_attempt)
-    if run.retry_attempt:
-        parts.append(b',"retry_attempt":%d' % run.retry_attempt)
-    if run.from_run_id:
-        parts.append(b',"from_run_id":' + JSON(run.from_run_id))
-    if run.root_run_id:
-        parts.append(b',"root_run_id":' + JSON(run.root_run_id))
-    for name, value in (run.extra or {}).items():
-        parts.append(b"," + JSON(name) + b":" + value)
-    parts.append(b',"params":')
-    parts.append(params[:params_length])
-    parts.append(b"}")
-    return b"".join(parts)
+    else:
+        parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
+        parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
+        if run.queued_us:
+            parts += (b',"queued":', seconds_json(run.queued_us))
+        parts += (rest, b',"params":', params[:params_length], b"}")
+        payload = b"".join(parts)
+    give_back(owner)
+    return payload
 
 
 cdef object json_time(object value):
@@ -471,11 +485,16 @@ cdef int64_t json_micros(object value) except? -1:
     return moment if moment >= 0 else micros(json_time(value))
 
 
-cdef str seconds_text(int64_t moment):
+cdef bytes seconds_json(int64_t moment):
+    cdef bytes text
+    if MIN_TIME <= moment < MAX_TIME:
+        text = PyBytes_FromStringAndSize(NULL, 17)
+        put_time(PyBytes_AS_STRING(text), moment)
+        return text
     if not -WATERSHED * 1000000 <= moment <= WATERSHED * 1000000:
-        return f'"{(EPOCH + timedelta(microseconds=moment)).isoformat(timespec="microseconds")[:-6]}Z"'
+        return f'"{(EPOCH + timedelta(microseconds=moment)).isoformat(timespec="microseconds")[:-6]}Z"'.encode()
     # exact to the microsecond, where a float's repr would be too but only just
-    return f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)
+    return (f"{moment // 1000000}.{moment % 1000000:06d}" if moment > 0 else repr(moment / 1e6)).encode()
 
 
 cdef bint pack_identity(str identity, uint8_t* target) noexcept:
