@@ -23,6 +23,7 @@ cdef class Codec:
     cdef readonly Py_ssize_t max_bytes
     cdef dict plans                     # name -> TaskPlan
     cdef TaskPlan last                  # of the last run that was written or read: those of one task come together
+    cdef bint has_further               # so had the last object of any form: those with further keys come together
 
     cdef TaskPlan plan_named(self, object name)
     cdef bint is_registered(self, TaskPlan plan)

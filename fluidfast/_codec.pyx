@@ -997,12 +997,13 @@ cdef class Codec:
         """Any JSON object that holds a run."""
         if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), MAX_DEPTH + 1):
             raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
-        try:
-            wire = AS_JSON_RUN(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass                        # it has further keys, or it is none
-        else:
-            return self.assemble(wire, bytes(wire.params), None, False, manager, listeners)
+        if not self.has_further:
+            try:
+                wire = AS_JSON_RUN(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass                    # it has further keys, or it is none
+            else:
+                return self.assemble(wire, bytes(wire.params), None, False, manager, listeners)
         try:
             fields = RAW_FIELDS(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -1014,6 +1015,7 @@ cdef class Codec:
             extra = {name: further_key(value) for name, value in fields.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a run: {exc}") from exc
+        self.has_further = bool(extra)
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
         return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners)
 
