@@ -5,6 +5,7 @@ pytest bench/micro/test_bench_codec.py --benchmark-only -o addopts=
 A round handles OPS runs, so divide its time by that. Params are {user_id: int, email: str, amount: float, tags: [str,
 str]}. "Create" is what a producer does: validate the params, make an id, take the time, write. The bare Struct leaves
 out its defaults (``omit_defaults``), so it writes what we write; it has no bounds, no state machine, no typed errors.
+As an array it writes all 13 fields, 135 bytes where ours are 100: msgspec omits no defaults there.
 """
 
 import json
