@@ -798,6 +798,8 @@ cdef class Codec:
 
         Raises as ``encode``.
         """
+        if run is None:
+            raise TypeError("a run is needed, not None")
         run.advance(QUEUED, now_us())
         return self.encode(run)
 
