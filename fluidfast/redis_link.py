@@ -96,19 +96,16 @@ class Link(asyncio.Protocol):
         ``replies``: of a transaction that is written at once, how many commands it is, MULTI and EXEC with them.
         ``sink`` gets what EXEC answers, or the first error of all.
         """
-        self._write(command, sink if replies == 1 else Transaction(sink, replies), replies)
+        self._write(command, sink if replies == 1 else Transaction(sink, replies))
 
-    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink", replies: int = 1) -> None:
+    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink") -> None:
         if self.closed or self._transport.is_closing():  # the latter: it broke, and we are about to be told
             # not from within: the caller has not seen our return yet
-            for _ in range(replies):
-                self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
+            self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
             return
         if not self._waiting:
             self._oldest = monotonic()
         self._waiting.append(taker)
-        for _ in range(replies - 1):
-            self._waiting.append(taker)
         self._transport.write(command)
         if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:
             self._polling = True
@@ -143,7 +140,10 @@ class Link(asyncio.Protocol):
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not False:
-                taker = waiting.popleft()
+                taker = waiting[0]
+                if type(taker) is Transaction and taker.goes_on(reply):
+                    continue
+                del waiting[0]
                 if isinstance(reply, ServerReply):
                     give(taker, None, reply)
                 else:
@@ -179,15 +179,18 @@ class Transaction:
         self.due = replies
         self.error: Exception | None = None
 
-    def __call__(self, reply: Any, exc: Exception | None) -> None:
+    def goes_on(self, reply: Any) -> bool:
+        """Whether this was not the last of them, which is to be given."""
         self.due -= 1
-        if self.error is None:
-            self.error = exc
-        if self.due:
-            return
-        if self.error is None:
-            self.error = next((part for part in reply or () if isinstance(part, ServerReply)), None)
-        self.sink(None if self.error is not None else reply, self.error)
+        if self.error is None and isinstance(reply, ServerReply):
+            self.error = reply
+        return self.due > 0
+
+    def __call__(self, reply: Any, exc: Exception | None) -> None:
+        error = self.error or exc
+        if error is None:
+            error = next((part for part in reply or () if isinstance(part, ServerReply)), None)
+        self.sink(None if error is not None else reply, error)
 
 
 def give(taker: "asyncio.Future[Any] | Sink", reply: Any, exc: Exception | None) -> None:
