@@ -5,9 +5,9 @@
     python tests/faults/campaign.py --rows 2 14        some rows only
 
 Rows whose figures are those of a machine that has nothing else to do run first and alone. The others run in lanes
-beside each other: the one that takes longest, those that are busy all the time, and those that mostly wait. A lane is a pytest of its own, whose
-output is shown with the lane's name before each line; all report to ``RESULTS.md``. Row 14 needs a Python with
-aio-fluid (``FLUIDFAST_AIO_PYTHON``), or one of 3.12 or newer to make it an environment.
+beside each other: the one that takes longest, those that are busy all the time, and those that mostly wait. A lane is a
+pytest of its own, whose output is shown with the lane's name before each line; all report to ``RESULTS.md``. Row 14
+needs a Python with aio-fluid (``FLUIDFAST_AIO_PYTHON``), or one of 3.12 or newer to make it an environment.
 
 Exit code: 0 if all passed, 1 if not, 130 after Ctrl-C, which ends the lanes; what has been measured is reported.
 """

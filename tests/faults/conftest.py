@@ -1,7 +1,7 @@
 """Fixtures of the campaign. How to use them: ``harness.py``.
 
 pytest tests/faults                                the short form of each row
-pytest tests/faults -m soak --faults-report        the long form; writes RESULTS.md (campaign.py: in two lanes)
+pytest tests/faults -m soak --faults-report        the long form; writes RESULTS.md (campaign.py: in lanes)
 pytest tests/faults --fault-seed 7                 again what a run that printed seed 7 did
 """
 
