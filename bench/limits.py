@@ -118,8 +118,8 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
         await raw.ask(command, 1, lines)
         return 1
 
-    async def one_awake(command: bytes) -> int:
-        done = raw.ask(command, 1, lines)
+    async def one_awake(command: bytes, replies: int = 1) -> int:
+        done = raw.ask(command, replies, lines)
         while not done.done():  # noqa: ASYNC110  # looking all the time is what is measured
             await asyncio.sleep(0)
         return 1
@@ -152,6 +152,10 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
     await clean()
     found["round_trips_lpush_awake"] = await best_of(lambda: one_awake(single), seconds)
     await clean()
+    mark = resp(b"SET", key + b"-mark", b"1", b"PX", b"60000")
+    once = resp(b"MULTI") + mark + single + resp(b"EXEC")  # answered with +OK, +QUEUED, +QUEUED, *2, +OK, :1
+    found["round_trips_once_awake"] = await best_of(lambda: one_awake(once, 6), seconds)
+    await raw.ask(resp(b"UNLINK", key, key + b"-mark"), 1, lines)
     raw.transport.close()
     return found
 

@@ -68,6 +68,10 @@ LIMITS = (
     ("round_trips_ping_asyncio", "round trips of PING, asyncio Protocol, /s"),
     ("round_trips_lpush", "round trips of LPUSH of one value, uvloop Protocol, /s"),
     ("round_trips_lpush_awake", "the same by an event loop that never sleeps, /s"),
+    (
+        "round_trips_once_awake",
+        "... with the mark that makes it once however often it is sent (MULTI, SET, LPUSH, EXEC), /s",
+    ),
 )
 
 DETAILS = (
