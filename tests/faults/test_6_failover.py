@@ -90,6 +90,8 @@ async def test_sentinel_failovers(
             ask(old, "REPLICAOF", HOST, current().port)
             # Sentinels may have changed their mind meanwhile
             until(lambda: replicas_of(current()) == 2, 60, lambda: f"both replicate: {replication(current())}")
+            # and one that has not heard of this failover would not see the next one
+            until(lambda: agree(started, current()), 60, lambda: f"they agree: {[s.state() for s in started]}")
             fleet.look_at(current())
             assert not fleet.exits()
     stop(fleet, producers)
@@ -102,6 +104,12 @@ async def test_sentinel_failovers(
     if durability == "replica":
         assert not verdict.lost
     fleet.assert_clean()
+
+
+def agree(sentinels: list[Any], primary: RedisServer) -> bool:
+    """Whether all of them take it for the primary, and none is about to change that."""
+    states = [sentinel.state() for sentinel in sentinels]
+    return all((state["port"], state["flags"]) == (str(primary.port), "master") for state in states)
 
 
 def replication(server: RedisServer) -> dict[str, Any]:
