@@ -194,7 +194,9 @@ class Producer(Outbox):
                     await asyncio.sleep(0.05)
                     self._expire()
                     if not self._in_flight:
-                        return
+                        if not self._count:
+                            return
+                        self._dispatch()  # no answer will call for what came meanwhile
         except Exception as exc:
             self._fail(exc)
             return
@@ -206,6 +208,8 @@ class Producer(Outbox):
         for sending in list(self._in_flight):
             self._send(sending, before)
             before = sending
+        if self._count and not self._in_flight:
+            self._flush()
 
     def _expire(self) -> None:
         """Give up batches that were lost again and again for SEND_SECONDS."""

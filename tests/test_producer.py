@@ -345,6 +345,49 @@ class TestLost:
         await within(submit(producer, b"next"))
         assert await take_all(broker) == [b"next"]
 
+    async def test_what_came_meanwhile_is_sent_when_all_that_was_on_its_way_is_given_up(
+        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.1)
+        is_back = False
+        channel = broker.channel
+
+        async def lost() -> Any:
+            if is_back:
+                return await channel()
+            raise ConnectionLostError("cut")
+
+        monkeypatch.setattr(broker, "channel", lost)
+        first = submit(producer, b"first")
+        await until(lambda: producer._opening is not None)
+        second = submit(producer, b"second")  # nothing calls for it but an answer to the first
+        assert producer._count == 1
+        with pytest.raises(BrokerConnectionError, match="unknown"):
+            await within(first)
+        is_back = True
+        await within(second)
+        assert await take_all(broker) == [b"second"]
+
+    async def test_what_came_meanwhile_is_sent_when_the_connection_came_back_too_late(
+        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.05)
+        channel = broker.channel
+
+        async def late() -> Any:
+            await asyncio.sleep(0.1)
+            return await channel()
+
+        monkeypatch.setattr(broker, "channel", late)
+        first = submit(producer, b"first")
+        await until(lambda: producer._opening is not None)
+        second = submit(producer, b"second")
+        assert producer._count == 1
+        with pytest.raises(BrokerConnectionError, match="unknown"):
+            await within(first)
+        await within(second)
+        assert await take_all(broker) == [b"second"]
+
     async def test_no_server(self) -> None:
         producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
         futures = [submit(producer, b"%d" % n) for n in range(3)]
