@@ -5,6 +5,7 @@ do at the same time leaves in the same batches, as with the async methods.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .manager import TaskManager
 
 __all__ = ["SyncManager"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -35,7 +38,11 @@ class Answer:
 
     def give(self, future: Confirmation[None]) -> None:
         """The future is done."""
-        self.exc = asyncio.CancelledError() if future.cancelled() else future.exception()
+        self.fail(asyncio.CancelledError() if future.cancelled() else future.exception())
+
+    def fail(self, exc: BaseException | None) -> None:
+        """There will be no future. None: all is well."""
+        self.exc = exc
         self.lock.release()
 
     def wait(self) -> None:
@@ -71,17 +78,25 @@ class SyncManager:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop, under the lock."""
-        if self._loop is None:
+        if self._loop is None or self._thread is None or not self._thread.is_alive():  # dead: we are a fork's child
             try:
                 import uvloop
             except ImportError:
                 loop = asyncio.new_event_loop()
             else:
                 loop = uvloop.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="fluidfast-sync", daemon=True)
-            thread.start()
-            self._loop, self._thread = loop, thread
+            self._unconfirmed.clear()
+            self._loop = loop
+            self._thread = threading.Thread(target=self._run, args=(loop,), name="fluidfast-sync", daemon=True)
+            self._thread.start()
         return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._loop is loop:
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):  # of a task: who waits for it gets it, the others wait on
+                logger.warning("manager.sync: a task tried to end the process", exc_info=True)
 
     def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
@@ -131,7 +146,12 @@ class SyncManager:
         return run
 
     def _submit(self, priority: int, payload: bytes, answer: "Answer") -> None:
-        future: Confirmation[None] = self._manager._producer.submit(asyncio.get_running_loop(), priority, payload, None)
+        future: Confirmation[None]
+        try:
+            future = self._manager._producer.submit(asyncio.get_running_loop(), priority, payload, None)
+        except BaseException as exc:
+            answer.fail(exc)  # it waits for nothing else
+            raise
         self._unconfirmed.add(future)
         future.add_done_callback(self._unconfirmed.discard)
         future.add_done_callback(answer.give)
@@ -176,7 +196,7 @@ class SyncManager:
         self._refuse_own_thread()
         with self._lock:
             loop, thread = self._loop, self._thread
-            if loop is None or thread is None:
+            if loop is None or thread is None or not thread.is_alive():
                 return
             try:
                 asyncio.run_coroutine_threadsafe(self._end(), loop).result()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,11 +54,16 @@ async def give_up(ctx: TaskRun[Mail]) -> None:
 
 
 @task
+async def leave(ctx: TaskRun) -> None:
+    sys.exit(3)
+
+
+@task
 def plain(ctx: TaskRun[Mail]) -> None:
     ctx.deps["thread"] = threading.current_thread().name
 
 
-TASKS = (mail, fail, give_up, plain)
+TASKS = (mail, fail, give_up, leave, plain)
 
 
 def threads() -> list[threading.Thread]:
@@ -385,3 +393,77 @@ def test_closed_while_others_call(broker_url: str) -> None:
         assert len(found) == len(set(found))
         assert done <= set(found) <= done | unknown
         assert done
+
+
+# -- when the loop's thread is not what it was
+
+
+def in_time(call: Callable[[], Any]) -> Any:
+    """What it gives or raises, and not for ever: a caller that hangs is a thread of its own here."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(10)
+
+
+def forked(call: Callable[[], Any]) -> int:
+    """Call it in a child; how that ended, 0 for well."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is just what this is about
+        child = os.fork()
+    if child == 0:
+        try:
+            call()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_payload_that_cannot_be_handed_over(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(*args: Any) -> None:
+        raise MemoryError("no room for it")
+
+    with opened(redis_url) as manager:
+        producer = manager._producer
+        monkeypatch.setattr(manager, "_producer", type("Broken", (type(producer),), {"submit": submit})(manager.broker))
+        with pytest.raises(MemoryError, match="no room"):
+            in_time(lambda: manager.sync.queue(mail, to=1))
+        monkeypatch.setattr(manager, "_producer", producer)
+        in_time(lambda: manager.sync.queue(mail, to=2))
+        assert numbers(taken(manager)) == [2]
+
+
+def test_a_task_that_would_end_the_process(broker_url: str) -> None:
+    """It ends the call that runs it; others are served on."""
+    with opened(broker_url) as manager:
+        with pytest.raises(SystemExit):
+            in_time(lambda: manager.sync.execute(leave))
+        in_time(lambda: manager.sync.queue(mail, to=1))
+        assert numbers(in_time(lambda: taken(manager))) == [1]
+
+
+def test_the_child_of_a_fork_has_a_thread_of_its_own(redis_url: str) -> None:
+    with opened(redis_url) as manager:
+        manager.sync.queue(mail, to=1)
+
+        def use() -> None:
+            in_time(lambda: manager.sync.queue(mail, to=2))
+            in_time(manager.sync.close)
+
+        assert forked(use) == 0
+        in_time(lambda: manager.sync.queue(mail, to=3))
+        assert numbers(taken(manager)) == [1, 2, 3]
+
+
+def test_the_child_of_a_fork_may_close_what_it_did_not_use(redis_url: str) -> None:
+    with opened(redis_url) as manager:
+        manager.sync.queue(mail, to=1)
+        assert forked(lambda: in_time(manager.sync.close)) == 0
+        assert numbers(taken(manager)) == [1]
