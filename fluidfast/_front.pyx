@@ -2,6 +2,8 @@
 
 from asyncio import get_running_loop
 
+cimport cython
+
 from ._codec cimport Codec
 from ._machine cimport INIT, QUEUED
 from ._run cimport TaskRun
@@ -16,6 +18,7 @@ cdef class QueueFront:
     """The base of the manager, which has the slower ways: ``create_task_run``, ``_queue``, ``_send``,
     ``_when_there_is_room``."""
 
+    @cython.nonecheck(True)
     def queue(self, task, priority=None, *, run_id="", from_task_run=None, params=None, **kwargs):
         """Queue a run; it is safe on the broker when what this returns has been awaited.
 

@@ -577,6 +577,15 @@ class TestLife:
         assert TaskManager(broker_url="memory://life", sleep=0.5).config.sleep_millis == 500
 
 
+@pytest.mark.parametrize("part", ["_producer", "_listeners", "codec"])
+async def test_without_a_part(part: str) -> None:
+    """As a test double may be: an error, and no crash of the interpreter."""
+    manager = TaskManager(broker_url="redis://127.0.0.1:1")
+    setattr(manager.broker if part == "codec" else manager, part, None)
+    with pytest.raises(AttributeError, match="NoneType"):
+        await manager.queue(add, a=1)
+
+
 @dataclass
 class Point:
     x: int
