@@ -885,7 +885,7 @@ cdef class Codec:
             return None
         id_length = quote - at
         for i in range(id_length):      # no branches: it is done for many bytes at a time
-            odd |= (at[i] < 32) | (at[i] == 127) | (at[i] == 92)
+            odd |= (at[i] < 32) | (at[i] > 126) | (at[i] == 92)    # whether a char has a sign or not
         if odd or id_length == 0:
             return None
         identity = PyUnicode_New(id_length, 127)
