@@ -50,7 +50,7 @@ from .errors import (
     NotDurableError,
 )
 from .keys import DEFAULT_NAME, Keys
-from .redis_link import Link, LinkLost, ServerReply, pack
+from .redis_link import Link, LinkLost, ServerReply, Transaction, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import WakeUp
 from .scripts import NAMES, load
@@ -386,17 +386,41 @@ class RedisTaskBroker(TaskBroker):
         prefix = self._prefix
         queues = [self.keys.queue(priority) for priority in PRIORITIES]
 
+        watched = b""  # the mark that nobody has written since the server watches it for this connection
+        last: Batch | None = None
+        may_watch = True
+
         def send(batch: Batch, confirm: Confirm) -> None:
+            nonlocal watched, last
             outcome: list[Any] = []
+            mark = self.keys.producer(batch.producer).encode()
+            high, medium, low = batch.groups
+            one_queue = bool(high) + bool(medium) + bool(low) == 1
+            watches = may_watch and batch.fresh and not batch.behind
+            # What the script looks for cannot be: this was not pushed before, nor was anything before it refused. And
+            # should these bytes reach the server when the batch has been sent again, the mark is not as it was watched.
+            alone = watches and one_queue and watched == mark
+            watched, last = b"", batch
 
             def answered(reply: Any, exc: Exception | None) -> None:
                 if exc is not None:
                     exc = self.error(exc, link)
+                elif reply is None:  # of EXEC: the mark has expired, or was deleted by hand
+                    exc = ConnectionLostError(f"broker {self.url}: what a producer left is gone")
                 waiting = 0 if exc is not None else -1 if alone else reply[1]
-                if durable is None:
+                if durable is None and not watches:
                     confirm(waiting, exc)
                 else:
                     outcome.append((waiting, exc))
+
+            def guarded(reply: Any, exc: Exception | None) -> None:
+                nonlocal watched, may_watch
+                if exc is None and last is batch:
+                    watched = mark
+                elif isinstance(exc, ServerReply):  # without the right to it, all goes by the script
+                    may_watch = False
+                if durable is None:
+                    confirm(*outcome[0])
 
             def safe(reply: Any, exc: Exception | None) -> None:
                 [(waiting, refused)] = outcome
@@ -406,14 +430,11 @@ class RedisTaskBroker(TaskBroker):
                     refused = self.not_durable(len(batch))
                 confirm(0 if refused is not None else waiting, refused)
 
-            high, medium, low = batch.groups
-            alone = batch.fresh and not batch.behind and bool(high) + bool(medium) + bool(low) == 1
+            watch = pack(("WATCH", mark)) if watches else b""
             if alone:
-                # What the script looks for cannot be: this was not pushed before, nor was anything before it refused.
-                mark = pack(("SET", self.keys.producer(batch.producer), batch.sequence, "PX", PRODUCER_MS))
-                queue = queues[0 if high else 1 if medium else 2]
-                push = pack(("LPUSH", queue, *(high or medium or low)))
-                link.send(b"".join((BEGIN, mark, push, COMMIT)), answered, replies=4)
+                write = pack(("SET", mark, batch.sequence, "PX", PRODUCER_MS))
+                push = pack(("LPUSH", queues[0 if high else 1 if medium else 2], *(high or medium or low)))
+                link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
             else:
                 command = pack(
                     (
@@ -421,7 +442,10 @@ class RedisTaskBroker(TaskBroker):
                         len(high), len(medium), len(low), *high, *medium, *low,
                     )
                 )  # fmt: skip
-                link.send(command, answered)
+                if watches:  # EXEC forgets what was watched before; and whether we have the right to them is found out
+                    link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
+                else:
+                    link.send(command, answered)
             if durable is not None:
                 link.send(durable, safe)
 

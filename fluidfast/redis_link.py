@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "pack"]
+__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "pack"]
 
 Argument = str | bytes | int | float
 
@@ -90,22 +90,19 @@ class Link(asyncio.Protocol):
         self._write(command, future)
         return future
 
-    def send(self, command: bytes, sink: Sink, replies: int = 1) -> None:
-        """Write a packed command; ``sink`` is called with its reply, straight out of the event loop's reading.
+    def send(self, command: bytes, *sinks: Sink) -> None:
+        """Write a packed command, or several in a row; each of ``sinks`` is called with the reply to one, straight out
+        of the event loop's reading. A ``Transaction`` takes those to several."""
+        self._write(command, *sinks)
 
-        ``replies``: of a transaction that is written at once, how many commands it is, MULTI and EXEC with them.
-        ``sink`` gets what EXEC answers, or the first error of all.
-        """
-        self._write(command, sink if replies == 1 else Transaction(sink, replies))
-
-    def _write(self, command: bytes, taker: "asyncio.Future[Any] | Sink") -> None:
+    def _write(self, command: bytes, *takers: "asyncio.Future[Any] | Sink") -> None:
         if self.closed or self._transport.is_closing():  # the latter: it broke, and we are about to be told
-            # not from within: the caller has not seen our return yet
-            self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
+            for taker in takers:  # not from within: the caller has not seen our return yet
+                self._loop.call_soon(give, taker, None, LinkLost("the connection is closed"))
             return
         if not self._waiting:
             self._oldest = monotonic()
-        self._waiting.append(taker)
+        self._waiting.extend(takers)
         self._transport.write(command)
         if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:
             self._polling = True
@@ -170,7 +167,11 @@ class Link(asyncio.Protocol):
 
 
 class Transaction:
-    """Takes the replies to a transaction and gives one of them."""
+    """Takes the replies to a transaction and gives one of them.
+
+    ``replies``: how many commands it is, MULTI and EXEC with them. ``sink`` gets what the last one answers, or the
+    first error of all.
+    """
 
     __slots__ = ("due", "error", "sink")
 

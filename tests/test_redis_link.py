@@ -12,7 +12,7 @@ from waiting import within
 
 from fluidfast import TaskBroker
 from fluidfast.redis_broker import BEGIN, COMMIT, RedisTaskBroker
-from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, pack
+from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction, pack
 
 PING = pack(("PING",))
 
@@ -139,7 +139,7 @@ class Answers:
 class TestTransaction:
     async def test_gives_what_exec_answers_once(self, link: Link) -> None:
         answers = Answers()
-        link.send(BEGIN + PING + PING + COMMIT, answers, replies=4)
+        link.send(BEGIN + PING + PING + COMMIT, Transaction(answers, 4))
         after = link.call(pack(("ECHO", "after")))
         assert await answers.one() == ([b"PONG", b"PONG"], None)
         assert await within(after) == b"after"
@@ -147,7 +147,7 @@ class TestTransaction:
 
     async def test_an_error_when_it_is_queued(self, link: Link) -> None:
         answers = Answers()
-        link.send(BEGIN + pack(("NO-SUCH-COMMAND",)) + PING + COMMIT, answers, replies=4)
+        link.send(BEGIN + pack(("NO-SUCH-COMMAND",)) + PING + COMMIT, Transaction(answers, 4))
         reply, exc = await answers.one()
         assert reply is None
         assert isinstance(exc, ServerReply)
@@ -157,7 +157,9 @@ class TestTransaction:
     async def test_an_error_when_it_is_done(self, link: Link) -> None:
         key = f"text-{uuid.uuid4().hex}"
         answers = Answers()
-        link.send(BEGIN + pack(("SET", key, "x", "PX", 5000)) + pack(("LPUSH", key, "y")) + COMMIT, answers, replies=4)
+        link.send(
+            BEGIN + pack(("SET", key, "x", "PX", 5000)) + pack(("LPUSH", key, "y")) + COMMIT, Transaction(answers, 4)
+        )
         reply, exc = await answers.one()
         assert reply is None
         assert isinstance(exc, ServerReply)
@@ -165,10 +167,10 @@ class TestTransaction:
 
     async def test_a_connection_that_is_lost_or_closed(self, link: Link) -> None:
         lost, closed = Answers(), Answers()
-        link.send(BEGIN + PING + PING + COMMIT, lost, replies=4)
+        link.send(BEGIN + PING + PING + COMMIT, Transaction(lost, 4))
         link.abort()
         _, exc = await lost.one()
         assert isinstance(exc, LinkLost)
-        link.send(BEGIN + PING + PING + COMMIT, closed, replies=4)
+        link.send(BEGIN + PING + PING + COMMIT, Transaction(closed, 4))
         _, exc = await closed.one()
         assert isinstance(exc, LinkLost)

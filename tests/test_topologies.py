@@ -534,13 +534,13 @@ ACL_LINES = (
     "(%W~{NAME}-queue-* +lpush +llen) "  # puts in, and cannot read what waits
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
     "(%W~{NAME}-ff:delayed +zadd) "
-    "(~{NAME}-ff:producer:* +get +set +del +pexpire) "  # what makes sending twice the same as once
+    "(~{NAME}-ff:producer:* +get +set +del +pexpire +watch) "  # what makes sending twice the same as once
     "(~{NAME}-ff:reply:* +blpop +lpop) "  # queue_and_wait
     "(~{BARE}-ff:shards +get +set)",  # all give the same number of shards
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME} ~{NAME}-* ~tasks:* "
-    "+client|setinfo +client|id +client|unblock +multi +exec +script|load +evalsha +eval +time +wait +waitaof "
+    "+client|setinfo +client|id +client|unblock +multi +exec +watch +script|load +evalsha +eval +time +wait +waitaof "
     "+get +set +del +unlink +exists +pexpire "
     "+llen +lpush +rpush +lpop +rpop +blpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
