@@ -387,11 +387,11 @@ class RedisTaskBroker(TaskBroker):
         queues = [self.keys.queue(priority) for priority in PRIORITIES]
 
         watched = b""  # the mark that nobody has written since the server watches it for this connection
-        last: Batch | None = None
+        turn = 0
         may_watch = True
 
         def send(batch: Batch, confirm: Confirm) -> None:
-            nonlocal watched, last
+            nonlocal watched, turn
             outcome: list[Any] = []
             mark = self.keys.producer(batch.producer).encode()
             high, medium, low = batch.groups
@@ -400,7 +400,8 @@ class RedisTaskBroker(TaskBroker):
             # What the script looks for cannot be: this was not pushed before, nor was anything before it refused. And
             # should these bytes reach the server when the batch has been sent again, the mark is not as it was watched.
             alone = watches and one_queue and watched == mark
-            watched, last = b"", batch
+            watched, turn = b"", turn + 1
+            ours = turn
 
             def answered(reply: Any, exc: Exception | None) -> None:
                 if exc is not None:
@@ -415,7 +416,7 @@ class RedisTaskBroker(TaskBroker):
 
             def guarded(reply: Any, exc: Exception | None) -> None:
                 nonlocal watched, may_watch
-                if exc is None and last is batch:
+                if exc is None and turn == ours:
                     watched = mark
                 elif isinstance(exc, ServerReply):  # without the right to it, all goes by the script
                     may_watch = False
