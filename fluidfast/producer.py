@@ -181,7 +181,11 @@ class Producer(Outbox):
             if self._count and not self._scheduled:
                 self._flush()
 
-        channel(sending.batch, confirm)
+        try:
+            channel(sending.batch, confirm)
+        except Exception as exc:  # no memory for the command, say: nothing of it is on its way
+            self._in_flight.remove(sending)
+            self._resolve(sending, exc)
 
     async def _open(self) -> None:
         """Open a channel, anew if it was lost, and send what is in flight."""

@@ -231,6 +231,32 @@ class TestRefused:
         await within(submit(producer, b"2"))
         assert await take_all(broker) == [b"0", b"1", b"2"]
 
+    async def test_one_that_cannot_be_written_fails_its_own_callers_only(
+        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        channel = broker.channel
+
+        async def exhausted() -> Any:
+            send = await channel()
+
+            def some(batch: Batch, confirm: Any) -> None:
+                if any(b"bad" in payload for group in batch.groups for payload in group):
+                    raise MemoryError("no memory for the command")
+                send(batch, confirm)
+
+            return some
+
+        monkeypatch.setattr(broker, "channel", exhausted)
+        first = submit(producer, b"bad 0")  # found when the connection is opened
+        with pytest.raises(MemoryError):
+            await within(first)
+        await within(submit(producer, b"0"))
+        batches = [producer.submit_batch(MEDIUM, [payload]) for payload in (b"1", b"bad 1", b"2")]
+        results = await within(asyncio.gather(*batches, return_exceptions=True))
+        assert [type(result) for result in results] == [type(None), MemoryError, type(None)]
+        assert producer.pending == producer.pending_bytes == 0
+        assert await take_all(broker) == [b"0", b"1", b"2"]
+
     async def test_one_by_the_server_and_those_behind_it_go_on(self, start_server: StartServer) -> None:
         """Behind a refused batch its successors are on their way already. They are queued, once, in order."""
         broker = TaskBroker.from_url(start_server().url)
