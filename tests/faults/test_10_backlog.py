@@ -114,7 +114,7 @@ def compare(fleet: Fleet, *, small: int, big: int, repeats: int, plant: str = ""
 def test_a_backlog_costs_nothing(fleet: Fleet, figures: Figures) -> None:
     found = compare(fleet, small=20_000, big=100_000, repeats=1)
     figures.add(10, "a big backlog beside a small one", **found)
-    assert found["ratio"] > 0.5  # a busy machine
+    assert found["ratio"] > 0.5  # a busy machine; the long form looks closer
     assert found["worker_mb_growth"] < 25
 
 
@@ -122,7 +122,7 @@ def test_a_backlog_costs_nothing(fleet: Fleet, figures: Figures) -> None:
 def test_ten_million(fleet: Fleet, figures: Figures) -> None:
     found = compare(fleet, small=10_000, big=10_000_000, repeats=1)
     figures.add(10, "10 M beside 10 k", **found)
-    assert found["ratio"] > 0.5  # how near it is to the 0.9 of a quiet machine stands in the table
+    assert found["ratio"] >= 0.9
     assert found["worker_mb_growth"] < 25
 
 

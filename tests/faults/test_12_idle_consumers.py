@@ -93,14 +93,14 @@ def test_idle_consumers_cost_little_and_one_wakes(
 ) -> None:
     found = run(make_fleet, oracle, fault_seed, processes=2, consumers=6, seconds=10, pushes=20)
     figures.add(12, "idle consumers, pushes one at a time", **found)
-    assert found["pick_up_ms_p50"] < 100  # a busy machine
+    assert found["pick_up_ms_p50"] < 100  # a busy machine; the long form looks closer
 
 
 @pytest.mark.soak
 def test_a_hundred(make_fleet: Callable[..., Fleet], oracle: Oracle, fault_seed: int, figures: Figures) -> None:
     found = run(make_fleet, oracle, fault_seed, processes=4, consumers=25, seconds=60, pushes=500)
     figures.add(12, "a hundred idle consumers, pushes one at a time", **found)
-    assert found["pick_up_ms_p50"] < 100  # how near it is to the 10 ms of a quiet machine stands in the table
+    assert found["pick_up_ms_p99"] <= 10
 
 
 @pytest.mark.soak

@@ -348,7 +348,7 @@ def under_load(fleet: Fleet, seed: int, figures: Figures, count: int, mean: int)
         producers = [fleet.producer(count=count, url=url, ms=10, window=50, seed=seed) for _ in range(2)]
         for producer in producers:
             producer.done(60 + count / 200)
-        fleet.drain(40 + count / 500)  # the producers are faster than the workers, which are cut off too
+        fleet.drain(40 + count / 1000)  # the producers are faster than the workers, which are cut off too
         proxy.forget()
         fleet.drain(40)
         cuts = proxy.cuts
