@@ -26,12 +26,10 @@ from . import settings
 from ._clock import new_id
 from .broker import (
     LETTERS,
-    Batch,
     BrokerURL,
     Channel,
     Claim,
     Claimed,
-    Confirm,
     Settlement,
     TaskBroker,
     TaskManagersStatus,
@@ -50,7 +48,8 @@ from .errors import (
     NotDurableError,
 )
 from .keys import DEFAULT_NAME, Keys
-from .redis_link import Link, LinkLost, ServerReply, Transaction, pack
+from .redis_channel import RedisChannel, is_durable
+from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import WakeUp
 from .scripts import NAMES, load
@@ -67,8 +66,6 @@ REPLY_SECONDS = 15.0
 """A server that answers nothing for this long has its connection ended."""
 LOCK_SECONDS = 5.0
 """After which aio-fluid's lock of a task opens by itself, for it and for us."""
-BEGIN, COMMIT = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
-PRODUCER_MS = 3_600_000
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
@@ -382,75 +379,7 @@ class RedisTaskBroker(TaskBroker):
         durable = self.durable_command()
         link: Link
         link = await self.patiently(self.link) if durable is None else await self.durable_link()
-        sha = load("enqueue").sha
-        prefix = self._prefix
-        queues = [self.keys.queue(priority) for priority in PRIORITIES]
-
-        watched = b""  # the mark that nobody has written since the server watches it for this connection
-        turn = 0
-        may_watch = True
-
-        def send(batch: Batch, confirm: Confirm) -> None:
-            nonlocal watched, turn
-            outcome: list[Any] = []
-            mark = self.keys.producer(batch.producer).encode()
-            high, medium, low = batch.groups
-            one_queue = bool(high) + bool(medium) + bool(low) == 1
-            watches = may_watch and batch.fresh and not batch.behind
-            # What the script looks for cannot be: this was not pushed before, nor was anything before it refused. And
-            # should these bytes reach the server when the batch has been sent again, the mark is not as it was watched.
-            alone = watches and one_queue and watched == mark
-            watched, turn = b"", turn + 1
-            ours = turn
-
-            def answered(reply: Any, exc: Exception | None) -> None:
-                if exc is not None:
-                    exc = self.error(exc, link)
-                elif reply is None:  # of EXEC: the mark has expired, or was deleted by hand
-                    exc = ConnectionLostError(f"broker {self.url}: what a producer left is gone")
-                waiting = 0 if exc is not None else -1 if alone else reply[1]
-                if durable is None and not watches:
-                    confirm(waiting, exc)
-                else:
-                    outcome.append((waiting, exc))
-
-            def guarded(reply: Any, exc: Exception | None) -> None:
-                nonlocal watched, may_watch
-                if exc is None and turn == ours:
-                    watched = mark
-                elif isinstance(exc, ServerReply):  # without the right to it, all goes by the script
-                    may_watch = False
-                if durable is None:
-                    confirm(*outcome[0])
-
-            def safe(reply: Any, exc: Exception | None) -> None:
-                [(waiting, refused)] = outcome
-                if refused is None and exc is not None:
-                    refused = self.error(exc, link)
-                if refused is None and not is_durable(reply):
-                    refused = self.not_durable(len(batch))
-                confirm(0 if refused is not None else waiting, refused)
-
-            watch = pack(("WATCH", mark)) if watches else b""
-            if alone:
-                write = pack(("SET", mark, batch.sequence, "PX", PRODUCER_MS))
-                push = pack(("LPUSH", queues[0 if high else 1 if medium else 2], *(high or medium or low)))
-                link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
-            else:
-                command = pack(
-                    (
-                        "EVALSHA", sha, 1, prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
-                        len(high), len(medium), len(low), *high, *medium, *low,
-                    )
-                )  # fmt: skip
-                if watches:  # EXEC forgets what was watched before; and whether we have the right to them is found out
-                    link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
-                else:
-                    link.send(command, answered)
-            if durable is not None:
-                link.send(durable, safe)
-
-        return send
+        return RedisChannel(self, link, durable)
 
     def durable_command(self) -> bytes | None:
         """What is sent behind each batch so that its answer comes when the batch is safe."""
@@ -993,11 +922,6 @@ async def heeding(call: Awaitable[Any]) -> Any:
     if caller.cancelling() > before:
         raise asyncio.CancelledError
     return result
-
-
-def is_durable(reply: Any) -> bool:
-    """Whether the answer to WAIT or WAITAOF names a server."""
-    return bool(reply[0] if isinstance(reply, list) else reply)
 
 
 def milliseconds(seconds: float) -> int:

@@ -13,16 +13,15 @@ ROOT = Path(fluidfast.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     # 0: the ground; nothing of ours, but for the exceptions
-    ("_version", "errors", "states", "state", "common", "keys", "settings", "lua", "scripts", "_pqueue", "_clock",
-     "_outbox"),
+    ("_version", "errors", "states", "state", "common", "keys", "settings", "lua", "scripts", "_pqueue", "_clock"),
     # 1: what a run is
     ("_machine", "params", "schedule", "record", "_run", "run", "task", "config"),
     # 2: bytes, events, and what a broker promises
     ("_codec", "events", "workers", "broker"),
     # 3: the brokers
-    ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_broker", "sharded_broker"),
+    ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
-    ("keeper", "settler", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor", "cpubound"),
+    ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor", "cpubound"),
     # 5: the loop
     ("engine",),
     # 6: what composes them

@@ -11,7 +11,8 @@ import pytest
 from waiting import within
 
 from fluidfast import TaskBroker
-from fluidfast.redis_broker import BEGIN, COMMIT, RedisTaskBroker
+from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.redis_channel import BEGIN, COMMIT
 from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction, pack
 
 PING = pack(("PING",))

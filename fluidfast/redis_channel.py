@@ -1,0 +1,100 @@
+"""The way of a producer's batches into Redis, on one connection."""
+
+from typing import TYPE_CHECKING, Any
+
+from .broker import Batch, Confirm
+from .errors import ConnectionLostError
+from .redis_link import Link, ServerReply, Transaction, pack
+from .scripts import load
+from .states import PRIORITIES
+
+if TYPE_CHECKING:
+    from .redis_broker import RedisTaskBroker
+
+__all__ = ["BEGIN", "COMMIT", "RedisChannel", "is_durable"]
+
+BEGIN, COMMIT = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+PRODUCER_MS = 3_600_000
+"""How long the mark of a producer's last batch is kept."""
+
+
+class RedisChannel:
+    """Sends batches, each by a script that skips what it has seen before: a producer's mark is the number of its last.
+
+    A batch that stands alone needs less: what the script looks for cannot be, since it was not pushed before, nor was
+    anything before it refused. It goes as MULTI, SET of the mark, LPUSH, EXEC, while the server WATCHes the mark for
+    this connection: should the bytes reach the server when the batch has been sent again on another one, the mark is
+    not as it was, and EXEC does nothing. A user without the right to these commands goes by the script.
+
+    ``durable``: a command that is sent behind each batch, and answered when that is safe; or None.
+    """
+
+    def __init__(self, broker: "RedisTaskBroker", link: Link, durable: bytes | None) -> None:
+        self.broker = broker
+        self.link = link
+        self.durable = durable
+        self.sha = load("enqueue").sha
+        self.queues = [broker.keys.queue(priority) for priority in PRIORITIES]
+        self.watched = b""  # the mark that nobody has written since the server watches it for this connection
+        self.turn = 0
+        self.may_watch = True
+
+    def __call__(self, batch: Batch, confirm: Confirm) -> None:
+        broker, durable = self.broker, self.durable
+        mark = broker.keys.producer(batch.producer).encode()
+        high, medium, low = batch.groups
+        watches = self.may_watch and batch.fresh and not batch.behind
+        alone = watches and self.watched == mark and bool(high) + bool(medium) + bool(low) == 1
+        self.watched = b""
+        self.turn = turn = self.turn + 1
+        outcome: tuple[int, Exception | None] = (0, None)
+
+        def answered(reply: Any, exc: Exception | None) -> None:
+            nonlocal outcome
+            if exc is not None:
+                exc = broker.error(exc, self.link)
+            elif reply is None:  # of EXEC: the mark has expired, or was deleted by hand
+                exc = ConnectionLostError(f"broker {broker.url}: what a producer left is gone")
+            outcome = (0 if exc is not None else -1 if alone else reply[1], exc)
+            if durable is None and not watches:
+                confirm(*outcome)
+
+        def guarded(reply: Any, exc: Exception | None) -> None:
+            if exc is None and self.turn == turn:
+                self.watched = mark
+            elif isinstance(exc, ServerReply):
+                self.may_watch = False
+            if durable is None:
+                confirm(*outcome)
+
+        def safe(reply: Any, exc: Exception | None) -> None:
+            waiting, refused = outcome
+            if refused is None and exc is not None:
+                refused = broker.error(exc, self.link)
+            if refused is None and not is_durable(reply):
+                refused = broker.not_durable(len(batch))
+            confirm(0 if refused is not None else waiting, refused)
+
+        watch = pack(("WATCH", mark)) if watches else b""
+        if alone:
+            write = pack(("SET", mark, batch.sequence, "PX", PRODUCER_MS))
+            push = pack(("LPUSH", self.queues[0 if high else 1 if medium else 2], *(high or medium or low)))
+            self.link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
+        else:
+            command = pack(
+                (
+                    "EVALSHA", self.sha, 1, broker.prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
+                    len(high), len(medium), len(low), *high, *medium, *low,
+                )
+            )  # fmt: skip
+            if watches:  # EXEC forgets what was watched before; and whether we have the right to them is found out
+                self.link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
+            else:
+                self.link.send(command, answered)
+        if durable is not None:
+            self.link.send(durable, safe)
+
+
+def is_durable(reply: Any) -> bool:
+    """Whether the answer to WAIT or WAITAOF names a server."""
+    return bool(reply[0] if isinstance(reply, list) else reply)
