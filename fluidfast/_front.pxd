@@ -7,3 +7,5 @@ cdef class QueueFront:
     cdef public object _backpressure
     cdef public Listeners _listeners
     cdef public bint _buffers
+
+    cpdef bint _hands_over(self) except -1

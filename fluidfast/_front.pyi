@@ -16,6 +16,7 @@ class QueueFront:
     _listeners: Listeners
     _buffers: bool
 
+    def _hands_over(self) -> bool: ...
     def queue(
         self,
         task: str | Task[Any],

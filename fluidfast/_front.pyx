@@ -19,6 +19,11 @@ cdef class QueueFront:
     ``_when_there_is_room``."""
 
     @cython.nonecheck(True)
+    cpdef bint _hands_over(self) except -1:
+        """Whether queueing a run is no more than handing over its payload: nobody listens, nothing may hold it up."""
+        return not (self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED))
+
+    @cython.nonecheck(True)
     def queue(self, task, priority=None, *, run_id="", from_task_run=None, params=None, **kwargs):
         """Queue a run; it is safe on the broker when what this returns has been awaited.
 
@@ -40,7 +45,7 @@ cdef class QueueFront:
         cdef Codec codec
         cdef TaskRun run
         cdef bytes payload
-        if self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED):
+        if not self._hands_over():
             return self._queue(task, priority, run_id, from_task_run, params, kwargs)
         codec = self.broker.codec
         try:

@@ -190,11 +190,6 @@ class TaskManager(QueueFront):
 
     queue = gives_a_coroutine(QueueFront.queue)
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether queueing a run is no more than handing over a payload and waiting for it."""
-        return not (self._buffers or self._backpressure.active or self._listeners.mask & (INIT_BIT | QUEUED_BIT))
-
     async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
         await self._submit(run.prio, payload)
         return run

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from ._outbox import Confirmation
@@ -24,34 +25,6 @@ __all__ = ["SyncManager"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class Answer:
-    """Lets one thread wait for what another one hears: a lock that is held until then."""
-
-    __slots__ = ("exc", "lock")
-
-    def __init__(self) -> None:
-        self.exc: BaseException | None = None
-        self.lock = threading.Lock()
-        self.lock.acquire()
-
-    def give(self, future: Confirmation[None]) -> None:
-        """The future is done."""
-        self.fail(asyncio.CancelledError() if future.cancelled() else future.exception())
-
-    def fail(self, exc: BaseException | None) -> None:
-        """There will be no future. None: all is well."""
-        self.exc = exc
-        self.lock.release()
-
-    def wait(self) -> None:
-        """Until it is given. Raises what the future raises."""
-        self.lock.acquire()
-        if self.exc is not None:
-            raise self.exc
-
-
 END_SECONDS = 5.0
 """How long calls that others still wait in may take to end when the manager is closed."""
 
@@ -68,7 +41,7 @@ class SyncManager:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._unconfirmed: set[Confirmation[None]] = set()
+        self._unconfirmed: set[Confirmation[TaskRun[Any, Any]]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +100,7 @@ class SyncManager:
     ) -> TaskRun[Any, Any]:
         """``TaskManager.queue``, blocking."""
         manager = self._manager
-        if not manager._is_plain:
+        if manager._buffers or not manager._hands_over():
 
             async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
                 return await manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
@@ -139,22 +112,28 @@ class SyncManager:
         payload = manager.broker.codec.submit(run)
         if manager.broker.push(run.prio, payload):
             return run
-        answer = Answer()
+        answer: Future[TaskRun[Any, Any]] = Future()
         with self._lock:
-            self._running_loop().call_soon_threadsafe(self._submit, run.prio, payload, answer)
-        answer.wait()
-        return run
+            self._running_loop().call_soon_threadsafe(self._submit, run, payload, answer)
+        return answer.result()
 
-    def _submit(self, priority: int, payload: bytes, answer: "Answer") -> None:
-        future: Confirmation[None]
+    def _submit(self, run: TaskRun[Any, Any], payload: bytes, answer: "Future[TaskRun[Any, Any]]") -> None:
+        def give(future: Confirmation[TaskRun[Any, Any]]) -> None:
+            self._unconfirmed.discard(future)
+            if future.cancelled():
+                answer.set_exception(asyncio.CancelledError())
+            elif (exc := future.exception()) is not None:
+                answer.set_exception(exc)
+            else:
+                answer.set_result(run)
+
         try:
-            future = self._manager._producer.submit(asyncio.get_running_loop(), priority, payload, None)
+            future = self._manager._producer.submit(asyncio.get_running_loop(), run.prio, payload, run)
         except BaseException as exc:
-            answer.fail(exc)  # it waits for nothing else
+            answer.set_exception(exc)  # it waits for nothing else
             raise
         self._unconfirmed.add(future)
-        future.add_done_callback(self._unconfirmed.discard)
-        future.add_done_callback(answer.give)
+        future.add_done_callback(give)
 
     def queue_many(
         self,
