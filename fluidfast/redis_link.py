@@ -29,7 +29,9 @@ POLL_PAUSE = 0.1
 
 def several_cores() -> bool:
     """Whether this process may run on a core beside the server's."""
-    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) > 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) > 1
+    return (os.cpu_count() or 1) > 1
 
 
 def pack(command: "tuple[Argument, ...]") -> bytes:
