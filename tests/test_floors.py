@@ -21,7 +21,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 3: the brokers
     ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
-    ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor", "cpubound"),
+    ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
+     "cpubound"),
     # 5: the loop
     ("engine",),
     # 6: what composes them
