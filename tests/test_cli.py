@@ -186,7 +186,7 @@ class TestApp:
             "test_cli:the_manager",
             "test_cli:some_manager",
         ],
-        ids=str,
+        ids=["app", "app maker", "manager", "manager maker", *("by name" for _ in range(4))],
     )
     def test_every_way_to_say_which(self, app: Any) -> None:
         result = invoke(app, "ls")

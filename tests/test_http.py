@@ -522,7 +522,7 @@ def lifespan_of(app: FastAPI) -> Any:
         ({"include_router": False}, False),
         ({"dependencies": [Depends(only_staff)]}, False),
     ],
-    ids=str,
+    ids=["nothing", "auth", "insecure", "apart", "dependencies"],
 )
 async def test_who_forgot_auth_is_told(caplog: pytest.LogCaptureFixture, options: dict[str, Any], warned: bool) -> None:
     app = task_manager_fastapi(a_manager(), **options)
