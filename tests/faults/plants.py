@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fluidfast import redis_broker, scripts
+from fluidfast import redis_broker, redis_channel, scripts
 from fluidfast.broker import Settlement
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.settler import Settler
@@ -42,7 +42,17 @@ def edited(script: str, old: str, new: str) -> Undo:
     assert text.count(old.encode()) == 1, f"{script}.lua has not once: {old}"
     text = text.replace(old.encode(), new.encode())
     changed = scripts.Script(script, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
-    return patch(redis_broker, "load", lambda name: changed if name == script else before(name))
+
+    def load(name: str) -> scripts.Script:
+        return changed if name == script else before(name)
+
+    steps = [patch(module, "load", load) for module in (redis_broker, redis_channel)]
+
+    def undo() -> None:
+        for step in steps:
+            step()
+
+    return undo
 
 
 def settle_always() -> Undo:

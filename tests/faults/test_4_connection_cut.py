@@ -101,7 +101,14 @@ def ids_of(found: Counter[bytes]) -> Counter[bytes]:
     return counts
 
 
+async def armed(scene: Scene) -> None:
+    """The server watches the producer's mark for this connection, as it does behind each lone batch."""
+    await scene.manager.queue("work", ms=1.0)
+    scene.wipe()
+
+
 async def enqueue(scene: Scene, count: int = 3) -> Prepared:
+    await armed(scene)
     ids = scene.ids(count)
     priorities = ("high", "medium", "low")
 
@@ -115,6 +122,11 @@ async def enqueue(scene: Scene, count: int = 3) -> Prepared:
 
 async def enqueue_many(scene: Scene) -> Prepared:
     return await enqueue(scene, 12)
+
+
+async def enqueue_alone(scene: Scene) -> Prepared:
+    """A batch of one queue: a transaction, not the script."""
+    return await enqueue(scene, 1)
 
 
 async def delay(scene: Scene) -> Prepared:
@@ -214,6 +226,7 @@ VERBS = [
     Verb("exhume", exhume),
     Verb("renew", renew),
     Verb("enqueue 12", enqueue_many),
+    Verb("enqueue alone", enqueue_alone),
 ]
 
 
