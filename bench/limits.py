@@ -23,6 +23,8 @@ from .ours import make_task
 
 IN_FLIGHT = 8
 """Commands on their way at a time, where they are pipelined."""
+BETWEEN_SECONDS = 10e-6
+"""What a program does between two calls, at least: the server falls asleep meanwhile, and has to be woken."""
 
 
 class Raw(asyncio.Protocol):
@@ -124,6 +126,12 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
             await asyncio.sleep(0)
         return 1
 
+    async def one_busy(command: bytes, replies: int) -> int:
+        until = perf_counter() + BETWEEN_SECONDS
+        while perf_counter() < until:
+            pass
+        return await one_awake(command, replies)
+
     async def clean() -> None:
         await raw.ask(resp(b"UNLINK", key), 1, lines)
 
@@ -155,6 +163,7 @@ async def measure(url: str, seconds: float) -> dict[str, Any]:
     mark = resp(b"SET", key + b"-mark", b"1", b"PX", b"60000")
     once = resp(b"MULTI") + mark + single + resp(b"EXEC")  # answered with +OK, +QUEUED, +QUEUED, *2, +OK, :1
     found["round_trips_once_awake"] = await best_of(lambda: one_awake(once, 6), seconds)
+    found["round_trips_once_busy"] = await best_of(lambda: one_busy(once, 6), seconds)
     await raw.ask(resp(b"UNLINK", key, key + b"-mark"), 1, lines)
     raw.transport.close()
     return found

@@ -72,6 +72,7 @@ LIMITS = (
         "round_trips_once_awake",
         "... with the mark that makes it once however often it is sent (MULTI, SET, LPUSH, EXEC), /s",
     ),
+    ("round_trips_once_busy", "... by a program that has 10 us of other work between two of them, /s"),
 )
 
 DETAILS = (

@@ -587,8 +587,9 @@ class RedisTaskBroker(TaskBroker):
 
     @property
     def block_seconds(self) -> float:
-        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
-        return min(10.0, self.options.lease_seconds)
+        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``; and an answer that
+        is lost is missed before the lease that it may have given runs out."""
+        return min(12.0, self.options.lease_seconds)
 
     async def reap(self) -> int:
         now = monotonic()
