@@ -47,7 +47,7 @@ Executor = Callable[[TaskRun[Any, Any]], Coroutine[Any, Any, object]]
 
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 CLEANUP_SECONDS = 0.7
 """How long a run that shutdown has cancelled may take to clean up."""
 END_SECONDS = 0.1

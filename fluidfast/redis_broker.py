@@ -51,8 +51,8 @@ from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
 from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
-from .redis_wakeup import GRANTED, WakeUp
-from .scripts import NAMES, load, milliseconds
+from .redis_wakeup import WakeUp
+from .scripts import NAMES, load
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
@@ -168,8 +168,7 @@ class RedisTaskBroker(TaskBroker):
                     self.redis_cli.connection_pool = self.server.client.connection_pool
             self._link, self._link_loop, self._connecting = None, loop, asyncio.Lock()
             self._was_connected = False
-            for wakeup in self._wakeups.values():
-                wakeup.abandon()
+            self._wakeups.clear()
             self._blocked.clear()
             self._reply_link = self._durable_link = None
             self._watch = None
@@ -357,6 +356,7 @@ class RedisTaskBroker(TaskBroker):
             watch.cancel()
         for wakeup in list(self._wakeups.values()):
             await wakeup.close()
+        self._wakeups.clear()
         for blocked in self._blocked:
             blocked.abort()
         self._blocked.clear()
@@ -483,25 +483,16 @@ class RedisTaskBroker(TaskBroker):
         waits: bool = False,
         tasks: Sequence[str] = (),
     ) -> Claim:
-        wakeup = self._wakeup(consumer)
-        wakeup.tasks = tasks
-        if (grant := wakeup.take()) is not None:
-            return self._claim_of(grant.batch, grant.reply, grant.tasks)
-        await self._put_back(wakeup)
-        batch = wakeup.unsure.pop() if wakeup.unsure else new_id()
+        batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         self._claiming.add(batch)
         try:
-            reply = await self.script(
+            given, flags, suspects, strikes, alone, at = await self.script(
                 "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
                 letters, int(idle) + 2 * int(waits), *tasks,
             )  # fmt: skip
         finally:
             self._claiming.discard(batch)
-        return self._claim_of(batch, reply, tasks)
-
-    def _claim_of(self, batch: str, reply: Any, tasks: Sequence[str]) -> Claim:
-        given, flags, suspects, strikes, alone, at = reply
         items = [Claimed(given[i].decode(), given[i + 1]) for i in range(0, len(given), 2)]
         if strikes:
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
@@ -572,14 +563,11 @@ class RedisTaskBroker(TaskBroker):
 
     def yielder(self, consumer: str) -> Callable[[], object] | None:
         client = self.server.sync_client(max(0.5, self.options.lease_seconds / 3))
-        farewell, release = load("farewell").text.decode(), load("release").text.decode()
+        script = load("farewell")
 
         def give_back() -> object:
             try:
-                wakeup = self._wakeups.get(consumer)
-                for batch in wakeup.withdraw() if wakeup is not None else ():
-                    client.eval(release, 1, self._prefix, batch, SUSPECT_AFTER, *GRANTED)
-                return client.eval(farewell, 1, self._prefix, consumer, 0)
+                return client.eval(script.text.decode(), 1, self._prefix, consumer, 0)
             finally:
                 client.close()  # it is a rare thing, not worth a connection
 
@@ -587,9 +575,8 @@ class RedisTaskBroker(TaskBroker):
 
     @property
     def block_seconds(self) -> float:
-        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``; and an answer that
-        is lost is missed before the lease that it may have given runs out."""
-        return min(12.0, self.options.lease_seconds)
+        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
+        return min(10.0, self.options.lease_seconds)
 
     async def reap(self) -> int:
         now = monotonic()
@@ -625,39 +612,24 @@ class RedisTaskBroker(TaskBroker):
         return None if wait < 0 else wait / 1000
 
     async def wait(self, consumer: str, timeout: float) -> None:
-        await self._wakeup(consumer).wait(timeout)
-
-    def _wakeup(self, consumer: str) -> WakeUp:
         self.enter_loop()
         wakeup = self._wakeups.get(consumer)
         if wakeup is None:
             wakeup = self._wakeups[consumer] = WakeUp(self, consumer)
-        return wakeup
+        await wakeup.wait(timeout)
 
     async def idle_no_more(self, consumer: str) -> None:
         """Nothing more is to be moved to this consumer's inbox until it waits again; what was, is for others."""
-        if (wakeup := self._wakeups.get(consumer)) is not None and wakeup.may_hold:
+        if (wakeup := self._wakeups.get(consumer)) is not None and (wakeup.pending or wakeup.moved):
             await wakeup.unblock()
-            await self._put_back(wakeup, unsure=True)
             await self.script("farewell", consumer, 0)
             wakeup.moved = False
-
-    async def _put_back(self, wakeup: WakeUp, unsure: bool = False) -> None:
-        """What was granted and not taken at once is for whoever comes: by now something else may come first."""
-        wakeup.collect()
-        while wakeup.granted:
-            await self.release(wakeup.granted[-1].batch, GRANTED)
-            wakeup.granted.pop()
-        while unsure and wakeup.unsure:
-            await self.release(wakeup.unsure[-1], GRANTED)
-            wakeup.unsure.pop()
 
     async def farewell(self, consumer: str) -> None:
         wakeup = self._wakeups.pop(consumer, None)
         if wakeup is not None:
             try:
                 await wakeup.unblock()
-                await self._put_back(wakeup, unsure=True)
             finally:
                 await wakeup.close()
         await self.script("farewell", consumer, 1)
@@ -950,6 +922,10 @@ async def heeding(call: Awaitable[Any]) -> Any:
     if caller.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+def milliseconds(seconds: float) -> int:
+    return max(0, math.ceil(seconds * 1000))
 
 
 def header(reason: str) -> bytes:

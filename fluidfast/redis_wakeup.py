@@ -1,183 +1,77 @@
-"""How a consumer with nothing to do is woken without polling, and given what woke it in the same answer."""
+"""How a consumer with nothing to do is woken without polling."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._clock import new_id
-from .broker import LETTERS
 from .redis_link import Link, LinkLost, ServerReply, pack
-from .scripts import load, milliseconds
-from .states import PRIORITIES, TaskPriority
+from .states import TaskPriority
 
 if TYPE_CHECKING:
     from .redis_broker import RedisTaskBroker
 
-__all__ = ["GRANTED", "Grant", "WakeUp"]
+__all__ = ["WakeUp"]
 
 logger = logging.getLogger(__name__)
 
-GRANTED = tuple(f"{letter}1" for letter in LETTERS)
-"""Fields that a grant may have: it is of one run."""
-ONLY_MOVED = 4
-"""Asks the claim's script for what was moved to the inbox, and for nothing else."""
 REFUSED_SECONDS = 0.5
 """How long a consumer that the server does not let wait pauses before it looks again."""
-
-
-class Blocked:
-    """A blocking call and the claim behind it, on their way since ``at``. ``ended`` is called with it."""
-
-    __slots__ = ("at", "batch", "done", "ended", "error", "lost", "moved", "reply", "tasks")
-
-    def __init__(self, tasks: Sequence[str], ended: "Callable[[Blocked], None]") -> None:
-        self.batch = new_id()
-        self.tasks = tasks
-        self.ended = ended
-        self.at = monotonic()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.moved = False
-        self.reply: Any = None
-        self.lost = False
-        self.error: Exception | None = None
-
-    def has_moved(self, reply: Any, exc: Exception | None) -> None:
-        """What the blocking call answers."""
-        self.moved = reply is not None
-        self.error = exc
-
-    def has_claimed(self, reply: Any, exc: Exception | None) -> None:
-        """What the claim answers."""
-        self.reply = reply
-        self.lost = isinstance(exc, LinkLost)
-        self.error = self.error or exc
-        if not self.done.done():
-            self.done.set_result(None)
-            self.ended(self)
-
-    @property
-    def in_vain(self) -> bool:
-        """It has run out."""
-        return self.done.done() and not self.moved and self.error is None and not self.reply[0]
-
-
-@dataclass(slots=True)
-class Grant:
-    """What a claim behind a blocking call gave: one run."""
-
-    priority: int
-    batch: str
-    at: float
-    reply: Any
-    tasks: Sequence[str]
 
 
 class WakeUp:
     """Blocks for one consumer: BLMOVE from each queue to its inbox, one connection a priority.
 
-    What is moved is safe in the inbox, and one push wakes one waiter. Behind each BLMOVE on its connection stands a
-    claim of what it moves, so that both are answered at once: a run starts two round trips earlier.
-
-    ``granted``: what was given so while the consumer waited. ``unsure``: batches of which it is not known whether they
-    hold a lease; who claims under their names is told.
+    What is moved is safe in the inbox, and one push wakes one waiter.
     """
 
     def __init__(self, broker: "RedisTaskBroker", consumer: str) -> None:
         self.broker = broker
         self.consumer = consumer
         self.links: dict[TaskPriority, tuple[Link, int]] = {}
-        self.pending: dict[TaskPriority, Blocked] = {}
-        self.granted: list[Grant] = []
-        self.unsure: list[str] = []
-        self.withdrawn: set[str] = set()
-        self.tasks: Sequence[str] = ()
-        """Whose enabled flag is wanted."""
+        self.pending: dict[TaskPriority, asyncio.Future[Any]] = {}
         self.woken: asyncio.Future[None] | None = None
-        self.fresh = False  # it has waited, and has not claimed since
         self.moved = False  # something may be in the inbox
-
-    @property
-    def may_hold(self) -> bool:
-        """Whether something may be set aside for the consumer."""
-        return bool(self.pending or self.granted or self.unsure or self.moved)
 
     async def wait(self, timeout: float) -> None:
         """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
-        if self.granted or self.unsure:
-            self.fresh = True
-            return
-        self.withdrawn.intersection_update(self.batches())
         for priority in self.broker.options.queues:
-            if priority not in self.pending or self.pending[priority].in_vain:
+            if priority not in self.pending or moved_nothing(self.pending[priority]):
                 await self.block(priority)
-        loop = asyncio.get_running_loop()
-        woken = self.woken = loop.create_future()
-        timer = loop.call_later(timeout, run_out, woken)
-        if any(blocked.done.done() for blocked in self.pending.values()):
-            woken.set_result(None)
+        self.woken = asyncio.get_running_loop().create_future()
+        if any(future.done() for future in self.pending.values()):
+            self.woken.set_result(None)
+        refused = False
         try:
-            await woken
+            async with asyncio.timeout(timeout):
+                await self.woken
+        except TimeoutError:
+            return
         finally:
-            timer.cancel()
             self.woken = None
             refused = self.collect()
-            self.fresh = True
         if refused:  # a server that is full, say: it would refuse the next one as fast
             await asyncio.sleep(min(timeout, REFUSED_SECONDS))
 
     def collect(self) -> bool:
-        """Take in what the calls that have ended gave. True: the server refused one."""
+        """Forget the calls that have ended. True: the server refused one."""
         refused = False
-        for priority, blocked in list(self.pending.items()):
-            if not blocked.done.done():
-                continue
-            if blocked.reply is not None and blocked.reply[0]:
-                number = PRIORITIES.index(priority)
-                self.granted.append(Grant(number, blocked.batch, blocked.at, blocked.reply, blocked.tasks))
-                self.granted.sort(key=lambda grant: grant.priority)
-            elif blocked.lost:
-                self.unsure.append(blocked.batch)
-            if blocked.error is not None:
-                self.drop(priority)
-                refused = refused or isinstance(blocked.error, ServerReply)
-                self.moved = True  # its answer may have been lost
-                logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, blocked.error)
-            del self.pending[priority]
+        for priority, future in list(self.pending.items()):
+            if future.done():
+                del self.pending[priority]
+                if not future.cancelled() and (exc := future.exception()) is not None:
+                    self.drop(priority)
+                    refused = refused or isinstance(exc, ServerReply)
+                    self.moved = True  # its answer may have been lost
+                    logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+                elif not moved_nothing(future):
+                    self.moved = True
         return refused
-
-    def take(self) -> Grant | None:
-        """What was granted, if the consumer has waited just now.
-
-        Else it may be that something else comes first by now, or that it would be held for too long.
-        """
-        fresh, self.fresh = self.fresh, False
-        while fresh and self.granted:
-            grant = self.granted.pop(0)
-            # from here on the thread that withdraws leaves it alone
-            if grant.batch not in self.withdrawn and monotonic() - grant.at < self.broker.options.lease_seconds / 2:
-                return grant
-            self.unsure.append(grant.batch)
-        return None
-
-    def withdraw(self) -> Iterator[str]:
-        """For a thread, while the event loop does not get on: batches that are to be given back, if they hold a lease.
-        The event loop takes none of them without asking again."""
-        for batch in self.batches():
-            self.withdrawn.add(batch)
-            if batch in self.batches():  # else it was taken just now
-                yield batch
-
-    def batches(self) -> list[str]:
-        """Those that may be granted."""
-        return [blocked.batch for blocked in self.pending.values()] + [grant.batch for grant in self.granted]
 
     def wake(self) -> None:
         """Let who waits look again."""
-        if self.woken is not None:
-            run_out(self.woken)
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
 
     async def block(self, priority: TaskPriority) -> None:
         broker = self.broker
@@ -197,41 +91,36 @@ class WakeUp:
                 if isinstance(exc, (LinkLost, ServerReply)):
                     raise broker.error(exc) from exc
                 raise
-        self._call(priority, held[0])
-
-    def _call(self, priority: TaskPriority, link: Link) -> None:
-        broker = self.broker
-
-        def ended(blocked: Blocked) -> None:
-            if (
-                self.pending.get(priority) is blocked
-                and self.woken is not None
-                and not self.woken.done()
-                and blocked.in_vain
-            ):
-                self._call(priority, link)  # it has moved nothing: that is no reason to look
-            else:
-                self.wake()
-
-        blocked = self.pending[priority] = Blocked(self.tasks, ended)
-        inbox = broker.keys.inbox(self.consumer, priority)
-        block = pack(
-            ("BLMOVE", broker.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{broker.block_seconds:.3f}"),
-        )
-        lease = milliseconds(broker.options.lease_seconds)
-        letter = LETTERS[PRIORITIES.index(priority)]
-        claim = pack(
+        command = pack(
             (
-                "EVALSHA", load("claim").sha, 1, broker.prefix, self.consumer, blocked.batch, 1, 1, lease, letter,
-                ONLY_MOVED, *blocked.tasks,
+                "BLMOVE", broker.keys.queue(priority), broker.keys.inbox(self.consumer, priority),
+                "RIGHT", "LEFT", f"{broker.block_seconds:.3f}",
             )
         )  # fmt: skip
+        self._call(priority, held[0], command)
 
-        link.send(block + claim, blocked.has_moved, blocked.has_claimed)
+    def _call(self, priority: TaskPriority, link: Link, command: bytes) -> None:
+        future = link.call(command)
+        self.pending[priority] = future
+
+        def ended(_: "asyncio.Future[Any]") -> None:
+            if (
+                self.pending.get(priority) is future
+                and self.woken is not None
+                and not self.woken.done()
+                and moved_nothing(future)
+            ):
+                self._call(priority, link, command)  # it has moved nothing: that is no reason to look
+                return
+            if not future.cancelled():
+                future.exception()
+            self.wake()
+
+        future.add_done_callback(ended)
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""
-        blocked = [(self.links[p][1], b.done) for p, b in self.pending.items() if not b.done.done() and p in self.links]
+        blocked = [(self.links[p][1], f) for p, f in self.pending.items() if not f.done() and p in self.links]
         if not blocked:
             self.collect()
             return
@@ -258,18 +147,9 @@ class WakeUp:
         """End the connections."""
         for priority in list(self.links):
             self.drop(priority)
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Nothing comes over these connections any more; what they may have given is asked for by the next claim."""
-        self.unsure += [blocked.batch for blocked in self.pending.values() if not blocked.in_vain]
-        self.unsure += [grant.batch for grant in self.granted]
-        self.links.clear()
         self.pending.clear()
-        self.granted.clear()
 
 
-
-def run_out(waiting: "asyncio.Future[None]") -> None:
-    if not waiting.done():
-        waiting.set_result(None)
+def moved_nothing(future: "asyncio.Future[Any]") -> bool:
+    """Whether a blocking call has run out."""
+    return future.done() and not future.cancelled() and future.exception() is None and future.result() is None

@@ -1,12 +1,11 @@
-"""The Lua scripts by name, with the SHA-1 that the server knows them by, and how they take times."""
+"""The Lua scripts by name, with the SHA-1 that the server knows them by."""
 
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-__all__ = ["NAMES", "Script", "load", "milliseconds"]
+__all__ = ["NAMES", "Script", "load"]
 
 NAMES = ("enqueue", "delay", "promote", "claim", "settle", "release", "renew", "reap", "acquire", "farewell", "exhume")
 
@@ -25,8 +24,3 @@ def load(name: str) -> Script:
     """The script in ``lua/NAME.lua``."""
     text = resources.files("fluidfast.lua").joinpath(f"{name}.lua").read_bytes()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
-
-
-def milliseconds(seconds: float) -> int:
-    """Seconds as the scripts take them: whole milliseconds, rounded up."""
-    return max(0, math.ceil(seconds * 1000))

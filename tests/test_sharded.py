@@ -480,7 +480,7 @@ async def test_what_was_set_aside_on_any_shard_is_given_back(broker: ShardedRedi
     for shard in broker.shards:
         await put(shard, b"x")
     await within(waits)
-    await until(lambda: places_are(broker, {"leased": SHARDS}))
+    await until(lambda: places_are(broker, {"inbox": SHARDS}))
     await asyncio.to_thread(give_back)
     assert await places(broker) == {"medium": SHARDS}
     await broker.farewell("a")

@@ -4,20 +4,16 @@
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
 --       4 at most this many bytes (one run is always given)   5 lease in ms
 --       6 letters of the queues to serve, in order   7 a sum: 1 if the consumer runs nothing, so a suspect may be
---       given; 2 if it waits when it is given nothing; 4 if it wants what was moved to its inbox, and nothing else
+--       given; 2 if it waits when it is given nothing
 --       8... names of tasks whose enabled flag is wanted
 -- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
 --          flat list of field and strikes, "1" if what was given must run alone,
 --          if something was given: the server's time in microseconds, else 0}
--- called by  RedisTaskBroker.claim, WakeUp
+-- called by  RedisTaskBroker.claim
 local prefix = KEYS[1]
 local lease = prefix .. '-ff:lease:' .. ARGV[2]
 local suspect = prefix .. '-ff:suspect'
 local names = {h = 'high', m = 'medium', l = 'low'}
-local only_moved = tonumber(ARGV[7]) >= 4
-if only_moved and redis.call('EXISTS', prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[ARGV[6]]) == 0 then
-  return {{}, {}, 0, {}, 0, 0}
-end
 local given = {}
 local alone = 0
 local now
@@ -78,7 +74,7 @@ else
   if alone == 0 then
     for letter in string.gmatch(ARGV[6], '.') do
       take(prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter], letter)
-      if not only_moved then take(prefix .. '-queue-' .. names[letter], letter) end
+      take(prefix .. '-queue-' .. names[letter], letter)
     end
   end
   if #given > 0 then
