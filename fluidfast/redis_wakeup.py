@@ -5,7 +5,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .redis_link import Link, LinkLost, ServerReply, pack
+from .redis_link import Link, LinkLost, ServerReply, give, pack
 from .states import TaskPriority
 
 if TYPE_CHECKING:
@@ -38,16 +38,15 @@ class WakeUp:
         for priority in self.broker.options.queues:
             if priority not in self.pending or moved_nothing(self.pending[priority]):
                 await self.block(priority)
-        self.woken = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        woken = self.woken = loop.create_future()
+        timer = loop.call_later(timeout, self.wake)
         if any(future.done() for future in self.pending.values()):
-            self.woken.set_result(None)
-        refused = False
+            woken.set_result(None)
         try:
-            async with asyncio.timeout(timeout):
-                await self.woken
-        except TimeoutError:
-            return
+            await woken
         finally:
+            timer.cancel()
             self.woken = None
             refused = self.collect()
         if refused:  # a server that is full, say: it would refuse the next one as fast
@@ -100,10 +99,11 @@ class WakeUp:
         self._call(priority, held[0], command)
 
     def _call(self, priority: TaskPriority, link: Link, command: bytes) -> None:
-        future = link.call(command)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.pending[priority] = future
 
-        def ended(_: "asyncio.Future[Any]") -> None:
+        def answered(reply: Any, exc: Exception | None) -> None:
+            give(future, reply, exc)
             if (
                 self.pending.get(priority) is future
                 and self.woken is not None
@@ -111,12 +111,10 @@ class WakeUp:
                 and moved_nothing(future)
             ):
                 self._call(priority, link, command)  # it has moved nothing: that is no reason to look
-                return
-            if not future.cancelled():
-                future.exception()
-            self.wake()
+            else:
+                self.wake()
 
-        future.add_done_callback(ended)
+        link.send(command, answered)  # and not by a callback of the future, which would take a turn of the event loop
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""
