@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "pack"]
+__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give", "pack"]
 
 Argument = str | bytes | int | float
 
@@ -197,6 +197,7 @@ class Transaction:
 
 
 def give(taker: "asyncio.Future[Any] | Sink", reply: Any, exc: Exception | None) -> None:
+    """Hand a reply, or what came in its place, to who waits for it."""
     if not isinstance(taker, asyncio.Future):
         taker(reply, exc)
     elif taker.done():  # its caller was cancelled
