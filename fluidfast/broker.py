@@ -5,7 +5,6 @@ those places, whatever dies in between.
 """
 
 import asyncio
-import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from . import settings
 from ._clock import new_id
 from ._codec import Codec
+from ._leases import Claimed
 from ._run import TaskRun
 from .errors import BrokerURLError, ConfigError, TaskError, UnknownTaskError
 from .states import PRIORITIES, TaskPriority
@@ -36,9 +36,6 @@ __all__ = [
     "TaskManagersStatus",
     "TaskRegistry",
 ]
-
-LETTERS = ("h", "m", "l")
-"""Priority by number, as one letter: first of a lease's field, first of a delayed member."""
 
 DURABILITIES = ("none", "replica", "fsync")
 
@@ -245,20 +242,6 @@ class TaskRegistry(dict[str, Task[Any]]):
     def periodic(self) -> Iterable[Task[Any]]:
         """The tasks that have a schedule."""
         return (task for task in self.values() if task.schedule is not None)
-
-
-@dataclass(slots=True)
-class Claimed:
-    """A payload under a lease. ``field`` names it within its batch; ``strikes``: workers that died holding it.
-
-    ``lease`` and ``run``: a place for what the consumer makes of it.
-    """
-
-    field: str
-    payload: bytes
-    strikes: int = 0
-    lease: Any = dataclasses.field(default=None, compare=False, repr=False)
-    run: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

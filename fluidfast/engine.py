@@ -10,14 +10,13 @@ import asyncio
 import logging
 import os
 import traceback
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ._clock import now_micros
 from ._run import TaskRun
+from ._slots import Slot, Slots
 from .broker import Claim, Claimed
 from .errors import (
     BrokerConnectionError,
@@ -33,7 +32,7 @@ from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limi
 from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
-from .task import Task, is_async
+from .task import Task
 from .workers import Worker
 
 if TYPE_CHECKING:
@@ -43,10 +42,6 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
-Executor = Callable[[TaskRun[Any, Any]], Coroutine[Any, Any, object]]
-
-YIELD_SECONDS = 0.002
-"""How long handlers that never wait may keep the event loop from everything else."""
 WAIT_SECONDS = 5.0
 CLEANUP_SECONDS = 0.7
 """How long a run that shutdown has cancelled may take to clean up."""
@@ -55,7 +50,7 @@ END_SECONDS = 0.1
 END_OF_WAITING_SECONDS = 5.0
 """How long shutdown waits for the server to end this consumer's waiting for something to claim."""
 PROMOTE_SECONDS = 1.0
-MAX_PREFETCH = 1000
+MAX_PREFETCH = 2000
 QUICK_SECONDS = 0.02
 SLOW_SECONDS = 0.1
 CANCEL_AGAIN_SECONDS = 1.0
@@ -66,7 +61,6 @@ QUIET_SECONDS = 2.0
 """How long a busy consumer stops claiming so that it can run a suspect alone; if it is not idle by then, another
 may be."""
 RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
-ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
 
 
 class Group:
@@ -89,64 +83,34 @@ class Collector:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Slot:
-    """Room for one run at a time."""
-
-    __slots__ = ("cancel_at", "deadline", "held", "reason", "task")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.held: Claimed | Group | None = None
-        self.deadline = 0.0
-        self.cancel_at = float("inf")  # its deadline, and once it was cancelled, when it is to be cancelled again
-        self.reason = ""  # why we cancelled what it runs: "timeout", "lost", "shutdown"
-
-
-class Engine(Worker):
+class Engine(Slots, Worker):
     """Consumes for one manager."""
 
     def __init__(self, manager: "TaskManager", *, concurrency: int, stopping_grace_period: float) -> None:
-        super().__init__(name="task-consumer", stopping_grace_period=stopping_grace_period + 5)
+        Worker.__init__(self, name="task-consumer", stopping_grace_period=stopping_grace_period + 5)
         self.manager = manager
         self.broker = manager.broker
-        self.concurrency = concurrency
-        self.grace_seconds = stopping_grace_period
-        self.id = manager.manager_id
-        self.finished = 0
-        """Runs that this consumer has brought to an end."""
-        self._listeners = manager.dispatcher.listeners
-        self._ready: deque[Claimed | Group] = deque()
-        self._collectors: dict[str, Collector] = {}
-        self._collected = 0  # runs in collectors, and in groups that wait or run
-        self._collectable = 0  # how many more are claimed on their account
-        self._slots: list[Slot] = []
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._running = 0
-        self._settler = Settler(
+        settler = Settler(
             self.broker, self.worker_name, lost=lambda lease: self._lose(lease, "could not be settled"),
             finished=self._lease_finished,
         )  # fmt: skip
+        # what was claimed longer ago than a third of a lease may be ours no more, and is looked at before it starts
+        Slots.__init__(self, concurrency, settler, manager.dispatcher.listeners, self.broker.options.lease_seconds / 3)
+        self.grace_seconds = stopping_grace_period
+        self.id = manager.manager_id
+        self._collectors: dict[str, Collector] = {}
         self._leases = self._settler.leases
         self._limited = self._settler.limited
-        self._prefetch = 0
-        self._draining = False
         self._ended = False
         self._hurried = False
-        self._alone = False
-        self._quiet_until = 0.0  # claiming nothing more until then, so as to be idle for a suspect
         self._quiet_next = 0.0
-        self._room: asyncio.Future[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._sweep_at = float("inf")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
         self._prolonged_at = 0.0  # when the leases were last prolonged
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
-        self._executors: dict[Any, Executor] = {}
-        self._sure_seconds = self.broker.options.lease_seconds / 3
-        """What was claimed longer ago may be ours no more, and is looked at before it starts."""
 
     async def status(self) -> dict[str, Any]:
         return {
@@ -293,65 +257,71 @@ class Engine(Worker):
 
     # -- claiming
 
-    def _want(self) -> int:
-        """How many more to claim."""
-        if self._alone:
-            return 0
-        if self._quiet_until:
-            if self._running == 0 and not self._ready:
-                return 1
-            if monotonic() < self._quiet_until:
-                return 0
-            self._quiet_until = 0.0
-        room = self.concurrency + self._prefetch - self._running - len(self._ready)
-        if self._collectable:
-            room += self._collectable - self._collected
-        # in big steps: a claim for each freed slot would be a round trip for each run
-        return room if room * 2 >= self._prefetch and room > 0 else 0
-
     async def _claim_loop(self) -> None:
         failing = False
-        while not self._draining:
-            if self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
-                await self._wait_stop(1.0)
-                continue
-            try:
-                want = self._want()
-                if want == 0:
-                    await self._wait_for_room()
-                    continue
-                idle = self._running == 0 and not self._ready
-                claim = await self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
-                failing = False
-                self._quiet_until = 0.0
-                if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:
-                    self._quiet_until = now + QUIET_SECONDS
-                    self._quiet_next = now + 5 * QUIET_SECONDS
-                if claim.items:
-                    try:
-                        await self._accept(claim)
-                    except BaseException:
-                        # What was not taken in is not renewed either: its lease runs out, and others get it.
-                        self._leases.pop(claim.batch, None)
-                        raise
-                    if len(claim.items) < want:
-                        await asyncio.sleep(0)  # no more is waiting there: these start before we look again
-                elif not self._draining:
-                    self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
-                    try:
-                        await self._waiting
-                    finally:
-                        self._waiting = None
-            except asyncio.CancelledError:  # of the waiting, by _drain
-                return
-            except BrokerConnectionError as exc:
-                if not failing:
-                    logger.warning("%s: %s; trying again", self.worker_name, exc)
-                failing = True
-                await self._wait_stop(0.5)
-            except Exception:
-                logger.exception("%s: claiming failed; trying again", self.worker_name)
-                await self._wait_stop(0.5)
+        ahead: tuple[int, asyncio.Task[Claim]] | None = None
+        try:
+            while ahead is not None or not self._draining:
+                try:
+                    if ahead is not None:
+                        idle, (want, claiming), ahead = False, ahead, None
+                        claim = await claiming
+                    elif self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
+                        await self._wait_stop(1.0)
+                        continue
+                    elif (want := self._want()) == 0:
+                        await self._wait_for_room()
+                        continue
+                    else:
+                        idle = self._running == 0 and not self._ready
+                        claim = await self._claim(want, idle)
+                    failing = False
+                    self._quiet_until = 0.0
+                    if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:
+                        self._quiet_until = now + QUIET_SECONDS
+                        self._quiet_next = now + 5 * QUIET_SECONDS
+                    if claim.items:
+                        if len(claim.items) == want and not claim.alone and not self._draining:
+                            ahead = await self._claim_ahead(want)
+                        try:
+                            await self._accept(claim)
+                        except BaseException:
+                            # What was not taken in is not renewed either: its lease runs out, and others get it.
+                            self._leases.pop(claim.batch, None)
+                            raise
+                        if len(claim.items) < want:
+                            await asyncio.sleep(0)  # no more is waiting there: these start before we look again
+                    elif not self._draining:
+                        self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
+                        try:
+                            await self._waiting
+                        finally:
+                            self._waiting = None
+                except asyncio.CancelledError:  # of the waiting, by _drain
+                    return
+                except BrokerConnectionError as exc:
+                    if not failing:
+                        logger.warning("%s: %s; trying again", self.worker_name, exc)
+                    failing = True
+                    await self._wait_stop(0.5)
+                except Exception:
+                    logger.exception("%s: claiming failed; trying again", self.worker_name)
+                    await self._wait_stop(0.5)
+        finally:
+            if ahead is not None:
+                ahead[1].cancel()
+
+    def _claim(self, want: int, idle: bool) -> Coroutine[Any, Any, Claim]:
+        return self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
+
+    async def _claim_ahead(self, coming: int) -> tuple[int, "asyncio.Task[Claim]"] | None:
+        """Ask for the next batch before this one, of so many runs, is read: the server works on it meanwhile."""
+        want = self._want(coming)
+        if not want:
+            return None
+        claiming = asyncio.create_task(self._claim(want, False), name=f"{self.worker_name}-claim-ahead")
+        await asyncio.sleep(0)  # it is sent
+        return want, claiming
 
     async def _wait_for_room(self) -> None:
         room = self._room = asyncio.get_running_loop().create_future()  # who makes room takes it out of self._room
@@ -428,86 +398,7 @@ class Engine(Worker):
                 self._end(held, ABORTED)
         self._wake_slots()
 
-    def _wake_slots(self) -> None:
-        # One is enough: each slot that takes a run wakes the next while there is more.
-        if not self._ready:
-            return
-        if self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-        elif len(self._slots) < self.concurrency:
-            slot = Slot()
-            self._slots.append(slot)
-            slot.task = asyncio.create_task(self._work(slot), name=f"task-worker-{len(self._slots)}")
-
     # -- executing
-
-    async def _work(self, slot: Slot) -> None:
-        """A slot: runs what is ready, one after the other."""
-        ready = self._ready
-        loop = asyncio.get_running_loop()
-        task = slot.task
-        assert task is not None
-        now = yielded = monotonic()
-        while True:
-            if not ready:
-                waiter: asyncio.Future[None] = loop.create_future()
-                self._idle.append(waiter)
-                await waiter
-                now = yielded = monotonic()
-                continue
-            held = ready.popleft()
-            if ready and (self._idle or len(self._slots) < self.concurrency):
-                self._wake_slots()
-            if isinstance(held, Group):
-                await self._work_group(slot, held)
-                if task.cancelling():
-                    await self._shake_off(task)
-                now = yielded = monotonic()
-                continue
-            lease = held.lease
-            lease.unstarted -= 1
-            if lease.unstarted == 0:
-                self._pace(lease)
-            if lease.lost:
-                self._settler.drop(held)
-                continue
-            self._running += 1
-            slot.deadline = float("inf")  # until it starts
-            slot.held = held
-            try:
-                asks = held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds
-                if not asks or await self._may_start(slot, held):
-                    executor = self._start(slot, held, monotonic() if asks else now)
-                    try:
-                        await executor(held.run)
-                    except GeneratorExit:  # the event loop is gone
-                        raise
-                    except BaseException as exc:
-                        self._broke(slot, held, exc)
-                    else:
-                        if slot.reason:
-                            task.uncancel()  # it finished although we cancelled it
-                        self._end(held, SUCCESS)
-            except asyncio.CancelledError:
-                if not slot.reason:
-                    raise
-                # by us, before it started
-                if held.run.task.max_concurrency:
-                    self._limited[held.run.id] = held.run.name  # it may have been granted
-                self._settler.drop(held) if slot.reason == "lost" else self._settler.give_back(held)
-            except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
-                logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
-                self._settler.drop(held)
-            finally:
-                self._vacate(slot)
-            if task.cancelling():
-                await self._shake_off(task)
-            now = monotonic()
-            if now - yielded > YIELD_SECONDS:
-                await asyncio.sleep(0)
-                now = yielded = monotonic()
 
     async def _shake_off(self, task: "asyncio.Task[None]") -> None:
         """What a run did to its asyncio task, which is a slot's, is not to reach the next run."""
@@ -520,16 +411,6 @@ class Engine(Worker):
                 pass
         if self._ended:
             raise asyncio.CancelledError
-
-    def _vacate(self, slot: Slot) -> None:
-        slot.held = None
-        slot.reason = ""
-        slot.cancel_at = float("inf")
-        self._running -= 1
-        if self._room is not None and (self._draining or self._want()):
-            room, self._room = self._room, None
-            if not room.done():
-                room.set_result(None)
 
     def _collect(self, held: Claimed) -> None:
         """Put a run to the others of its task, which are executed together."""
@@ -639,24 +520,6 @@ class Engine(Worker):
             return False
         return not held.run.task.max_concurrency or await self._acquire(held)
 
-    def _start(self, slot: Slot, held: Claimed, now: float) -> Executor:
-        """A run is running from here on; gives what is to be awaited with it."""
-        run = held.run
-        task: Task[Any] = run.task
-        slot.deadline = slot.cancel_at = deadline = now + task.timeout_seconds
-        if deadline < self._sweep_at:
-            self._sweep_by(deadline)
-        run._enter(RUNNING)
-        if self._listeners.mask & 1 << RUNNING:
-            run._emit()
-        if task.logger.isEnabledFor(logging.INFO):
-            task.logger.info("%s - start", run.id)
-        function = task.executor
-        executor = self._executors.get(function)
-        if executor is None:
-            executor = self._executors[function] = function if is_async(function) else partial(call, function)
-        return executor
-
     def _broke(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
         """A run's function did not return. Raises CancelledError if it is this slot that is to end."""
         if isinstance(exc, asyncio.CancelledError):
@@ -740,22 +603,6 @@ class Engine(Worker):
         self._retry(held, retry.delay, retry.run)
 
     # -- settling
-
-    def _end(self, held: Claimed, state: int) -> None:
-        """A run has come to its end."""
-        run: TaskRun[Any, Any] = held.run
-        if not run.is_done:
-            run._enter(state)
-            if self._listeners.mask & ANY_END:
-                run._emit()
-        elif state == SUCCESS and run.is_failure:  # the task's function set it
-            self._failed(held, TaskRunError(SET_TO_FAILURE))
-            return
-        logger = run.task.logger
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
-        self.finished += 1
-        self._settler.finished(held)
 
     def _retry(self, held: Claimed, delay: float, again: TaskRun[Any, Any]) -> None:
         try:

@@ -15,20 +15,19 @@ from typing import Any
 import msgspec
 
 from ._clock import new_id, now_micros
+from ._leases import numbered
 from ._pqueue import PriorityQueue
 from .broker import (
-    LETTERS,
     BrokerURL,
     Channel,
     Claim,
-    Claimed,
     Settlement,
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
 )
 from .errors import BrokerURLError
-from .states import PRIORITIES, TaskPriority
+from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
 __all__ = ["MemoryTaskBroker"]
@@ -169,7 +168,7 @@ class MemoryTaskBroker(TaskBroker):
             alone = True
         else:
             taken = store.queue.pop_many(min(limit, 1000), max_bytes, self._mask)
-        items = [Claimed(f"{LETTERS[priority]}{index}", payload) for index, (priority, payload) in enumerate(taken, 1)]
+        items = numbered(taken)
         batch = new_id()
         if items:
             deadline = monotonic() + self.options.lease_seconds

@@ -24,12 +24,11 @@ from redis.exceptions import LockError, LockNotOwnedError
 
 from . import settings
 from ._clock import new_id
+from ._leases import paired
 from .broker import (
-    LETTERS,
     BrokerURL,
     Channel,
     Claim,
-    Claimed,
     Settlement,
     TaskBroker,
     TaskManagersStatus,
@@ -53,7 +52,7 @@ from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import WakeUp
 from .scripts import NAMES, load
-from .states import PRIORITIES, TaskPriority
+from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
 __all__ = ["RedisTaskBroker"]
@@ -493,7 +492,7 @@ class RedisTaskBroker(TaskBroker):
             )  # fmt: skip
         finally:
             self._claiming.discard(batch)
-        items = [Claimed(given[i].decode(), given[i + 1]) for i in range(0, len(given), 2)]
+        items = paired(given)
         if strikes:
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
             for item in items:

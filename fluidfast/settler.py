@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ._leases import SETTLE_SECONDS, Lease, Ledger
 from ._run import TaskRun
 from .broker import Claimed, Settlement, TaskBroker
 from .errors import BrokerConnectionError, BrokerError, TaskError
@@ -19,29 +20,11 @@ __all__ = ["SETTLE_SECONDS", "Lease", "Settler"]
 
 logger = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 0.003
-"""How long a finished run waits for others of its batch before it is settled."""
 AGAIN_SECONDS = 0.5
 """How long it takes to try again what the broker did not take."""
 
 
-class Lease:
-    """A claimed batch, and what is to be said of it."""
-
-    __slots__ = ("batch", "claimed_at", "left", "lost", "partial", "sending", "settlement", "unstarted")
-
-    def __init__(self, batch: str, size: int) -> None:
-        self.batch = batch
-        self.claimed_at = monotonic()
-        self.left = size
-        self.unstarted = size
-        self.lost = False
-        self.partial = False  # something of it left, or may have to leave, by another way than a settlement
-        self.sending = False
-        self.settlement = Settlement(batch)
-
-
-class Settler:
+class Settler(Ledger):
     """Settles for one consumer, ``who`` in the log.
 
     ``lost`` is called with a lease that could not be settled, ``finished`` when all of a lease has been.
@@ -52,20 +35,17 @@ class Settler:
     def __init__(
         self, broker: TaskBroker, who: str, *, lost: Callable[[Lease], None], finished: Callable[[], None]
     ) -> None:
-        self.leases: dict[str, Lease] = {}
-        self.limited: dict[str, str] = {}
+        super().__init__()
         self._broker = broker
         self._who = who
         self._lost = lost
         self._finished = finished
-        self._dirty: set[Lease] = set()
-        self._timer: asyncio.TimerHandle | None = None
         self._sends: set[asyncio.Task[None]] = set()
         self._over = False  # nothing more is said to the broker, which is being closed
 
     def open_lease(self, batch: str, size: int) -> Lease:
         """A batch of so many runs has been claimed."""
-        lease = self.leases[batch] = Lease(batch, size)
+        lease = self.leases[batch] = Lease(batch, size, Settlement(batch))
         return lease
 
     def close_lease(self, lease: Lease) -> None:
@@ -74,15 +54,6 @@ class Settler:
         self._finished()
 
     # -- what became of a run
-
-    def finished(self, held: Claimed) -> None:
-        """It came to its end; whoever waits for it is told."""
-        run: TaskRun[Any, Any] = held.run
-        settlement = held.lease.settlement
-        settlement.info[run.name] = run  # the last one counts, it is written out when sent
-        if run.extra is not None and "reply" in run.extra:
-            self._reply(settlement, run)
-        self._settle(held)
 
     def again(self, held: Claimed, delay: float, priority: int, payload: bytes) -> None:
         """It is queued once more, as ``payload``, in ``delay`` seconds."""
@@ -135,24 +106,6 @@ class Settler:
     def _free(self, held: Claimed) -> None:
         if (task := self.limited.pop(held.run.id, None)) is not None:
             held.lease.settlement.slots.append((task, held.run.id))
-
-    def _settle(self, held: Claimed) -> None:
-        lease: Lease = held.lease
-        settlement = lease.settlement
-        settlement.done.append(held.field)
-        if held.strikes:
-            settlement.survived.append(held.field)
-        if self.limited and held.run is not None:
-            self._free(held)
-        self._settled(lease)
-
-    def _settled(self, lease: Lease) -> None:
-        lease.left -= 1
-        self._dirty.add(lease)
-        if lease.left == 0:
-            self._start_send(lease)
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
 
     # -- saying it
 

@@ -66,3 +66,6 @@ STATES: tuple[TaskState, ...] = tuple(TaskState)
 
 PRIORITIES: tuple[TaskPriority, ...] = tuple(TaskPriority)
 """Priority by number."""
+
+LETTERS = ("h", "m", "l")
+"""What stands for a priority in the fields of a lease and in front of a delayed payload; by number."""

@@ -17,14 +17,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 1: what a run is
     ("_machine", "params", "schedule", "record", "_run", "run", "task", "config"),
     # 2: bytes, events, and what a broker promises
-    ("_codec", "events", "workers", "broker"),
+    ("_codec", "_leases", "events", "workers", "broker"),
     # 3: the brokers
     ("memory_broker", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
      "cpubound"),
     # 5: the loop
-    ("engine",),
+    ("_slots", "engine"),
     # 6: what composes them
     ("plugin", "sync", "manager", "consumer", "clock"),
     # faces

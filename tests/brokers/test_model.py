@@ -23,10 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from fluidfast.broker import LETTERS, Settlement, TaskBroker
+from fluidfast.broker import Settlement, TaskBroker
 from fluidfast.memory_broker import MemoryTaskBroker
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.sharded_broker import ShardedRedisBroker
+from fluidfast.states import LETTERS
 
 T = TypeVar("T")
 Item = tuple[int, bytes]

@@ -1,0 +1,28 @@
+from ._run cimport TaskRun
+
+cdef class Claimed:
+    cdef public str field
+    cdef public bytes payload
+    cdef public int strikes
+    cdef public Lease lease
+    cdef public TaskRun run
+
+cdef class Lease:
+    cdef readonly str batch
+    cdef readonly double claimed_at     # monotonic seconds
+    cdef public Py_ssize_t left         # runs whose outcome is not known
+    cdef public Py_ssize_t unstarted
+    cdef public bint lost
+    cdef public bint partial            # something of it left, or may have to leave, by another way than a settlement
+    cdef public bint sending
+    cdef public object settlement
+
+cdef class Ledger:
+    cdef public dict leases             # by batch
+    cdef public dict limited            # slots held under max_concurrency: run id -> task
+    cdef public set _dirty
+    cdef public object _timer
+
+    cdef int end(self, Claimed held) except -1
+    cdef int settle(self, Claimed held) except -1
+    cdef int settled(self, Lease lease) except -1

@@ -1,0 +1,47 @@
+import asyncio
+from collections import deque
+from typing import Any
+
+from ._leases import Claimed
+from ._machine import Listeners
+from .engine import Group
+from .settler import Settler
+
+__all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
+
+MAX_CLAIM: int
+YIELD_SECONDS: float
+
+class Slot:
+    task: asyncio.Task[None] | None
+    held: Claimed | Group | None
+    deadline: float
+    cancel_at: float
+    reason: str
+
+class Slots:
+    concurrency: int
+    finished: int
+    """Runs that this consumer has brought to an end."""
+    _ready: deque[Claimed | Group]
+    _idle: deque[asyncio.Future[None]]
+    _room: asyncio.Future[None] | None
+    _slots: list[Slot]
+    _executors: dict[Any, Any]
+    _listeners: Listeners
+    _settler: Settler
+    _running: int
+    _prefetch: int
+    _collected: int
+    _collectable: int
+    _draining: bool
+    _alone: bool
+    _quiet_until: float
+    _sweep_at: float
+    _sure_seconds: float
+    def __init__(self, concurrency: int, settler: Settler, listeners: Listeners, sure_seconds: float) -> None: ...
+    def _want(self, coming: int = 0) -> int: ...
+    def _wake_slots(self) -> None: ...
+    def _vacate(self, slot: Slot) -> None: ...
+    async def _work(self, slot: Slot) -> None: ...
+    def _end(self, held: Claimed, state: int) -> None: ...
