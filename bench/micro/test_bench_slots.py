@@ -28,6 +28,10 @@ async def work(ctx: TaskRun) -> None: ...
 
 
 class Notes(Ledger):
+    done: asyncio.Future[None]
+
+    def flush(self) -> None: ...
+
     def _start_send(self, lease: Lease) -> None:
         self.done.set_result(None)
 
