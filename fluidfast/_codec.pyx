@@ -68,6 +68,7 @@ cdef tuple _priorities = PRIORITIES
 cdef tuple _states = STATES
 
 cdef object JSON = msgspec.json.encode
+cdef object CONVERT = msgspec.convert
 cdef object FROM_JSON = msgspec.json.decode
 cdef object MSGPACK = msgspec.msgpack.encode
 cdef object AS_RAW = msgspec.json.Decoder(msgspec.Raw).decode
@@ -324,6 +325,7 @@ cdef class TaskPlan:
         self.is_mapping = self.adapter.model is Params
         self.decode_params = AS_MAPPING if self.is_mapping else self.adapter.decode
         self.validate = self.adapter.validate
+        self.convert_to = self.adapter.model if self.adapter.converts else None
         self.encode_packed_into = self.adapter.encode_packed_into
         self.decode_packed = self.adapter.decode_packed
         self.packed_name = MSGPACK(task.name)
@@ -679,7 +681,7 @@ cdef class Codec:
         cdef TaskPlan plan = self.plan_of(task)
         cdef TaskRun run
         try:
-            params = plan.validate(given)
+            params = plan.validate(given) if plan.convert_to is None else CONVERT(given, plan.convert_to)
         except Exception as exc:
             raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
@@ -733,7 +735,10 @@ cdef class Codec:
             count += 1
             try:
                 try:
-                    run.params = plan.validate(item)
+                    if plan.convert_to is not None and type(item) is dict:
+                        run.params = CONVERT(item, plan.convert_to)
+                    else:
+                        run.params = plan.validate(item)
                 except Exception as exc:
                     raise params_error(plan.name, exc) from cause_of(exc)
                 run.id = make_id()

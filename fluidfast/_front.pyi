@@ -15,6 +15,7 @@ class QueueFront:
     _backpressure: Backpressure
     _listeners: Listeners
     _buffers: bool
+    _never_takes: bool
 
     def _hands_over(self) -> bool: ...
     def queue(

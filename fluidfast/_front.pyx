@@ -56,7 +56,7 @@ cdef class QueueFront:
             payload = codec.submit(run)
         except Exception as exc:
             return refused(exc)
-        if self.broker.push(run.prio, payload):
+        if not self._never_takes and self.broker.push(run.prio, payload):
             return done(run)
         try:
             loop = get_running_loop()

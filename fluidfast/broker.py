@@ -318,6 +318,8 @@ class TaskBroker(ABC):
 
     default_name = "fluidfast"
     url_options: tuple[str, ...] = ()
+    never_takes: ClassVar[bool] = False
+    """``push`` always gives False, and need not be asked."""
 
     def __init__(self, url: BrokerURL | str) -> None:
         self.url = url if isinstance(url, BrokerURL) else BrokerURL(str(url))

@@ -80,6 +80,7 @@ class TaskManager(QueueFront):
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
         self._backpressure = Backpressure(self.broker, self._producer, self.config)
+        self._never_takes = self.broker.never_takes
         self._buffers = self.config.delivery == "buffered"
         self._sync = SyncManager(self)
         self._replies = Replies(self.broker, self)

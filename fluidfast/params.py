@@ -71,6 +71,8 @@ class ParamsAdapter:
     """The same for MessagePack, where that is the same as by way of ``to_builtins``; else None."""
     decode_packed: Callable[[bytes], Any] | None = None
     """MessagePack -> an object of the model, where that is the same as by way of ``from_builtins``; else None."""
+    converts: bool = False
+    """``validate`` of a plain dict is no more than ``msgspec.convert(value, model)``."""
 
 
 def reveal(value: Any) -> Any:
@@ -153,9 +155,10 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         raise TaskDecoratorError(f"{model!r} cannot be a params model: its values are not written as a JSON object")
     origin = getattr(model, "__origin__", model)
     is_mapping = isinstance(kind, TypedDictType | DictType)
+    secret = has_secret(model, {})
     convert = msgspec.convert
 
-    if has_secret(model, {}):
+    if secret:
 
         def validate(value: Any) -> Any:
             return value if not is_mapping and isinstance(value, origin) else convert(value, model, dec_hook=conceal)
@@ -183,6 +186,7 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
         from_builtins=lambda value: convert(value, model, dec_hook=conceal),
         fields=frozenset() if isinstance(kind, DictType) else frozenset(field_names(origin)),
+        converts=not secret and (is_mapping or isinstance(kind, StructType | DataclassType)),
     )
 
 

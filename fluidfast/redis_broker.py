@@ -369,6 +369,8 @@ class RedisTaskBroker(TaskBroker):
 
     # -- producing
 
+    never_takes = True
+
     def push(self, priority: int, payload: bytes) -> bool:
         return False
 

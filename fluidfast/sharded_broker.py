@@ -181,6 +181,8 @@ class ShardedRedisBroker(TaskBroker):
 
     # -- producing
 
+    never_takes = True
+
     def push(self, priority: int, payload: bytes) -> bool:
         return False
 
