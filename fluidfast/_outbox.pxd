@@ -35,7 +35,10 @@ cdef class Outbox:
     cdef public Py_ssize_t buffer_bytes
     cdef public bint crowded
     cdef public bint _scheduled
+    cdef public Py_ssize_t _lone        # batches of one in a row, each sent when nothing was on its way
+    cdef public bint _hasty             # what is on its way was sent without a look at who else comes
 
+    cdef int _flush_in_turn(self, object loop) except -1
     cdef int add(self, object loop, int priority, bytes payload) except -1
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value)
     cpdef object accept(self, object loop, int priority, bytes payload)

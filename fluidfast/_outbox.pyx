@@ -24,6 +24,7 @@ cdef enum:
 cdef Py_ssize_t BATCH_RUNS = 1000
 cdef Py_ssize_t BATCH_BYTES = 1 << 20
 cdef Py_ssize_t BUFFERED_TURN = 500
+cdef Py_ssize_t LONELY = 3              # payloads in a row that were sent alone: the next one probably is, too
 
 MAX_BATCH = BATCH_RUNS
 MAX_BATCH_BYTES = BATCH_BYTES
@@ -296,9 +297,21 @@ cdef class Outbox:
         self.pending_bytes += size
         if self._count >= BATCH_RUNS or self._bytes >= BATCH_BYTES:
             self._flush()
-        elif not self._scheduled and not self._in_flight:
-            self._scheduled = True
-            loop.call_soon(self._flush_soon)
+        elif not self._scheduled:
+            if not self._in_flight:
+                if self._lone >= LONELY:    # as it was the last times: no turn of the event loop to see who else comes
+                    self._flush()
+                    self._hasty = True
+                else:
+                    self._flush_in_turn(loop)
+            elif self._hasty:               # somebody else came after all: they need not wait for its answer
+                self._hasty = False
+                self._flush_in_turn(loop)
+        return 0
+
+    cdef int _flush_in_turn(self, object loop) except -1:
+        self._scheduled = True
+        loop.call_soon(self._flush_soon)
         return 0
 
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value):

@@ -267,7 +267,9 @@ class Engine(Slots, Worker):
                         idle, (want, claiming), ahead = False, ahead, None
                         claim = await claiming
                     elif self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
-                        await self._wait_stop(1.0)
+                        await self.broker.idle_no_more(self.id)  # what is pushed is for others
+                        if await self._wait_stop(1.0):
+                            return
                         continue
                     elif (want := self._want()) == 0:
                         await self._wait_for_room()
@@ -303,10 +305,12 @@ class Engine(Slots, Worker):
                     if not failing:
                         logger.warning("%s: %s; trying again", self.worker_name, exc)
                     failing = True
-                    await self._wait_stop(0.5)
+                    if await self._wait_stop(0.5) and ahead is None:
+                        return
                 except Exception:
                     logger.exception("%s: claiming failed; trying again", self.worker_name)
-                    await self._wait_stop(0.5)
+                    if await self._wait_stop(0.5) and ahead is None:
+                        return
         finally:
             if ahead is not None:
                 ahead[1].cancel()

@@ -70,7 +70,8 @@ class Producer(Outbox):
         self._in_flight = deque()
         self._channel: Channel | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._scheduled = False
+        self._scheduled = self._hasty = False
+        self._lone = 0
         self._room: asyncio.Future[None] | None = None
         self.pending = self.pending_bytes = 0
 
@@ -138,6 +139,8 @@ class Producer(Outbox):
         waiters, self._waiters = self._waiters, []
         size, self._bytes = self._bytes, 0
         buffered, self._buffered = self._buffered > 0, 0
+        self._lone = self._lone + 1 if self._count == 1 and not self._in_flight else 0
+        self._hasty = False
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
 

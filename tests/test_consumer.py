@@ -21,6 +21,7 @@ from broker_kit import MEDIUM, left_in_memory, places, put, with_options
 from waiting import pass_time, until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, TaskState, task
+from fluidfast._slots import MAX_CLAIM
 from fluidfast.broker import TaskBroker
 from fluidfast.errors import CpuBoundEntryPointError, WorkerStartError
 from fluidfast.memory_broker import MemoryTaskBroker
@@ -126,6 +127,12 @@ async def start(broker_url: str, notes: Notes, keeps: list[str], no_leaked_keys:
         assert [name for name in left_in_memory(keeper[0]) if not name.startswith(tuple(keeps))] == []
 
 
+def codec_n(manager: TaskManager, payload: bytes) -> Any:
+    """The param n in a payload."""
+    manager.register_task(gated)
+    return manager.broker.codec.decode(payload, manager).params["n"]
+
+
 async def empty(consumer: TaskManager) -> bool:
     """Whether everything is settled."""
     return await places(consumer.broker) == {}
@@ -153,6 +160,89 @@ class TestRuns:
         await until(lambda: empty(consumer))
         assert sorted(notes.done) == list(range(1000))
         assert consumer.engine.finished == 1000
+
+    async def test_the_next_batch_is_claimed_while_one_runs(
+        self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consumer = await start(max_concurrent_tasks=0)
+        asked: list[tuple[int, int]] = []
+        claim = consumer.broker.claim
+
+        async def seen(who: str, limit: int, **options: Any) -> Any:
+            begun = consumer.engine.finished
+            found = await claim(who, limit, **options)
+            asked.append((begun, len(found.items)))
+            return found
+
+        monkeypatch.setattr(consumer.broker, "claim", seen)
+        await consumer.queue_many("note", ({"n": n} for n in range(12_000)))
+        consumer.engine.concurrency = 5
+        await until(lambda: consumer.engine.finished == 12_000, seconds=60)
+        assert sorted(notes.done) == list(range(12_000))
+        before = 0
+        overlapping = 0
+        for begun, count in asked:
+            overlapping += count == MAX_CLAIM and before - begun >= MAX_CLAIM
+            before += count
+        assert overlapping >= 3, asked  # asked for with a whole batch in hand that had not run
+        await until(lambda: empty(consumer))
+
+    async def test_what_was_claimed_ahead_goes_back_at_shutdown(
+        self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consumer = await start(max_concurrent_tasks=0)
+        claim = consumer.broker.claim
+        claims: list[int] = []
+        ahead = asyncio.Event()
+        gate = asyncio.Event()
+
+        async def held_up(who: str, limit: int, **options: Any) -> Any:
+            found = await claim(who, limit, **options)
+            claims.append(len(found.items))
+            if claims[-2:] == [1000, 1000]:
+                ahead.set()
+                await gate.wait()
+            return found
+
+        monkeypatch.setattr(consumer.broker, "claim", held_up)
+        await consumer.queue_many("gated", ({"n": n} for n in range(2500)))
+        consumer.engine._prefetch = 2000
+        consumer.engine.concurrency = 1
+        await within(ahead.wait())
+        await until(lambda: consumer.engine._leases)  # the first claim has been taken in
+        assert claims == [1000, 1000]
+        stopping = asyncio.create_task(consumer.shutdown())
+        await until(lambda: consumer.engine._draining)
+        gate.set()
+        await until(lambda: len(consumer.engine._leases) == 1 and not consumer.engine._ready)  # of the one that runs
+        notes.gate.set()
+        await within(stopping, 30)
+        async with TaskManager(broker_url=consumer.config.broker_url) as manager:
+            waiting = sum((await manager.broker.queue_length()).values())
+            assert (waiting, await manager.broker.leased_length()) == (2500 - len(notes.done), 0)
+            assert len(notes.done) <= 1
+            claim = await manager.broker.claim("another", 1)
+            assert codec_n(manager, claim.items[0].payload) == len(notes.done)  # in their order
+            await manager.broker.clear()
+
+    async def test_a_consumer_that_is_not_to_consume_lets_others(self, start: Start, notes: Notes) -> None:
+        one = await start()
+        await until(lambda: one.engine._waiting is not None)
+        waiting = one.engine._waiting
+        assert waiting is not None
+        if isinstance(one.broker, RedisTaskBroker):
+            await until(lambda: one.manager_id in one.broker._wakeups)
+            await until(lambda: len(one.broker._wakeups[one.manager_id].pending) == 3)
+        one.config.consume_tasks = False
+        await within(waiting)  # it does not wait for ever
+        if isinstance(one.broker, RedisTaskBroker):
+            await until(lambda: not one.broker._wakeups[one.manager_id].pending)
+        for n in range(3):
+            await one.queue("note", "high", n=n)
+        two = await start()
+        await until(lambda: len(notes.done) == 3)
+        assert (one.engine.finished, two.engine.finished) == (0, 3)
+        await until(lambda: empty(two))
 
     async def test_states_events_and_info(self, start: Start, notes: Notes) -> None:
         consumer = await start()

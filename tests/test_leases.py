@@ -19,7 +19,7 @@ async def work(ctx: TaskRun) -> None: ...
 
 def test_a_letter_for_each_priority():
     assert len(LETTERS) == len(PRIORITIES)
-    assert [letter for letter in LETTERS] == [str(priority)[0] for priority in PRIORITIES]
+    assert list(LETTERS) == [str(priority)[0] for priority in PRIORITIES]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.binary(max_size=8)), max_size=40))

@@ -155,6 +155,38 @@ class TestLoneCall:
         await within(future)
         assert await take_all(broker) == [b"0", b"1"]
 
+    async def test_after_others_that_were_alone_it_leaves_at_once(
+        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batches = Batches(broker, monkeypatch)
+        for n in range(5):
+            await within(submit(producer, b"%d" % n))
+        future = submit(producer, b"5")
+        assert len(batches.sent) == 6  # without a turn of the event loop
+        await within(future)
+        assert await take_all(broker) == [b"%d" % n for n in range(6)]
+
+    async def test_who_comes_with_one_that_left_at_once_does_not_wait_for_its_answer(
+        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batches = Batches(broker, monkeypatch)
+        for n in range(5):
+            await within(submit(producer, b"%d" % n))
+        together = [submit(producer, b"%d" % n) for n in range(5, 15)]
+        assert len(producer._in_flight) == 1
+        await asyncio.sleep(0)
+        assert [len(batch) for batch in batches.sent] == [1, 1, 1, 1, 1, 1, 9]
+        assert len(producer._in_flight) == 2
+        later = submit(producer, b"15")  # those are no longer alone: it leaves with the next, as ever
+        await asyncio.sleep(0)
+        assert len(batches.sent) == 7
+        await within(asyncio.gather(*together, later))
+        together = [submit(producer, b"%d" % n) for n in range(16, 20)]
+        assert len(batches.sent) == 8  # nor was the last time: who else comes is looked at
+        await within(asyncio.gather(*together))
+        assert [len(batch) for batch in batches.sent][7:] == [1, 4]
+        assert await take_all(broker) == [b"%d" % n for n in range(20)]
+
     async def test_takes_a_round_trip(self, broker: RedisTaskBroker, producer: Producer) -> None:
         await within(submit(producer, b"0"))
         took = []
