@@ -87,15 +87,19 @@ class TaskManager(QueueFront):
         self._plugins: list[TaskManagerPlugin] = []
         self._async_contexts: list[Any] = []
         self._stack = AsyncExitStack()
+        self._entered = False
 
     # -- life
 
     async def __aenter__(self) -> Self:
-        for context in self._async_contexts:
-            await self._stack.enter_async_context(context)
+        if not self._entered:  # ``startup`` of a consumer within its ``async with`` comes here a second time
+            self._entered = True
+            for context in self._async_contexts:
+                await self._stack.enter_async_context(context)
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
+        self._entered = False
         try:
             await self._stack.__aexit__(*exc_info)
         finally:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -161,60 +162,78 @@ class TestRuns:
         assert sorted(notes.done) == list(range(1000))
         assert consumer.engine.finished == 1000
 
-    async def test_the_next_batch_is_claimed_while_one_runs(
+    async def test_started_within_its_own_async_with(self, start: Start, notes: Notes, broker_url: str) -> None:
+        left: list[str] = []
+
+        @asynccontextmanager
+        async def context() -> AsyncIterator[None]:
+            yield
+            left.append("left")
+
+        consumer = TaskConsumer(broker_url=broker_url, deps=notes)
+        consumer.register_task(note)
+        consumer.add_async_context_manager(context())
+        async with consumer:
+            await consumer.startup()
+            await consumer.queue("note", n=1)
+            await until(lambda: notes.done == [1])
+            await until(lambda: empty(consumer))
+            await consumer.shutdown()
+        assert left == ["left"]
+
+    async def test_the_next_batch_is_asked_for_before_one_is_read(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         consumer = await start(max_concurrent_tasks=0)
-        asked: list[tuple[int, int]] = []
-        claim = consumer.broker.claim
+        steps: list[tuple[str, int]] = []
+        claim, accept = consumer.broker.claim, consumer.engine._accept
 
-        async def seen(who: str, limit: int, **options: Any) -> Any:
-            begun = consumer.engine.finished
-            found = await claim(who, limit, **options)
-            asked.append((begun, len(found.items)))
-            return found
+        async def asked(who: str, limit: int, **options: Any) -> Any:
+            steps.append(("ask", limit))
+            return await claim(who, limit, **options)
 
-        monkeypatch.setattr(consumer.broker, "claim", seen)
+        async def read(found: Any) -> None:
+            steps.append(("read", len(found.items)))
+            await accept(found)
+
+        monkeypatch.setattr(consumer.broker, "claim", asked)
+        monkeypatch.setattr(consumer.engine, "_accept", read)
         await consumer.queue_many("note", ({"n": n} for n in range(12_000)))
+        consumer.engine._prefetch = 2000
         consumer.engine.concurrency = 5
         await until(lambda: consumer.engine.finished == 12_000, seconds=60)
         assert sorted(notes.done) == list(range(12_000))
-        before = 0
-        overlapping = 0
-        for begun, count in asked:
-            overlapping += count == MAX_CLAIM and before - begun >= MAX_CLAIM
-            before += count
-        assert overlapping >= 3, asked  # asked for with a whole batch in hand that had not run
+        full = ("ask", MAX_CLAIM), ("ask", MAX_CLAIM), ("read", MAX_CLAIM)
+        assert steps[:3] == list(full)
         await until(lambda: empty(consumer))
 
     async def test_what_was_claimed_ahead_goes_back_at_shutdown(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         consumer = await start(max_concurrent_tasks=0)
-        claim = consumer.broker.claim
+        claim, infos = consumer.broker.claim, consumer.broker.get_tasks_info
         claims: list[int] = []
-        ahead = asyncio.Event()
         gate = asyncio.Event()
 
-        async def held_up(who: str, limit: int, **options: Any) -> Any:
+        async def counted(who: str, limit: int, **options: Any) -> Any:
             found = await claim(who, limit, **options)
             claims.append(len(found.items))
-            if claims[-2:] == [1000, 1000]:
-                ahead.set()
-                await gate.wait()
             return found
 
-        monkeypatch.setattr(consumer.broker, "claim", held_up)
+        async def held_up(*names: str) -> Any:  # what the first claim asks before its runs may start
+            await gate.wait()
+            return await infos(*names)
+
+        monkeypatch.setattr(consumer.broker, "claim", counted)
+        monkeypatch.setattr(consumer.broker, "get_tasks_info", held_up)
         await consumer.queue_many("gated", ({"n": n} for n in range(2500)))
         consumer.engine._prefetch = 2000
         consumer.engine.concurrency = 1
-        await within(ahead.wait())
-        await until(lambda: consumer.engine._leases)  # the first claim has been taken in
-        assert claims == [1000, 1000]
+        await until(lambda: claims[-2:] == [1000, 1000])
         stopping = asyncio.create_task(consumer.shutdown())
         await until(lambda: consumer.engine._draining)
         gate.set()
-        await until(lambda: len(consumer.engine._leases) == 1 and not consumer.engine._ready)  # of the one that runs
+        await until(lambda: consumer.engine._running and not consumer.engine._ready)
         notes.gate.set()
         await within(stopping, 30)
         async with TaskManager(broker_url=consumer.config.broker_url) as manager:
