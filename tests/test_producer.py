@@ -177,14 +177,11 @@ class TestLoneCall:
         await asyncio.sleep(0)
         assert [len(batch) for batch in batches.sent] == [1, 1, 1, 1, 1, 1, 9]
         assert len(producer._in_flight) == 2
-        later = submit(producer, b"15")  # those are no longer alone: it leaves with the next, as ever
-        await asyncio.sleep(0)
-        assert len(batches.sent) == 7
-        await within(asyncio.gather(*together, later))
-        together = [submit(producer, b"%d" % n) for n in range(16, 20)]
-        assert len(batches.sent) == 8  # nor was the last time: who else comes is looked at
         await within(asyncio.gather(*together))
-        assert [len(batch) for batch in batches.sent][7:] == [1, 4]
+        together = [submit(producer, b"%d" % n) for n in range(15, 20)]
+        assert len(batches.sent) == 7  # they were not alone the last time: who else comes is looked at
+        await within(asyncio.gather(*together))
+        assert [len(batch) for batch in batches.sent][7:] == [5]
         assert await take_all(broker) == [b"%d" % n for n in range(20)]
 
     async def test_takes_a_round_trip(self, broker: RedisTaskBroker, producer: Producer) -> None:

@@ -62,6 +62,8 @@ def run(
         running.append(start(fleet, schedulers + kill, **options))
     time.sleep(max(0.0, began + seconds - time.time()))
     ended = time.time()
+    # the last one may not be there yet on a busy machine, and SIGTERM before it listens is no shutdown
+    until(lambda: all(process.is_ready() for process in running), 30, "those that came later are ready")
     for process in running:
         process.terminate()
     for process in running:
