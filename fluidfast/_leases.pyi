@@ -1,5 +1,5 @@
 import asyncio
-from typing import Any
+from typing import Any, final
 
 from ._run import TaskRun
 from .broker import Settlement
@@ -8,6 +8,7 @@ __all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]
 
 SETTLE_SECONDS: float
 
+@final
 class Claimed:
     field: str
     payload: bytes
@@ -21,6 +22,7 @@ class Claimed:
 def numbered(taken: list[tuple[int, bytes]]) -> list[Claimed]: ...
 def paired(given: list[bytes]) -> list[Claimed]: ...
 
+@final
 class Lease:
     left: int
     unstarted: int

@@ -344,7 +344,7 @@ cdef class Outbox:
         self._buffered += 1
         self.add(loop, priority, payload)
         if (
-            self._buffered % BUFFERED_TURN == 0
+            self._buffered % BUFFERED_TURN == 0 and not self._hasty     # that one has been sent
             or self.pending >= self.buffer_runs
             or self.pending_bytes >= self.buffer_bytes
         ):

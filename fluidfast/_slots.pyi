@@ -1,6 +1,6 @@
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, final
 
 from ._leases import Claimed
 from ._machine import Listeners
@@ -12,6 +12,7 @@ __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 MAX_CLAIM: int
 YIELD_SECONDS: float
 
+@final
 class Slot:
     task: asyncio.Task[None] | None
     held: Claimed | Group | None

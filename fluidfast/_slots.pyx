@@ -19,7 +19,7 @@ from .errors import TaskRunError
 from .executor import SET_TO_FAILURE, call
 from .task import is_async
 
-__all__ = ["YIELD_SECONDS", "Slot", "Slots"]
+__all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 
 logger = logging.getLogger("fluidfast.engine")
 

@@ -266,6 +266,7 @@ class Engine(Slots, Worker):
                     if ahead is not None:
                         idle, (want, claiming), ahead = False, ahead, None
                         claim = await claiming
+                        del claiming  # it holds what it gave
                     elif self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
                         await self.broker.idle_no_more(self.id)  # what is pushed is for others
                         if await self._wait_stop(1.0):
@@ -283,9 +284,9 @@ class Engine(Slots, Worker):
                         self._quiet_until = now + QUIET_SECONDS
                         self._quiet_next = now + 5 * QUIET_SECONDS
                     if claim.items:
-                        if len(claim.items) == want and not claim.alone and not self._draining:
-                            ahead = await self._claim_ahead(want)
                         try:
+                            if len(claim.items) == want and not claim.alone and not self._draining:
+                                ahead = await self._claim_ahead(want)
                             await self._accept(claim)
                         except BaseException:
                             # What was not taken in is not renewed either: its lease runs out, and others get it.
@@ -315,8 +316,11 @@ class Engine(Slots, Worker):
             if ahead is not None:
                 ahead[1].cancel()
 
-    def _claim(self, want: int, idle: bool) -> Coroutine[Any, Any, Claim]:
-        return self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
+    async def _claim(self, want: int, idle: bool) -> Claim:
+        claim = await self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
+        if claim.items:  # in the step in which the answer came, so that there is no moment in which nobody prolongs it
+            self._settler.open_lease(claim.batch, len(claim.items))
+        return claim
 
     async def _claim_ahead(self, coming: int) -> tuple[int, "asyncio.Task[Claim]"] | None:
         """Ask for the next batch before this one, of so many runs, is read: the server works on it meanwhile."""
@@ -343,7 +347,7 @@ class Engine(Slots, Worker):
 
     async def _accept(self, claim: Claim) -> None:
         """Turn payloads into runs: those that can start go to the slots, the others are settled."""
-        lease = self._settler.open_lease(claim.batch, len(claim.items))
+        lease = self._leases[claim.batch]
         self._known.update(claim.enabled)
         self._alone = claim.alone
         codec = self.broker.codec

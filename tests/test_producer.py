@@ -166,6 +166,14 @@ class TestLoneCall:
         await within(future)
         assert await take_all(broker) == [b"%d" % n for n in range(6)]
 
+    async def test_a_buffered_one_that_leaves_at_once_is_not_made_to_wait(self, producer: Producer) -> None:
+        loop = asyncio.get_running_loop()
+        for n in range(8):
+            producer.accept(loop, MEDIUM, b"%d" % n)
+            assert not producer.crowded
+            await within(producer.flush())
+        assert await take_all(producer.broker) == [b"%d" % n for n in range(8)]
+
     async def test_who_comes_with_one_that_left_at_once_does_not_wait_for_its_answer(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
