@@ -40,7 +40,8 @@ END_SECONDS = 60.0
 def command(rows: list[int], seed: int) -> list[str]:
     """The pytest of a lane."""
     files = [str(path) for row in rows for path in sorted(HERE.glob(f"test_{row}_*.py"))]
-    options = ["-m", "soak", "--faults-report", "--fault-seed", str(seed), "-v", "-rs", "-n", "0", "-p", "no:cacheprovider"]
+    options = ["-m", "soak", "--faults-report", "--fault-seed", str(seed)]
+    options += ["-v", "-rs", "-n", "0", "-p", "no:cacheprovider"]
     return [sys.executable, "-m", "pytest", *options, *files]
 
 
