@@ -9,7 +9,7 @@ cdef class TaskPlan:
     cdef bint is_mapping                # no model: params are a Params
     cdef object decode_params           # JSON bytes -> params object, or a dict for a mapping
     cdef object validate
-    cdef object convert_to             # the model, where msgspec.convert does the same for a dict, or None
+    cdef object convert_to              # the model, where msgspec.convert does the same for a dict, or None
     cdef object encode_packed_into      # params object, bytearray -> MessagePack in it, or None
     cdef object decode_packed           # MessagePack bytes -> params object, or None
     cdef bytes packed_name              # the name as a MessagePack string
