@@ -1,7 +1,8 @@
 from libc.stdint cimport int64_t, uint8_t
 
 cdef int64_t now_us() noexcept
-cdef int64_t monotonic_us() noexcept
+cdef int64_t monotonic_us() noexcept nogil
+cdef int64_t monotonic_ns() noexcept nogil
 cdef str make_id()
 
 cdef inline void put_hex(uint8_t* target, const uint8_t* source) noexcept:

@@ -25,10 +25,14 @@ cdef int64_t now_us() noexcept:
     return <int64_t>ts.tv_sec * 1000000 + ts.tv_nsec // 1000
 
 
-cdef int64_t monotonic_us() noexcept:
+cdef int64_t monotonic_us() noexcept nogil:
+    return monotonic_ns() // 1000
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec ts
     clock_gettime(CLOCK_MONOTONIC, &ts)
-    return <int64_t>ts.tv_sec * 1000000 + ts.tv_nsec // 1000
+    return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
 def _forget_pool():

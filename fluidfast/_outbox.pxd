@@ -1,3 +1,7 @@
+from ._lane cimport Lane
+
+cdef class Outbox
+
 cdef class Confirmation:
     cdef public bint _asyncio_future_blocking
     cdef readonly object _cancel_message
@@ -5,6 +9,7 @@ cdef class Confirmation:
     cdef object value                   # what it gives
     cdef object failure                 # or what it raises
     cdef object traceback
+    cdef Outbox outbox                  # where it may be alone, until it is awaited
     cdef object unheard                 # tells of a failure that nobody asked for
     cdef int state
     cdef object callback                # the first one, and its context: mostly there is one
@@ -35,10 +40,22 @@ cdef class Outbox:
     cdef public Py_ssize_t buffer_bytes
     cdef public bint crowded
     cdef public bint _scheduled
-    cdef public Py_ssize_t _lone        # batches of one in a row, each sent when nothing was on its way
-    cdef public bint _hasty             # what is on its way was sent without a look at who else comes
+    cdef public long long _sequence     # of the last batch
+    cdef public Py_ssize_t confirmed    # batches
+    cdef public str id                  # of the producer
+    cdef public bint counts             # who asks how many wait: it is asked for with each batch
+    cdef public object _room            # a future of who waits for less to be on its way
+    cdef public Lane _lane              # the channel, if it has a short way
+    cdef public Py_ssize_t _lone        # payloads in a row that one task awaited alone, with nothing on its way
+    cdef public object _task                   # its id
+    cdef public double _awaited                # when that was the last time
+    cdef public double _hold            # for how long it may be kept from it
+    cdef double _yielded                # when it was let have it
+    cdef public double _turned                 # when the event loop was asked for a turn that it has not made yet
 
     cdef int _flush_in_turn(self, object loop) except -1
+    cdef bint hasten(self, Confirmation future) except -1
+    cdef int turned(self) except -1
     cdef int add(self, object loop, int priority, bytes payload) except -1
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value)
     cpdef object accept(self, object loop, int priority, bytes payload)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any, Generic, Literal, TypeVar
 
+from ._lane import Lane
 from .producer import Groups, Sending
 
 T = TypeVar("T")
@@ -52,7 +53,18 @@ class Outbox:
     _buffered: int
     _scheduled: bool
     _lone: int
-    _hasty: bool
+    _sequence: int
+    _room: asyncio.Future[None] | None
+    _lane: Lane | None
+    _task: int | None
+    _awaited: float
+    _turned: float
+    _hold: float
+    id: str
+    counts: bool
+    """How many runs wait is asked for with each batch."""
+    confirmed: int
+    """Batches that were confirmed."""
     def __init__(self, buffer_runs: int, buffer_bytes: int) -> None: ...
     def submit(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes, value: T) -> Confirmation[T]: ...
     def accept(self, loop: asyncio.AbstractEventLoop, priority: int, payload: bytes) -> None: ...

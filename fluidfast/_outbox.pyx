@@ -6,10 +6,13 @@ together: the event loop gets one handle a batch, where each ``asyncio.Future`` 
 
 import asyncio
 import types
-from asyncio import CancelledError, InvalidStateError
+from asyncio import CancelledError, InvalidStateError, current_task
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
+
+from ._clock cimport monotonic_us
+from ._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
 
 __all__ = ["Confirmation", "Outbox", "settle_all"]
 
@@ -24,7 +27,10 @@ cdef enum:
 cdef Py_ssize_t BATCH_RUNS = 1000
 cdef Py_ssize_t BATCH_BYTES = 1 << 20
 cdef Py_ssize_t BUFFERED_TURN = 500
-cdef Py_ssize_t LONELY = 3              # payloads in a row that were sent alone: the next one probably is, too
+cdef Py_ssize_t LONELY = 3              # payloads in a row that a task awaited alone: the next one probably is, too
+cdef double AT_ONCE = 1e-3              # seconds between two of them in which nothing else can have been waited for
+cdef double HOLD = 5e-3                 # seconds in which they may keep the event loop from its next turn, if that has
+cdef double TURN = 50e-6                # nothing else to do: if it takes no longer than this
 
 MAX_BATCH = BATCH_RUNS
 MAX_BATCH_BYTES = BATCH_BYTES
@@ -230,6 +236,14 @@ cdef class Confirmation:
         return self
 
     def __next__(self):
+        cdef Outbox outbox
+        if self.outbox is not None:
+            outbox, self.outbox = self.outbox, None
+            if self.state != PENDING:
+                outbox.turned()
+            elif outbox.hasten(self):
+                self.outbox = outbox
+                return None
         if self.state == PENDING:
             if self._asyncio_future_blocking:
                 raise RuntimeError("await wasn't used with future")
@@ -281,7 +295,7 @@ def call_all(list waiters):
 cdef class Outbox:
     """Payloads that wait to be sent, by priority, who waits for them, and how many are not confirmed.
 
-    The base of the producer, which has ``_enter_loop``, ``_flush``, ``_flush_soon`` and ``_raise_lost``.
+    The base of the producer, which has ``_enter_loop``, ``_flush``, ``_flush_soon``, ``_take_over``, ``_raise_lost``.
     """
 
     def __init__(self, buffer_runs, buffer_bytes):
@@ -297,21 +311,72 @@ cdef class Outbox:
         self.pending_bytes += size
         if self._count >= BATCH_RUNS or self._bytes >= BATCH_BYTES:
             self._flush()
-        elif not self._scheduled:
-            if not self._in_flight:
-                if self._lone >= LONELY:    # as it was the last times: no turn of the event loop to see who else comes
-                    self._flush()
-                    self._hasty = True
-                else:
-                    self._flush_in_turn(loop)
-            elif self._hasty:               # somebody else came after all: they need not wait for its answer
-                self._hasty = False
-                self._flush_in_turn(loop)
+        elif not self._scheduled and not self._in_flight:
+            self._flush_in_turn(loop)
         return 0
 
     cdef int _flush_in_turn(self, object loop) except -1:
         self._scheduled = True
+        self._turned = monotonic_us() / 1e6
         loop.call_soon(self._flush_soon)
+        return 0
+
+    @cython.nonecheck(True)
+    cdef bint hasten(self, Confirmation future) except -1:
+        """``future`` is awaited. If it is alone, and so were the last ones of this task, send it out of here.
+
+        A task that awaits one after the other gets its answers without a turn of the event loop in between, for a time;
+        then everything else has its turn. True: it is that time; ``turned`` is to be called after it.
+        """
+        cdef bytes payload
+        cdef int priority
+        cdef double now, before
+        cdef Outcome outcome
+        cdef Lane lane = self._lane
+        if self._count != 1 or self._in_flight or self._buffered or self._waiters[0] is not future:
+            self._lone = 0
+            return False
+        now = monotonic_us() / 1e6
+        before, self._awaited = self._awaited, now
+        task = id(current_task(self._loop))
+        if task != self._task:
+            self._task = task
+            self._lone = 0
+        self._lone += 1
+        if self._lone <= LONELY or lane is None or self.counts or self._room is not None:
+            return False
+        for priority in range(3):
+            group = <list>self._groups[priority]
+            if group:
+                break
+        payload = <bytes?>group[0]
+        outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now - before < AT_ONCE)
+        if outcome == NOT_SENT:
+            return False
+        del group[:]
+        del self._waiters[:]
+        self._count = self._bytes = 0
+        self._sequence += 1
+        if outcome == CONFIRMED:
+            self.confirmed += 1
+            self.pending -= 1
+            self.pending_bytes -= PyBytes_GET_SIZE(payload)
+            if future.settled(None):
+                future.schedule()
+            now = monotonic_us() / 1e6
+            if now - self._turned < self._hold:
+                return False
+            self._yielded = now
+            return True
+        self._take_over(priority, payload, future)
+        return False
+
+    cdef int turned(self) except -1:
+        """The event loop had its turn. Who has something else to do in it is given one after each answer."""
+        if monotonic_us() / 1e6 - self._yielded > TURN:
+            self._hold = 0
+        else:
+            self._hold = min(HOLD, max(TURN, 2 * self._hold))
         return 0
 
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value):
@@ -328,6 +393,8 @@ cdef class Outbox:
         future.value = value
         self._waiters.append(future)
         self.add(loop, priority, payload)
+        if self._count == 1:
+            future.outbox = self
         return future
 
     cpdef object accept(self, object loop, int priority, bytes payload):
@@ -344,7 +411,7 @@ cdef class Outbox:
         self._buffered += 1
         self.add(loop, priority, payload)
         if (
-            self._buffered % BUFFERED_TURN == 0 and not self._hasty     # that one has been sent
+            self._buffered % BUFFERED_TURN == 0
             or self.pending >= self.buffer_runs
             or self.pending_bytes >= self.buffer_bytes
         ):

@@ -13,8 +13,9 @@ from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 from ._clock import new_id
+from ._lane import Lane
 from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
-from .broker import Batch, Channel, TaskBroker
+from .broker import Batch, Channel, Confirm, TaskBroker
 from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 
 __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
@@ -55,10 +56,6 @@ class Producer(Outbox):
         self.broker = broker
         self.waiting_total: float = float("inf")
         """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
-        self.counts = False
-        """``waiting_total`` is wanted."""
-        self.confirmed = 0
-        """Batches that were confirmed."""
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -68,12 +65,16 @@ class Producer(Outbox):
         self._waiters = []
         self._count = self._bytes = self._buffered = 0
         self._in_flight = deque()
-        self._channel: Channel | None = None
+        self._leave_channel()
         self._opening: asyncio.Task[None] | None = None
-        self._scheduled = self._hasty = False
+        self._scheduled = False
         self._lone = 0
-        self._room: asyncio.Future[None] | None = None
+        self._room = None
         self.pending = self.pending_bytes = 0
+
+    def _leave_channel(self) -> None:
+        self._channel: Channel | None = None
+        self._lane = None
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -139,10 +140,21 @@ class Producer(Outbox):
         waiters, self._waiters = self._waiters, []
         size, self._bytes = self._bytes, 0
         buffered, self._buffered = self._buffered > 0, 0
-        self._lone = self._lone + 1 if self._count == 1 and not self._in_flight else 0
-        self._hasty = False
+        if self._count > 1:
+            self._lone = 0
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
+
+    def _take_over(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
+        """A batch of one has left by the short way, and the answer that confirms it has not come so far."""
+        groups: Groups = ([], [], [])
+        groups[priority].append(payload)
+        sending = Sending(Batch(self.id, self._sequence, groups, fresh=True), len(payload), [waiter], False)
+        sending.sent = True
+        self._in_flight.append(sending)
+        lane = self._lane
+        assert lane is not None
+        lane.take_over(sending.batch, self._confirm_of(sending, lane))
 
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self._sequence += 1
@@ -165,13 +177,21 @@ class Producer(Outbox):
         sending.batch.behind = before.batch.sequence if before is not None else 0
         sending.batch.fresh = not sending.sent and not self.counts
         sending.sent = True
+        try:
+            channel(sending.batch, self._confirm_of(sending, channel))
+        except Exception as exc:  # no memory for the command, say: nothing of it is on its way
+            self._in_flight.remove(sending)
+            self._resolve(sending, exc)
+
+    def _confirm_of(self, sending: Sending, channel: Channel) -> Confirm:
+        """What is called when it is known what became of a batch that ``channel`` sent."""
 
         def confirm(waiting: int, exc: Exception | None) -> None:
             if self._channel is not channel:
                 return  # an answer of a connection that was given up: the batch is on its way again
             if isinstance(exc, ConnectionLostError):
                 # Everything behind it was lost with it. They are sent again in their order, under their numbers.
-                self._channel = None
+                self._leave_channel()
                 self._open_soon()
                 return
             first = self._in_flight.popleft()
@@ -184,11 +204,7 @@ class Producer(Outbox):
             if self._count and not self._scheduled:
                 self._flush()
 
-        try:
-            channel(sending.batch, confirm)
-        except Exception as exc:  # no memory for the command, say: nothing of it is on its way
-            self._in_flight.remove(sending)
-            self._resolve(sending, exc)
+        return confirm
 
     async def _open(self) -> None:
         """Open a channel, anew if it was lost, and send what is in flight."""
@@ -211,6 +227,7 @@ class Producer(Outbox):
             self._opening = None
         self._expire()
         self._channel = channel
+        self._lane = channel if isinstance(channel, Lane) else None
         before = None
         for sending in list(self._in_flight):
             self._send(sending, before)
@@ -251,8 +268,9 @@ class Producer(Outbox):
         settle_all(sending.waiters, exc)
         if exc is not None and sending.buffered:
             self._remember_lost([sending], exc)
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     # -- what was buffered and lost
 

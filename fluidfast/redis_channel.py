@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._lane import Lane
 from .broker import Batch, Confirm
 from .errors import ConnectionLostError
 from .redis_link import Link, ServerReply, Transaction, pack
@@ -18,7 +19,7 @@ PRODUCER_MS = 3_600_000
 """How long the mark of a producer's last batch is kept."""
 
 
-class RedisChannel:
+class RedisChannel(Lane):
     """Sends batches, each by a script that skips what it has seen before: a producer's mark is the number of its last.
 
     A batch that stands alone needs less: what the script looks for cannot be, since it was not pushed before, nor was
@@ -35,24 +36,29 @@ class RedisChannel:
         self.durable = durable
         self.sha = load("enqueue").sha
         self.queues = [broker.keys.queue(priority) for priority in PRIORITIES]
-        self.watched = b""  # the mark that nobody has written since the server watches it for this connection
-        self.turn = 0
         self.may_watch = True
 
     def __call__(self, batch: Batch, confirm: Confirm) -> None:
-        broker, durable = self.broker, self.durable
+        self._send(batch, confirm, sent=False)
+
+    def take_over(self, batch: Batch, confirm: Confirm) -> None:
+        """Go on with a batch that ``alone`` has sent, and with what came of its answer."""
+        self._send(batch, confirm, sent=True)
+
+    def _send(self, batch: Batch, confirm: Confirm, *, sent: bool) -> None:
+        broker, durable, link = self.broker, self.durable, self.link
         mark = broker.keys.producer(batch.producer).encode()
         high, medium, low = batch.groups
-        watches = self.may_watch and batch.fresh and not batch.behind
-        alone = watches and self.watched == mark and bool(high) + bool(medium) + bool(low) == 1
-        self.watched = b""
-        self.turn = turn = self.turn + 1
+        watches = sent or (self.may_watch and batch.fresh and not batch.behind)
+        alone = sent or (watches and link.watched == batch.producer and bool(high) + bool(medium) + bool(low) == 1)
+        link.watched = None
+        link.turn = turn = link.turn + 1
         outcome: tuple[int, Exception | None] = (0, None)
 
         def answered(reply: Any, exc: Exception | None) -> None:
             nonlocal outcome
             if exc is not None:
-                exc = broker.error(exc, self.link)
+                exc = broker.error(exc, link)
             elif reply is None:  # of EXEC: the mark has expired, or was deleted by hand
                 exc = ConnectionLostError(f"broker {broker.url}: what a producer left is gone")
             outcome = (0 if exc is not None else -1 if alone else reply[1], exc)
@@ -60,8 +66,10 @@ class RedisChannel:
                 confirm(*outcome)
 
         def guarded(reply: Any, exc: Exception | None) -> None:
-            if exc is None and self.turn == turn:
-                self.watched = mark
+            if exc is None and link.turn == turn:
+                link.watched = batch.producer
+                if durable is None and self.producer != batch.producer:
+                    self.prepare_for(batch.producer, mark)
             elif isinstance(exc, ServerReply):
                 self.may_watch = False
             if durable is None:
@@ -70,16 +78,18 @@ class RedisChannel:
         def safe(reply: Any, exc: Exception | None) -> None:
             waiting, refused = outcome
             if refused is None and exc is not None:
-                refused = broker.error(exc, self.link)
+                refused = broker.error(exc, link)
             if refused is None and not is_durable(reply):
                 refused = broker.not_durable(len(batch))
             confirm(0 if refused is not None else waiting, refused)
 
         watch = pack(("WATCH", mark)) if watches else b""
-        if alone:
+        if sent:
+            link.sent(self.came, Transaction(answered, 4), guarded)
+        elif alone:
             write = pack(("SET", mark, batch.sequence, "PX", PRODUCER_MS))
             push = pack(("LPUSH", self.queues[0 if high else 1 if medium else 2], *(high or medium or low)))
-            self.link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
+            link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
         else:
             command = pack(
                 (
@@ -88,11 +98,23 @@ class RedisChannel:
                 )
             )  # fmt: skip
             if watches:  # EXEC forgets what was watched before; and whether we have the right to them is found out
-                self.link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
+                link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
             else:
-                self.link.send(command, answered)
+                link.send(command, answered)
         if durable is not None:
-            self.link.send(durable, safe)
+            link.send(durable, safe)
+
+    def prepare_for(self, producer: str, mark: bytes) -> None:
+        """Lay out what the transactions of a producer have in common, for ``alone``."""
+        begin = b"".join((BEGIN, b"*5\r\n", string(b"SET"), string(mark)))
+        middle = b"".join((string(b"PX"), string(b"%d" % PRODUCER_MS), b"*3\r\n", string(b"LPUSH")))
+        pushes = tuple(middle + string(queue.encode()) for queue in self.queues)
+        self.prepare(producer, begin, pushes, COMMIT + pack(("WATCH", mark)))
+
+
+def string(text: bytes) -> bytes:
+    """A bulk string (RESP)."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
 
 
 def is_durable(reply: Any) -> bool:

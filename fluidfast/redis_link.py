@@ -16,15 +16,11 @@ from typing import Any
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 
+from ._lane import SHORT_BYTES, Direct
+
 __all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give", "pack"]
 
 Argument = str | bytes | int | float
-
-SHORT_BYTES = 4096
-"""A command that is shorter is answered at once."""
-POLL_MISSES = 4
-POLL_PAUSE = 0.1
-"""Answers in a row that did not come in time, and how long, in seconds, none is looked for after them."""
 
 
 def several_cores() -> bool:
@@ -51,28 +47,26 @@ Sink = Callable[[Any, Exception | None], None]
 """Gets a reply and None, or None and what came instead of one: ServerReply or LinkLost."""
 
 
-class Link(asyncio.Protocol):
+class Link(Direct, asyncio.Protocol):
     """A connection to one server. Lives in the event loop that made it."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._reader = hiredis.Reader(protocolError=LinkLost, replyError=ServerReply)
         self._waiting: deque[asyncio.Future[Any] | Sink] = deque()
-        self._oldest = 0.0
-        self._poll_seconds = 0.0
         self._polling = False
-        self._poll_misses = 0
         self._poll_from = inf
         self._loop = asyncio.get_running_loop()
-        self.closed = False
         writer = connection._writer
         if writer is None:
             raise LinkLost("the connection was closed while it was made")
         # The transport is ours from here on. The writer is kept, since it ends its transport when it is collected.
         self._writer = writer
         connection._reader = connection._writer = None
-        self._transport: asyncio.WriteTransport = writer.transport
+        self._transport = writer.transport
+        plain = self._transport.get_extra_info("ssl_object") is None
+        self._fd = self._transport.get_extra_info("socket").fileno() if plain else -1
         self._transport.set_protocol(self)
-        self._transport.resume_reading()  # type: ignore[attr-defined]  # a Transport reads too
+        self._transport.resume_reading()
 
     @property
     def waiting(self) -> int:
@@ -97,6 +91,12 @@ class Link(asyncio.Protocol):
         of the event loop's reading. A ``Transaction`` takes those to several."""
         self._write(command, *sinks)
 
+    def sent(self, came: bytes, *sinks: Sink) -> None:
+        """As ``send``, of a command that has been written past the transport. ``came``: of the answer, already."""
+        self._write(b"", *sinks)
+        if came:
+            self.data_received(came)
+
     def _write(self, command: bytes, *takers: "asyncio.Future[Any] | Sink") -> None:
         if self.closed or self._transport.is_closing():  # the latter: it broke, and we are about to be told
             for taker in takers:  # not from within: the caller has not seen our return yet
@@ -105,7 +105,8 @@ class Link(asyncio.Protocol):
         if not self._waiting:
             self._oldest = monotonic()
         self._waiting.extend(takers)
-        self._transport.write(command)
+        if command:
+            self._transport.write(command)
         if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:
             self._polling = True
             self._loop.call_soon(self._poll)
@@ -127,10 +128,7 @@ class Link(asyncio.Protocol):
             self._loop.call_soon(self._poll)
         else:
             self._polling = False
-            self._poll_misses += 1
-            if self._poll_misses >= POLL_MISSES:
-                self._poll_misses = 0
-                self._poll_from = now + POLL_PAUSE
+            self._missed(now)
 
     def data_received(self, data: bytes) -> None:
         self._oldest = monotonic()

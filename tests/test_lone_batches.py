@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 import redis
-from broker_kit import HIGH, MEDIUM, take
+from broker_kit import HIGH, LOW, MEDIUM, take
 from servers import RedisServer
 from waiting import within
 
-from fluidfast.broker import TaskBroker
+from fluidfast._lane import Direct, Lane
+from fluidfast.broker import Batch, Confirm, TaskBroker
+from fluidfast.errors import BrokerFullError
 from fluidfast.producer import Producer
 from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.redis_channel import RedisChannel
+from fluidfast.redis_link import pack
 
 StartServer = Callable[..., RedisServer]
 
@@ -165,3 +173,362 @@ async def test_users_without_the_right_to_it_go_by_the_script(server: RedisServe
     assert denied == [(command, 1)], "it is tried once"
     await producer.close()
     await broker.close()
+
+
+class Awaits:
+    """A producer whose runs are awaited one by one, so that they go past the event loop; it is looked for an answer
+    for as long as it takes."""
+
+    def __init__(self, url: str, look_us: int = 10_000_000) -> None:
+        self.broker = TaskBroker.from_url(f"{url}{'&' if '?' in url else '?'}busy_poll_us={look_us}")
+        self.producer = Producer(self.broker)
+        self.sent: list[bytes] = []
+
+    async def __aenter__(self) -> Awaits:
+        assert await within(self.broker.connect()) is None
+        await self.row(5)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await within(self.producer.close())
+        await within(self.broker.close())
+
+    async def queue(self, payload: bytes = b"", priority: int = MEDIUM) -> None:
+        payload = payload or b"%d" % len(self.sent)
+        self.sent.append(payload)
+        await self.producer.submit(asyncio.get_running_loop(), priority, payload, None)
+
+    async def row(self, count: int) -> None:
+        for _ in range(count):
+            await self.queue()
+
+    async def in_the_await(self, payload: bytes = b"") -> bool:
+        """Whether it is confirmed without a turn of the event loop. Two before it: the first is not looked for."""
+        await self.row(2)
+        turns: list[None] = []
+        self.producer._turned = monotonic()  # the event loop had its turn just now
+        asyncio.get_running_loop().call_soon(turns.append, None)
+        await self.queue(payload)
+        return not turns
+
+
+def taken_over(awaits: Awaits, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What came of the answer of each run that was sent in the await and not confirmed there."""
+    came: list[bytes] = []
+    take_over = RedisChannel.take_over
+
+    def noted(self: RedisChannel, *args: Any) -> None:
+        came.append(self.came)
+        take_over(self, *args)
+
+    monkeypatch.setattr(RedisChannel, "take_over", noted)
+    return came
+
+
+class TestInTheAwait:
+    """``for ...: await queue()``: sent and confirmed without a turn of the event loop."""
+
+    async def test_from_the_fourth_on(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            assert await awaits.in_the_await()
+            assert awaits.producer.pending == awaits.producer.pending_bytes == 0
+            assert awaits.producer.confirmed == awaits.producer._sequence == len(awaits.sent)
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    @pytest.mark.parametrize("priority", [HIGH, MEDIUM, LOW])
+    async def test_each_priority(self, server: RedisServer, priority: int) -> None:
+        async with Awaits(server.url) as awaits:
+            await take(awaits.broker, 100)
+            for _ in range(3):
+                await awaits.queue(priority=priority)
+            with redis.Redis(port=server.port) as client:
+                key = f"{awaits.broker.keys.queue(('high', 'medium', 'low')[priority])}"  # type: ignore[attr-defined]
+                assert client.lrange(key, 0, -1) == awaits.sent[:-4:-1]
+            await take(awaits.broker, 100)
+
+    async def test_others_have_their_turn(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0)
+                    turns += 1
+
+            task = asyncio.create_task(other())
+            until = monotonic() + 0.1
+            while monotonic() < until:
+                await awaits.queue()
+            task.cancel()
+            assert turns >= 5  # of 20; a machine may be busy
+            await take(awaits.broker, 1_000_000)
+
+    async def test_others_that_have_something_to_do_have_it_after_each_answer(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            turns = 0
+
+            async def other() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0)
+                    turns += 1
+                    busy = monotonic() + 200e-6
+                    while monotonic() < busy:
+                        pass
+
+            await awaits.row(100)
+            task = asyncio.create_task(other())
+            await awaits.row(200)  # 5 ms until it is found out
+            turns = 0
+            await awaits.row(100)
+            task.cancel()
+            assert turns >= 90
+            assert awaits.producer._hold == 0
+            await take(awaits.broker, 1_000_000)
+
+    async def test_what_can_be_heard_of_is_heard_in_time(self, server: RedisServer) -> None:
+        """Cancellation, timers and signals come by the event loop: a loop of nothing but queueing ends by them."""
+        async with Awaits(server.url) as awaits:
+
+            async def forever() -> None:
+                while True:
+                    await awaits.queue()
+
+            with pytest.raises(TimeoutError):
+                await within(asyncio.wait_for(forever(), 0.05))
+            await take(awaits.broker, 1_000_000)
+
+    async def test_who_queues_many_at_once_is_not_made_to_wait_one_by_one(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            for queue_many in (
+                lambda: asyncio.gather(*(awaits.queue(b"%d" % n) for n in range(100))),  # each in a task of its own
+                lambda: submit(awaits.producer, *(b"%d" % n for n in range(100))),
+            ):
+                await awaits.row(5)
+                batches = awaits.producer.confirmed
+                awaits.producer._awaited = monotonic()  # no time has passed
+                await within(queue_many())
+                assert awaits.producer.confirmed - batches <= 2
+            await take(awaits.broker, 1000)
+
+    async def test_not_from_another_task(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            turns: list[None] = []
+
+            async def once() -> bool:
+                asyncio.get_running_loop().call_soon(turns.append, None)
+                awaits.producer._awaited = awaits.producer._turned = monotonic()  # no time has passed
+                await awaits.queue()
+                return bool(turns)
+
+            await awaits.row(5)
+            assert await within(asyncio.create_task(once()))
+            await take(awaits.broker, 100)
+
+    async def test_not_into_what_is_still_being_written(self, server: RedisServer) -> None:
+        """The transport holds the rest of a large command, while the socket has room again."""
+        async with Awaits(server.url) as awaits:
+            link = await awaits.broker.link()  # type: ignore[attr-defined]
+            await awaits.row(2)
+            large = b"x" * 30_000_000
+            echo = link.call(pack(("ECHO", large)))
+            assert link._transport.get_write_buffer_size()
+            sleep(0.05)  # noqa: ASYNC251  # without a turn of the loop; the server takes what the socket holds
+            awaits.producer._awaited = monotonic()
+            await awaits.queue()
+            assert await within(echo) == large
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_in_the_order_of_the_calls(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            first = awaits.producer.submit(asyncio.get_running_loop(), MEDIUM, b"a", None)
+            second = awaits.producer.submit(asyncio.get_running_loop(), MEDIUM, b"b", None)
+            await first
+            await second
+            await awaits.row(5)
+            third = awaits.producer.submit(asyncio.get_running_loop(), MEDIUM, b"c", None)
+            await asyncio.sleep(0)
+            await third
+            assert await take(awaits.broker, 100) == [*awaits.sent[:5], b"a", b"b", *awaits.sent[5:], b"c"]
+
+    async def test_an_answer_that_takes_longer(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with Awaits(server.url, look_us=1) as awaits:
+            came = taken_over(awaits, monkeypatch)
+            awaits.producer._channel.link._poll_pause = 0.0  # type: ignore[union-attr]
+            await awaits.row(50)
+            assert came
+            assert len(await take(awaits.broker, 100)) == 55
+            assert awaits.producer.confirmed == 55
+
+    async def test_an_answer_in_pieces(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Pieces(server.port) as pieces:
+            async with Awaits(f"redis://127.0.0.1:{pieces.port}") as awaits:
+                came = taken_over(awaits, monkeypatch)
+                for size in range(1, 45):
+                    await awaits.row(3)
+                    pieces.first = size
+                    await awaits.queue()
+                assert sum(map(bool, came)) > 30
+                assert await take(awaits.broker, 1000) == awaits.sent
+
+    async def test_a_server_without_memory(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            await awaits.row(2)
+            admin(server, "CONFIG", "SET", "maxmemory", "1")
+            for _ in range(3):
+                with pytest.raises(BrokerFullError):
+                    await awaits.queue(b"too much")
+            admin(server, "CONFIG", "SET", "maxmemory", "0")
+            await awaits.queue(b"fits")
+            taken = await take(awaits.broker, 100)
+            assert b"too much" not in taken
+            assert taken[-1] == b"fits"
+
+    async def test_a_mark_that_is_gone(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with Awaits(server.url) as awaits:
+            came = taken_over(awaits, monkeypatch)
+            await awaits.row(2)
+            assert admin(server, "DEL", awaits.broker.keys.producer(awaits.producer.id)) == 1  # type: ignore[attr-defined]
+            awaits.producer._awaited = monotonic()  # that took a while
+            await awaits.row(2)
+            assert [answer for answer in came if b"*-1" in answer], came
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_what_arrives_after_it_was_sent_again(self, server: RedisServer) -> None:
+        """As above, with the transaction that is sent in the await; not looked for, as the network is this loop."""
+        async with (
+            Withholding(server.port, b"the late one") as network,
+            Awaits(f"redis://127.0.0.1:{network.port}", look_us=0) as awaits,
+        ):
+            before = calls(server, "evalsha")
+            await awaits.row(3)
+            await awaits.queue(b"the late one")
+            assert network.held
+            network.release.set()
+            await within(network.passed.wait())
+            await awaits.queue(b"last")
+            assert calls(server, "evalsha") > before, "it was sent again by the script"
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_two_producers_of_one_connection(self, server: RedisServer) -> None:
+        """The EXEC of one ends what the server watches for the other, which goes by the script then."""
+        async with Awaits(server.url) as awaits:
+            other = Producer(awaits.broker)
+            await submit(other, b"other")
+            scripts = calls(server, "evalsha")
+            await awaits.queue()
+            assert calls(server, "evalsha") == scripts + 1
+            await submit(other, b"other")
+            assert calls(server, "evalsha") == scripts + 2
+            await submit(other, b"other")
+            assert calls(server, "evalsha") == scripts + 2
+            await within(other.close())
+            await take(awaits.broker, 100)
+
+    @pytest.mark.parametrize("size", [3_000, 3_700, *range(3_760, 3_800, 7), 4_096, 100_000])
+    async def test_payloads_of_any_size(self, server: RedisServer, size: int) -> None:
+        async with Awaits(server.url) as awaits:
+            for n in range(3):
+                await awaits.queue(b"%d" % n * size)
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_a_connection_that_is_closed(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            await awaits.row(2)
+            admin(server, "CLIENT", "KILL", "TYPE", "normal")
+            await awaits.row(5)
+            admin(server, "CLIENT", "KILL", "TYPE", "normal")
+            await asyncio.sleep(0.01)
+            await awaits.row(5)
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_a_socket_that_takes_a_part(self) -> None:
+        """What the socket does not take goes by the transport."""
+        rest = bytearray()
+        taken: list[Batch] = []
+
+        class Transport:
+            def is_closing(self) -> bool:
+                return False
+
+            def write(self, data: bytes) -> None:
+                rest.extend(data)
+
+        class Short(Lane):
+            def take_over(self, batch: Batch, confirm: Confirm) -> None:
+                taken.append(batch)
+
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as small as it goes
+            ours.setblocking(False)
+            filled = 0
+            with suppress(BlockingIOError):
+                while True:
+                    filled += ours.send(b"." * 700)
+            filled -= len(theirs.recv(700))  # room for a part of what is sent next
+            lane = Short()
+            lane.link = Direct()
+            lane.link._fd, lane.link._transport, lane.link.watched = ours.fileno(), Transport(), "p"
+            lane.prepare("p", b"head ", (b"", b"push ", b""), b"tail")
+            producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
+            producer._enter_loop()
+            producer.id, producer._lane, producer._lone, producer._task = "p", lane, 3, id(asyncio.current_task())
+            producer.submit(asyncio.get_running_loop(), MEDIUM, b"x" * 3000, None).send(None)
+            assert [batch.groups for batch in taken] == [([], [b"x" * 3000], [])]
+            assert 0 < len(rest) < 3000
+            wanted = b"head $1\r\n1\r\npush $3000\r\n" + b"x" * 3000 + b"\r\ntail"
+            assert theirs.recv(1 << 20) + rest == b"." * filled + wanted
+
+
+class Pieces:
+    """In front of a server, in a thread: gives the next answer to a transaction in two pieces. ``first``: bytes."""
+
+    def __init__(self, port: int) -> None:
+        self.first = 0
+        self._target = port
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Pieces:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in (self._listener, *self._sockets):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def _start(self, function: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=function, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self._target))
+                for sock in (near, far):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._sockets += (near, far)
+                self._start(self._pass_on, near, far, False)
+                self._start(self._pass_on, far, near, True)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if answers and self.first and b"QUEUED" in data:
+                    target.sendall(data[: self.first])
+                    data, self.first = data[self.first :], 0
+                    sleep(0.003)
+                if data:
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

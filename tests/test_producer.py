@@ -155,43 +155,6 @@ class TestLoneCall:
         await within(future)
         assert await take_all(broker) == [b"0", b"1"]
 
-    async def test_after_others_that_were_alone_it_leaves_at_once(
-        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        batches = Batches(broker, monkeypatch)
-        for n in range(5):
-            await within(submit(producer, b"%d" % n))
-        future = submit(producer, b"5")
-        assert len(batches.sent) == 6  # without a turn of the event loop
-        await within(future)
-        assert await take_all(broker) == [b"%d" % n for n in range(6)]
-
-    async def test_a_buffered_one_that_leaves_at_once_is_not_made_to_wait(self, producer: Producer) -> None:
-        loop = asyncio.get_running_loop()
-        for n in range(8):
-            producer.accept(loop, MEDIUM, b"%d" % n)
-            assert not producer.crowded
-            await within(producer.flush())
-        assert await take_all(producer.broker) == [b"%d" % n for n in range(8)]
-
-    async def test_who_comes_with_one_that_left_at_once_does_not_wait_for_its_answer(
-        self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        batches = Batches(broker, monkeypatch)
-        for n in range(5):
-            await within(submit(producer, b"%d" % n))
-        together = [submit(producer, b"%d" % n) for n in range(5, 15)]
-        assert len(producer._in_flight) == 1
-        await asyncio.sleep(0)
-        assert [len(batch) for batch in batches.sent] == [1, 1, 1, 1, 1, 1, 9]
-        assert len(producer._in_flight) == 2
-        await within(asyncio.gather(*together))
-        together = [submit(producer, b"%d" % n) for n in range(15, 20)]
-        assert len(batches.sent) == 7  # they were not alone the last time: who else comes is looked at
-        await within(asyncio.gather(*together))
-        assert [len(batch) for batch in batches.sent][7:] == [5]
-        assert await take_all(broker) == [b"%d" % n for n in range(20)]
-
     async def test_takes_a_round_trip(self, broker: RedisTaskBroker, producer: Producer) -> None:
         await within(submit(producer, b"0"))
         took = []

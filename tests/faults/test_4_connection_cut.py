@@ -129,6 +129,19 @@ async def enqueue_alone(scene: Scene) -> Prepared:
     return await enqueue(scene, 1)
 
 
+async def enqueue_in_a_row(scene: Scene) -> Prepared:
+    """What one task awaits one by one, which goes past the event loop from the fourth on."""
+    for _ in range(4):
+        await armed(scene)
+    ids = scene.ids(2)
+
+    async def act() -> None:
+        for id in ids:
+            await scene.manager.queue("work", run_id=id, ms=1.0)
+
+    return act, Counter(id.encode() for id in ids)
+
+
 async def delay(scene: Scene) -> Prepared:
     payloads = scene.payloads(2)
 
@@ -228,6 +241,8 @@ VERBS = [
     Verb("enqueue 12", enqueue_many),
     Verb("enqueue alone", enqueue_alone),
 ]
+
+IN_A_ROW = Verb("enqueue in a row", enqueue_in_a_row)
 
 
 @asynccontextmanager
@@ -335,6 +350,21 @@ async def test_every_kth_byte(redis_server: RedisServer, redis_url: str, fault_s
     figures.add(4, "cut at byte offsets of each verb, both ways", **found)
     assert not wrong, wrong
     assert found["cut_not_reached"] == 0
+    assert found["cuts"] >= SHORT_CUTS * 0.9
+
+
+async def in_a_row(server: RedisServer, name: str, cuts: int, seed: int) -> dict[str, Any]:
+    # it is looked for an answer for 0.1 s, since this one comes through a proxy
+    return await campaign(server, f"{name}&busy_poll_us=100000", cuts, seed, [IN_A_ROW])
+
+
+async def test_one_by_one_at_every_kth_byte(
+    redis_server: RedisServer, redis_url: str, fault_seed: int, figures: Figures
+) -> None:
+    found = await in_a_row(redis_server, redis_url.partition("name=")[2], SHORT_CUTS, fault_seed)
+    wrong = found.pop("wrong")
+    figures.add(4, "cut at byte offsets of runs that are queued one by one", **found)
+    assert not wrong, wrong
     assert found["cuts"] >= SHORT_CUTS * 0.9
 
 

@@ -1,0 +1,28 @@
+cdef class Direct:
+    cdef public bint closed
+    cdef public object _transport
+    cdef public object _waiting             # who waits for replies, in their order
+    cdef public double _oldest              # when the first of them was sent, or something came
+    cdef public double _poll_seconds
+    cdef public double _poll_from           # when it is looked for answers again
+    cdef public int _poll_misses            # answers in a row that did not come in time
+    cdef public double _poll_pause          # how long, in seconds, none is looked for after some of them
+    cdef public int _fd
+    cdef public object watched              # whose mark nobody wrote since the server watches it for this connection
+    cdef public Py_ssize_t turn             # transactions and scripts of producers that were sent
+
+    cdef int missed(self, double now) except -1
+    cdef bint idle(self) except -1
+
+cdef enum Outcome:
+    NOT_SENT, SENT, CONFIRMED
+
+cdef class Lane:
+    cdef public Direct link
+    cdef readonly str producer              # whose mark the pieces are for
+    cdef bytes head
+    cdef tuple pushes
+    cdef bytes tail
+    cdef public bytes came                  # of the answer, when it is not the one that confirms
+
+    cdef Outcome alone(self, str producer, long long sequence, int priority, bytes payload, bint look) except *

@@ -1,0 +1,171 @@
+"""The short way of a run that is queued alone: the socket, without the event loop.
+
+``for ...: await manager.queue(...)`` is what most code does, and nearly all of its time is that of waking: a server
+that has answered falls asleep within microseconds, and so does a process that waits. Here the command is written to the
+socket in the ``await`` itself, and the answer looked for there, so that the next command reaches the server while it is
+still awake. What is anything but the expected answer goes to the connection's reader, as if it had come there.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memcmp, memcpy, strlen
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+
+from ._clock cimport monotonic_ns
+
+__all__ = ["POLL_MISSES", "SHORT_BYTES", "Direct", "Lane"]
+
+cdef extern from *:
+    """
+    #include <stdio.h>
+    #include <sys/socket.h>
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0
+    #endif
+    static inline void relax(void)
+    {
+    #if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+    #endif
+    }
+    """
+    void relax() noexcept nogil
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    ssize_t send(int fd, const void* data, size_t size, int flags) nogil
+    ssize_t recv(int fd, void* data, size_t size, int flags) nogil
+    int snprintf(char* target, size_t size, const char* form, ...) nogil
+
+cdef enum:
+    REQUEST_BYTES = 4096
+    ANSWER_BYTES = 1024
+
+cdef int MISSES = 4                     # answers in a row that did not come in time
+cdef long long LOOK_NS = 1000           # from one look to the next: the kernel, and the core beside, have work to do
+
+SHORT_BYTES = REQUEST_BYTES
+POLL_MISSES = MISSES
+
+
+cdef class Direct:
+    """The base of a connection: its socket, and how long it is looked for answers."""
+
+    def __cinit__(self):
+        self._fd = -1
+        self._poll_pause = 0.1
+
+    cdef int missed(self, double now) except -1:
+        """An answer did not come while it was looked for: a server that is too far away is left alone for a while."""
+        self._poll_misses += 1
+        if self._poll_misses >= MISSES:
+            self._poll_misses = 0
+            self._poll_from = now + self._poll_pause
+        return 0
+
+    def _missed(self, double now):
+        self.missed(now)
+
+    cdef bint idle(self) except -1:
+        """Whether nothing that was written is on its way, in either direction, and the socket can be written to."""
+        return not (self._fd < 0 or self.closed or self._waiting or self._transport.is_closing())
+
+
+cdef class Lane:
+    """The base of a channel that has a short way: what a run that is alone is sent as, and what confirms it.
+
+    ``prepare`` says what the transaction is made of; ``take_over``, which the channel has, goes on with one that is not
+    confirmed yet.
+    """
+
+    def prepare(self, str producer not None, bytes head not None, tuple pushes not None, bytes tail not None):
+        """From here on the transaction of ``producer`` is ``head``, its number as a bulk string, what stands in
+        ``pushes`` for the priority, the payload as a bulk string, and ``tail``."""
+        self.producer = producer
+        self.head = head
+        self.pushes = pushes
+        self.tail = tail
+
+    cdef Outcome alone(self, str producer, long long sequence, int priority, bytes payload, bint look) except *:
+        """Write the transaction of a batch of one, if nothing else is on the way, and ``look`` for its answer.
+
+        SENT: ``came`` is what came of the answer, which the connection is to be given.
+        """
+        cdef Direct link = self.link
+        cdef char request[REQUEST_BYTES]
+        cdef char answer[ANSWER_BYTES]
+        cdef bytes push
+        cdef Py_ssize_t size, room
+        cdef ssize_t count
+        cdef int fd = link._fd
+        cdef long long sent, now, until, look_at
+        if link.watched != producer or self.producer != producer or not link.idle():
+            return NOT_SENT
+        push = <bytes?>self.pushes[priority]
+        room = PyBytes_GET_SIZE(self.head) + PyBytes_GET_SIZE(push) + PyBytes_GET_SIZE(payload)
+        if room + PyBytes_GET_SIZE(self.tail) + 100 > REQUEST_BYTES:
+            return NOT_SENT
+        size = put(request, 0, self.head)
+        size = put_number(request, size, sequence)
+        size = put(request, size, push)
+        size += snprintf(request + size, 24, b"$%zd\r\n", PyBytes_GET_SIZE(payload))
+        size = put(request, size, payload)
+        size = put(request, size, b"\r\n")
+        size = put(request, size, self.tail)
+        count = send(fd, request, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if count < 0:
+            return NOT_SENT
+        self.came = b""
+        sent = now = monotonic_ns()
+        if count < size:
+            link._transport.write(PyBytes_FromStringAndSize(request + count, size - count))
+            return SENT
+        if not look or now / 1e9 < link._poll_from:
+            return SENT
+        until = sent + <long long>(link._poll_seconds * 1e9)
+        with nogil:
+            while True:
+                count = recv(fd, answer, ANSWER_BYTES, MSG_DONTWAIT)
+                if count >= 0 or errno != EAGAIN and errno != EINTR:
+                    break
+                look_at = now + LOOK_NS
+                while now < look_at:
+                    relax()
+                    now = monotonic_ns()
+                if now >= until:
+                    break
+        if count <= 0:
+            if now >= until:
+                link.missed(now / 1e9)
+            return SENT
+        link._poll_misses = 0
+        if confirms(answer, count):
+            return CONFIRMED
+        self.came = PyBytes_FromStringAndSize(answer, count)
+        return SENT
+
+
+cdef Py_ssize_t put(char* target, Py_ssize_t at, bytes piece) noexcept:
+    memcpy(target + at, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+    return at + PyBytes_GET_SIZE(piece)
+
+
+cdef Py_ssize_t put_number(char* target, Py_ssize_t at, long long number) noexcept:
+    """A number as a bulk string (RESP)."""
+    cdef char digits[24]
+    cdef int size = snprintf(digits, 24, b"%lld", number)
+    return at + snprintf(target + at, 40, b"$%d\r\n%s\r\n", size, digits)
+
+
+cdef const char* BEFORE = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:"
+cdef const char* AFTER = b"\r\n+OK\r\n"
+
+
+cdef bint confirms(const char* answer, Py_ssize_t size) noexcept nogil:
+    """Whether it is that of MULTI, SET, LPUSH, EXEC and WATCH, each of which did what it is there for."""
+    cdef Py_ssize_t start = strlen(BEFORE), at = start, after = strlen(AFTER)
+    if size <= start + after or memcmp(answer, BEFORE, start) != 0:
+        return False
+    while at < size and 48 <= answer[at] <= 57:
+        at += 1
+    return at > start and size - at == after and memcmp(answer + at, AFTER, after) == 0
