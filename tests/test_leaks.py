@@ -12,9 +12,12 @@ import contextvars
 import gc
 import itertools
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -26,14 +29,17 @@ import msgspec
 import pydantic
 import pytest
 
-from fluidfast import TaskManager, TaskRun, TaskState, task
+from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
 from fluidfast._clock import monotonic_seconds, new_id, now_micros
 from fluidfast._codec import Codec, TaskPlan, encode_json
+from fluidfast._lane import Direct, Lane
+from fluidfast._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast._machine import Listeners, RunState
 from fluidfast._outbox import Confirmation, Outbox, settle_all
-from fluidfast.broker import Batch
+from fluidfast.broker import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.errors import BrokerConnectionError
 from fluidfast.params import Params
+from fluidfast.producer import Producer
 
 CALLS = 10_000
 WARM_UP = 300
@@ -373,6 +379,9 @@ def cases(given: dict[str, Any]) -> Iterator[Case]:
 
     yield from waiting_cases(given, loop, value)
     yield from queue_cases(given, loop, text)
+    yield from lane_cases(given, loop, value)
+    yield from claim_cases(given, value)
+    yield from consumer_cases(loop)
     loop.close()
 
 
@@ -546,6 +555,113 @@ def queue_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, text: st
     yield "queue, not awaited, executed", not_awaited, None
     yield "queue, buffered, executed", queued(buffers, "work", to=text), None
     yield "queue, buffered and lost, executed", lambda: loop.run_until_complete(lost()), RuntimeError
+
+
+def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: object) -> Iterator[Case]:
+    """A run that is sent in its await, with the answer that it finds there."""
+
+    class Transport:
+        def is_closing(self) -> bool:
+            return False
+
+        def write(self, data: bytes) -> None: ...
+
+    class OfOne(Lane):
+        def take_over(self, batch: Batch, confirm: Confirm) -> None:
+            confirm(0, BrokerConnectionError("what came is no answer") if self.came else None)
+
+    ours, theirs = socket.socketpair()
+    lane = OfOne()
+    link = lane.link = Direct()
+    link._fd, link._transport, link.watched, link._poll_pause = ours.fileno(), Transport(), "p", 0.0
+    lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail")
+    producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
+    payload = b"a payload"
+    given.update(lane=lane, link=link, payload=payload, pushes=lane)
+
+    async def one(answer: bytes, seconds: float = 10.0) -> None:
+        producer._enter_loop()
+        producer.id, producer._channel, producer._lane = "p", lane, lane
+        producer._lone, producer._task = 3, id(asyncio.current_task())
+        producer._awaited, link._poll_seconds = time.monotonic(), seconds
+        theirs.send(answer)
+        try:
+            assert await producer.submit(loop, 1, payload, value) is value
+        finally:
+            assert theirs.recv(1000).startswith(b"head")
+
+    def closed() -> None:
+        link.closed = True
+        future = producer.submit(loop, 1, payload, value)
+        future.send(None)
+        link.closed = False
+        producer._fail(BrokerConnectionError("closed"))
+        future.result()
+
+    confirms = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:1\r\n+OK\r\n"
+    yield "lane, prepared", lambda: lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail"), None
+    yield "lane, prepared wrong", lambda: lane.prepare("p", b"", value, b""), TypeError  # type: ignore[arg-type]
+    yield "lane, confirmed, executed", lambda: loop.run_until_complete(one(confirms)), None
+    yield "lane, refused, executed", lambda: loop.run_until_complete(one(b"-no")), RuntimeError
+    yield "lane, no answer, executed", lambda: loop.run_until_complete(one(b"", 0.0)), None
+    yield "lane, closed", closed, RuntimeError
+    ours.close()
+    theirs.close()
+
+
+def claim_cases(given: dict[str, Any], value: object) -> Iterator[Case]:
+    """What a claim gives, and the notes of what became of it."""
+
+    class Notes(Ledger):
+        def _start_send(self, lease: Lease) -> None:
+            self._dirty.clear()
+
+    ledger = Notes()
+    ledger._timer = value  # type: ignore[assignment]  # it is running
+    run = TaskRun(id="x", task=work)
+    taken, flat = [(1, b"payload")] * 3, [b"m1", b"payload"] * 3
+    given.update(taken=taken, flat=flat, ledger=ledger, claimed_run=run)
+
+    def ended() -> None:
+        lease = Lease("batch", 3, Settlement("batch"))
+        for item in numbered(taken):
+            item.lease, item.run = lease, run
+            ledger.finished(item)
+
+    yield "claimed, numbered", lambda: numbered(taken), None
+    yield "claimed, paired", lambda: paired(flat), None
+    yield "claimed, one alone", lambda: paired(flat[:3]), ValueError
+    yield "claimed, no pairs", lambda: numbered([(1, value)]), TypeError  # type: ignore[list-item]
+    yield "claimed, no name", lambda: paired([b"\xff", b""]), ValueError
+    yield "claimed, ended", ended, None
+    yield "claimed, ended without a lease", lambda: ledger.finished(Claimed("m1", b"")), AttributeError
+
+
+def consumer_cases(loop: asyncio.AbstractEventLoop) -> Iterator[Case]:
+    """Through the slots of a consumer."""
+
+    async def started() -> TaskConsumer:
+        consumer = TaskConsumer(broker_url="memory://leaks", max_concurrent_tasks=3)
+        for one in (work, mail, aborts):
+            consumer.register_task(one)
+        await consumer.startup()
+        return consumer
+
+    consumer = loop.run_until_complete(started())
+
+    def executed(name: str, state: str, **params: Any) -> Callable[[], None]:
+        async def some() -> None:
+            for run in await asyncio.gather(*(consumer.queue_and_wait(name, timeout=10, **params) for _ in range(3))):
+                assert run.state == state
+
+        return lambda: loop.run_until_complete(some())
+
+    logging.disable(logging.CRITICAL)  # what failed is logged, with its traceback
+    yield "consumed, executed", executed("work", "success"), None
+    yield "consumed with params, executed", executed("mail", "success", to="x"), None
+    yield "consumed and aborted, executed", executed("aborts", "aborted"), None
+    logging.disable(logging.NOTSET)
+    loop.run_until_complete(consumer.shutdown())
 
 
 def references(given: dict[str, Any]) -> dict[str, int]:
