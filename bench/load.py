@@ -220,7 +220,8 @@ def backlog(options: argparse.Namespace, url: str) -> dict[str, Any]:
             queue(options.tasks, 0)
             filled = queue(waiting, -2 - waiting)
             full = server and server.snapshot()
-            on_top = [queue(options.tasks, -2 - options.tasks)["rate"] for _ in range(3)]
+            # short ones, of which each meets the machine in another mood
+            on_top = [queue(options.tasks, -2 - options.tasks)["rate"] for _ in range(7)]
             worker_command = leaf(Fluidfast, "worker", url, options.params, "--concurrency", options.concurrency)
             with Child(worker_command, marks.environment) as worker:
                 memory = Memory(worker.process.pid)

@@ -6,12 +6,11 @@ cdef class Direct:
     cdef public double _poll_seconds
     cdef public double _poll_from           # when it is looked for answers again
     cdef public int _poll_misses            # answers in a row that did not come in time
-    cdef public double _poll_pause          # how long, in seconds, none is looked for after some of them
+    cdef public double _look_seconds        # how long it is looked for an answer in an await
     cdef public int _fd
     cdef public object watched              # whose mark nobody wrote since the server watches it for this connection
     cdef public Py_ssize_t turn             # transactions and scripts of producers that were sent
 
-    cdef int missed(self, double now) except -1
     cdef bint idle(self) except -1
 
 cdef enum Outcome:

@@ -3,12 +3,10 @@ from typing import Any
 
 from .broker import Batch, Confirm
 
-__all__ = ["POLL_MISSES", "SHORT_BYTES", "Direct", "Lane"]
+__all__ = ["SHORT_BYTES", "Direct", "Lane"]
 
 SHORT_BYTES: int
 """A command that is shorter is answered at once."""
-POLL_MISSES: int
-"""Answers in a row that did not come in time, so that none is looked for during a pause."""
 
 class Direct:
     closed: bool
@@ -20,9 +18,9 @@ class Direct:
     _poll_seconds: float
     _poll_from: float
     _poll_misses: int
-    _poll_pause: float
+    _look_seconds: float
     _fd: int
-    def _missed(self, now: float) -> None: ...
+    def abort(self) -> None: ...
 
 class Lane:
     link: Any

@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 
 from ._clock cimport monotonic_ns
 
-__all__ = ["POLL_MISSES", "SHORT_BYTES", "Direct", "Lane"]
+__all__ = ["SHORT_BYTES", "Direct", "Lane"]
 
 cdef extern from *:
     """
@@ -41,11 +41,9 @@ cdef enum:
     REQUEST_BYTES = 4096
     ANSWER_BYTES = 1024
 
-cdef int MISSES = 4                     # answers in a row that did not come in time
 cdef long long LOOK_NS = 1000           # from one look to the next: the kernel, and the core beside, have work to do
 
 SHORT_BYTES = REQUEST_BYTES
-POLL_MISSES = MISSES
 
 
 cdef class Direct:
@@ -53,18 +51,6 @@ cdef class Direct:
 
     def __cinit__(self):
         self._fd = -1
-        self._poll_pause = 0.1
-
-    cdef int missed(self, double now) except -1:
-        """An answer did not come while it was looked for: a server that is too far away is left alone for a while."""
-        self._poll_misses += 1
-        if self._poll_misses >= MISSES:
-            self._poll_misses = 0
-            self._poll_from = now + self._poll_pause
-        return 0
-
-    def _missed(self, double now):
-        self.missed(now)
 
     cdef bint idle(self) except -1:
         """Whether nothing that was written is on its way, in either direction, and the socket can be written to."""
@@ -118,11 +104,15 @@ cdef class Lane:
         self.came = b""
         sent = now = monotonic_ns()
         if count < size:
-            link._transport.write(PyBytes_FromStringAndSize(request + count, size - count))
+            try:
+                link._transport.write(PyBytes_FromStringAndSize(request + count, size - count))
+            except BaseException:
+                link.abort()            # half a command does nothing, and nothing may follow it
+                raise
+        if count < size or not look or now / 1e9 < link._poll_from:
+            link.watched = None         # until its answer is known
             return SENT
-        if not look or now / 1e9 < link._poll_from:
-            return SENT
-        until = sent + <long long>(link._poll_seconds * 1e9)
+        until = sent + <long long>(link._look_seconds * 1e9)
         with nogil:
             while True:
                 count = recv(fd, answer, ANSWER_BYTES, MSG_DONTWAIT)
@@ -134,15 +124,13 @@ cdef class Lane:
                     now = monotonic_ns()
                 if now >= until:
                     break
-        if count <= 0:
-            if now >= until:
-                link.missed(now / 1e9)
-            return SENT
-        link._poll_misses = 0
-        if confirms(answer, count):
+        if count > 0 and confirms(answer, count):
+            link._poll_misses = 0
             return CONFIRMED
-        self.came = PyBytes_FromStringAndSize(answer, count)
-        return SENT
+        link.watched = None
+        if count > 0:
+            self.came = PyBytes_FromStringAndSize(answer, count)
+        return SENT                     # what does not come in time is looked for by the event loop, which counts it
 
 
 cdef Py_ssize_t put(char* target, Py_ssize_t at, bytes piece) noexcept:

@@ -10,6 +10,7 @@ cdef class Confirmation:
     cdef object failure                 # or what it raises
     cdef object traceback
     cdef Outbox outbox                  # where it may be alone, until it is awaited
+    cdef int turns                      # of the event loop that others are due before it goes on
     cdef object unheard                 # tells of a failure that nobody asked for
     cdef int state
     cdef object callback                # the first one, and its context: mostly there is one
@@ -51,11 +52,12 @@ cdef class Outbox:
     cdef public double _awaited                # when that was the last time
     cdef public double _hold            # for how long it may be kept from it
     cdef double _yielded                # when it was let have it
+    cdef bint _others                   # and had something else to do
     cdef public double _turned                 # when the event loop was asked for a turn that it has not made yet
 
     cdef int _flush_in_turn(self, object loop) except -1
     cdef bint hasten(self, Confirmation future) except -1
-    cdef int turned(self) except -1
+    cdef int turned(self, int left) except -1
     cdef int add(self, object loop, int priority, bytes payload) except -1
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value)
     cpdef object accept(self, object loop, int priority, bytes payload)

@@ -29,8 +29,9 @@ cdef Py_ssize_t BATCH_BYTES = 1 << 20
 cdef Py_ssize_t BUFFERED_TURN = 500
 cdef Py_ssize_t LONELY = 3              # payloads in a row that a task awaited alone: the next one probably is, too
 cdef double AT_ONCE = 1e-3              # seconds between two of them in which nothing else can have been waited for
-cdef double HOLD = 5e-3                 # seconds in which they may keep the event loop from its next turn, if that has
-cdef double TURN = 50e-6                # nothing else to do: if it takes no longer than this
+cdef double HOLD = 2e-3                 # seconds in which they may keep the event loop from its next turn
+cdef int TURNS = 3                      # that it makes then: what has come is read, handled, and woken
+cdef double QUIET = 15e-6               # seconds that a turn takes in which nobody else has something to do
 
 MAX_BATCH = BATCH_RUNS
 MAX_BATCH_BYTES = BATCH_BYTES
@@ -238,12 +239,16 @@ cdef class Confirmation:
     def __next__(self):
         cdef Outbox outbox
         if self.outbox is not None:
-            outbox, self.outbox = self.outbox, None
-            if self.state != PENDING:
-                outbox.turned()
-            elif outbox.hasten(self):
-                self.outbox = outbox
+            outbox = self.outbox
+            if self.turns:
+                self.turns -= 1
+                outbox.turned(self.turns)
+                if self.turns:
+                    return None
+            elif self.state == PENDING and outbox.hasten(self):
+                self.turns = TURNS
                 return None
+            self.outbox = None
         if self.state == PENDING:
             if self._asyncio_future_blocking:
                 raise RuntimeError("await wasn't used with future")
@@ -295,7 +300,8 @@ def call_all(list waiters):
 cdef class Outbox:
     """Payloads that wait to be sent, by priority, who waits for them, and how many are not confirmed.
 
-    The base of the producer, which has ``_enter_loop``, ``_flush``, ``_flush_soon``, ``_take_over``, ``_raise_lost``.
+    The base of the producer, which has ``_enter_loop``, ``_flush``, ``_flush_soon``, ``_take_over``, ``_send_again``,
+    ``_raise_lost``.
     """
 
     def __init__(self, buffer_runs, buffer_bytes):
@@ -326,7 +332,7 @@ cdef class Outbox:
         """``future`` is awaited. If it is alone, and so were the last ones of this task, send it out of here.
 
         A task that awaits one after the other gets its answers without a turn of the event loop in between, for a time;
-        then everything else has its turn. True: it is that time; ``turned`` is to be called after it.
+        then everything else has its turn. True: it is that time; ``turned`` is to be called after each of TURNS.
         """
         cdef bytes payload
         cdef int priority
@@ -367,16 +373,23 @@ cdef class Outbox:
             if now - self._turned < self._hold:
                 return False
             self._yielded = now
+            self._others = False
             return True
-        self._take_over(priority, payload, future)
+        try:
+            self._take_over(priority, payload, future)
+        except BaseException:           # of a signal's handler, say: nobody waits for the answer that is on its way
+            self._send_again(priority, payload, future)
+            raise
         return False
 
-    cdef int turned(self) except -1:
-        """The event loop had its turn. Who has something else to do in it is given one after each answer."""
-        if monotonic_us() / 1e6 - self._yielded > TURN:
-            self._hold = 0
-        else:
-            self._hold = min(HOLD, max(TURN, 2 * self._hold))
+    cdef int turned(self, int left) except -1:
+        """The event loop had a turn, so many are left. Who has something to do in them has some after each answer."""
+        cdef double now = monotonic_us() / 1e6
+        if left < TURNS - 1 and now - self._yielded > QUIET:  # the first is slow by itself
+            self._others = True
+        self._yielded = now
+        if left == 0:
+            self._hold = 0 if self._others else min(HOLD, max(HOLD / 16, 2 * self._hold))
         return 0
 
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value):

@@ -156,6 +156,19 @@ class Producer(Outbox):
         assert lane is not None
         lane.take_over(sending.batch, self._confirm_of(sending, lane))
 
+    def _send_again(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
+        """Taking over a batch has failed. It goes by another connection, under its number, so it is queued once."""
+        lane = self._lane
+        if lane is not None:
+            lane.link.abort()
+            self._leave_channel()
+        if all(waiter not in sending.waiters for sending in self._in_flight):
+            groups: Groups = ([], [], [])
+            groups[priority].append(payload)
+            self._in_flight.append(Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False))
+        self._in_flight[-1].sent = True
+        self._open_soon()
+
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self._sequence += 1
         sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
@@ -167,7 +180,9 @@ class Producer(Outbox):
             self._open_soon()
 
     def _open_soon(self) -> None:
-        if self._opening is None:
+        if (
+            self._opening is None or self._opening.done()
+        ):  # the latter: it ended within create_task, by an eager factory
             assert self._loop is not None
             self._opening = self._loop.create_task(self._open())
 
@@ -314,7 +329,8 @@ class Producer(Outbox):
         try:
             await self.flush()
         finally:
-            if self._sequence and self._channel is not None and self._loop is asyncio.get_running_loop():
+            idle = not (self._in_flight or self._count)  # else somebody goes on queueing, under this id
+            if idle and self._sequence and self._channel is not None and self._loop is asyncio.get_running_loop():
                 self._sequence = 0
                 old, self.id = self.id, new_id()
                 try:

@@ -22,6 +22,12 @@ __all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give", "pa
 
 Argument = str | bytes | int | float
 
+POLL_MISSES = 4
+POLL_PAUSE = 0.1
+"""Answers in a row that did not come in time, and how long, in seconds, none is looked for after them."""
+LOOK_SECONDS = 0.001
+"""How long it is looked for one at most in an await, which keeps the event loop from everything else."""
+
 
 def several_cores() -> bool:
     """Whether this process may run on a core beside the server's."""
@@ -63,8 +69,9 @@ class Link(Direct, asyncio.Protocol):
         self._writer = writer
         connection._reader = connection._writer = None
         self._transport = writer.transport
-        plain = self._transport.get_extra_info("ssl_object") is None
-        self._fd = self._transport.get_extra_info("socket").fileno() if plain else -1
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and self._transport.get_extra_info("ssl_object") is None:
+            self._fd = sock.fileno()
         self._transport.set_protocol(self)
         self._transport.resume_reading()
 
@@ -118,6 +125,7 @@ class Link(Direct, asyncio.Protocol):
         answer, and costs as much CPU as looking. A server that is farther away is found out and left alone.
         """
         self._poll_seconds = seconds
+        self._look_seconds = min(seconds, LOOK_SECONDS)
         self._poll_from = 0.0 if seconds and several_cores() else inf
 
     def _poll(self) -> None:
@@ -128,7 +136,10 @@ class Link(Direct, asyncio.Protocol):
             self._loop.call_soon(self._poll)
         else:
             self._polling = False
-            self._missed(now)
+            self._poll_misses += 1
+            if self._poll_misses >= POLL_MISSES:
+                self._poll_misses = 0
+                self._poll_from = now + POLL_PAUSE
 
     def data_received(self, data: bytes) -> None:
         self._oldest = monotonic()

@@ -573,7 +573,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
     ours, theirs = socket.socketpair()
     lane = OfOne()
     link = lane.link = Direct()
-    link._fd, link._transport, link.watched, link._poll_pause = ours.fileno(), Transport(), "p", 0.0
+    link._fd, link._transport, link.watched = ours.fileno(), Transport(), "p"
     lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail")
     producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
     payload = b"a payload"
@@ -583,7 +583,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
         producer._enter_loop()
         producer.id, producer._channel, producer._lane = "p", lane, lane
         producer._lone, producer._task = 3, id(asyncio.current_task())
-        producer._awaited, link._poll_seconds = time.monotonic(), seconds
+        producer._awaited, link._look_seconds = time.monotonic(), seconds
         theirs.send(answer)
         try:
             assert await producer.submit(loop, 1, payload, value) is value

@@ -11,10 +11,9 @@ import pytest
 from waiting import within
 
 from fluidfast import TaskBroker
-from fluidfast._lane import POLL_MISSES
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_channel import BEGIN, COMMIT
-from fluidfast.redis_link import Link, LinkLost, ServerReply, Transaction, pack
+from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction, pack
 
 PING = pack(("PING",))
 
@@ -91,8 +90,8 @@ class TestBusyPoll:
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An answer takes 20 ms. It is looked for within the first tenth of a millisecond, a few times, then not."""
+        monkeypatch.setattr("fluidfast.redis_link.POLL_PAUSE", 60.0)
         link = await open_broker(busy_poll_us=100).link()
-        link._poll_pause = 60.0
         slow = pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.02"))
         for _ in range(POLL_MISSES):
             polls = count_polls(link, monkeypatch)
@@ -109,8 +108,8 @@ class TestBusyPoll:
     async def test_looked_for_again_later(
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("fluidfast.redis_link.POLL_PAUSE", 0.0)
         link = await open_broker().link()
-        link._poll_pause = 0.0
         for _ in range(POLL_MISSES):
             assert await within(link.call(pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.01")))) is None
         polls = count_polls(link, monkeypatch)
