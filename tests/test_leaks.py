@@ -571,6 +571,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
             confirm(0, BrokerConnectionError("what came is no answer") if self.came else None)
 
     ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
     lane = OfOne()
     link = lane.link = Direct()
     link._fd, link._transport, link.watched = ours.fileno(), Transport(), "p"
@@ -583,7 +584,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
         producer._enter_loop()
         producer.id, producer._channel, producer._lane = "p", lane, lane
         producer._lone, producer._task = 3, id(asyncio.current_task())
-        producer._awaited, link._look_seconds = time.monotonic(), seconds
+        producer._awaited, link._look_seconds, link.watched = time.monotonic(), seconds, "p"
         theirs.send(answer)
         try:
             assert await producer.submit(loop, 1, payload, value) is value
