@@ -12,7 +12,6 @@ import contextvars
 import gc
 import itertools
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -29,7 +28,7 @@ import msgspec
 import pydantic
 import pytest
 
-from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
+from fluidfast import TaskManager, TaskRun, TaskState, task
 from fluidfast._clock import monotonic_seconds, new_id, now_micros
 from fluidfast._codec import Codec, TaskPlan, encode_json
 from fluidfast._lane import Direct, Lane
@@ -381,7 +380,6 @@ def cases(given: dict[str, Any]) -> Iterator[Case]:
     yield from queue_cases(given, loop, text)
     yield from lane_cases(given, loop, value)
     yield from claim_cases(given, value)
-    yield from consumer_cases(loop)
     loop.close()
 
 
@@ -636,33 +634,6 @@ def claim_cases(given: dict[str, Any], value: object) -> Iterator[Case]:
     yield "claimed, no name", lambda: paired([b"\xff", b""]), ValueError
     yield "claimed, ended", ended, None
     yield "claimed, ended without a lease", lambda: ledger.finished(Claimed("m1", b"")), AttributeError
-
-
-def consumer_cases(loop: asyncio.AbstractEventLoop) -> Iterator[Case]:
-    """Through the slots of a consumer."""
-
-    async def started() -> TaskConsumer:
-        consumer = TaskConsumer(broker_url="memory://leaks", max_concurrent_tasks=3)
-        for one in (work, mail, aborts):
-            consumer.register_task(one)
-        await consumer.startup()
-        return consumer
-
-    consumer = loop.run_until_complete(started())
-
-    def executed(name: str, state: str, **params: Any) -> Callable[[], None]:
-        async def some() -> None:
-            for run in await asyncio.gather(*(consumer.queue_and_wait(name, timeout=10, **params) for _ in range(3))):
-                assert run.state == state
-
-        return lambda: loop.run_until_complete(some())
-
-    logging.disable(logging.CRITICAL)  # what failed is logged, with its traceback
-    yield "consumed, executed", executed("work", "success"), None
-    yield "consumed with params, executed", executed("mail", "success", to="x"), None
-    yield "consumed and aborted, executed", executed("aborts", "aborted"), None
-    logging.disable(logging.NOTSET)
-    loop.run_until_complete(consumer.shutdown())
 
 
 def references(given: dict[str, Any]) -> dict[str, int]:
