@@ -162,11 +162,16 @@ class Producer(Outbox):
         if lane is not None:
             lane.link.abort()
             self._leave_channel()
-        if all(waiter not in sending.waiters for sending in self._in_flight):
-            groups: Groups = ([], [], [])
-            groups[priority].append(payload)
-            self._in_flight.append(Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False))
-        self._in_flight[-1].sent = True
+        self._in_flight.clear()  # nothing else is on its way or waits
+        if waiter.done():  # it was answered in there
+            self.pending = self.pending_bytes = 0
+            return
+        self.pending, self.pending_bytes = 1, len(payload)
+        groups: Groups = ([], [], [])
+        groups[priority].append(payload)
+        sending = Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False)
+        sending.sent = True
+        self._in_flight.append(sending)
         self._open_soon()
 
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
