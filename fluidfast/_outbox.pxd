@@ -48,12 +48,12 @@ cdef class Outbox:
     cdef public object _room            # a future of who waits for less to be on its way
     cdef public Lane _lane              # the channel, if it has a short way
     cdef public Py_ssize_t _lone        # payloads in a row that one task awaited alone, with nothing on its way
-    cdef public object _task                   # its id
-    cdef public double _awaited                # when that was the last time
+    cdef public object _task            # its id
+    cdef public double _awaited         # when that was the last time
+    cdef public double _turned          # when the event loop was asked for a turn that it has not made yet
     cdef public double _hold            # for how long it may be kept from it
     cdef double _yielded                # when it was let have it
     cdef bint _others                   # and had something else to do
-    cdef public double _turned                 # when the event loop was asked for a turn that it has not made yet
 
     cdef int _flush_in_turn(self, object loop) except -1
     cdef bint hasten(self, Confirmation future) except -1

@@ -185,9 +185,7 @@ class Producer(Outbox):
             self._open_soon()
 
     def _open_soon(self) -> None:
-        if (
-            self._opening is None or self._opening.done()
-        ):  # the latter: it ended within create_task, by an eager factory
+        if self._opening is None or self._opening.done():  # the latter: an eager task, which ended while it was made
             assert self._loop is not None
             self._opening = self._loop.create_task(self._open())
 

@@ -261,6 +261,22 @@ def taken_over(awaits: Awaits, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return came
 
 
+async def test_closed_while_somebody_goes_on_queueing(producer: Producer) -> None:
+    """What is on its way stays known to the server under the id that it was sent with."""
+    await submit(producer, b"first")
+    before = producer.id
+    loop = asyncio.get_running_loop()
+    more: list[asyncio.Future[None]] = []
+    second = producer.submit(loop, MEDIUM, b"second", None)
+    second.add_done_callback(lambda _: more.append(producer.submit(loop, MEDIUM, b"third", None)))
+    await within(producer.close())
+    assert producer.id == before
+    await within(asyncio.gather(*more))
+    await within(producer.close())
+    assert producer.id != before
+    assert await take(producer.broker, 10) == [b"first", b"second", b"third"]
+
+
 class TestInTheAwait:
     """``for ...: await queue()``: sent and confirmed without a turn of the event loop."""
 
