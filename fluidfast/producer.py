@@ -145,13 +145,17 @@ class Producer(Outbox):
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
 
-    def _take_over(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
-        """A batch of one has left by the short way, and the answer that confirms it has not come so far."""
+    def _sent_alone(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> Sending:
         groups: Groups = ([], [], [])
         groups[priority].append(payload)
-        sending = Sending(Batch(self.id, self._sequence, groups, fresh=True), len(payload), [waiter], False)
+        sending = Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False)
         sending.sent = True
         self._in_flight.append(sending)
+        return sending
+
+    def _take_over(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
+        """A batch of one has left by the short way, and the answer that confirms it has not come so far."""
+        sending = self._sent_alone(priority, payload, waiter)
         lane = self._lane
         assert lane is not None
         lane.take_over(sending.batch, self._confirm_of(sending, lane))
@@ -167,11 +171,7 @@ class Producer(Outbox):
             self.pending = self.pending_bytes = 0
             return
         self.pending, self.pending_bytes = 1, len(payload)
-        groups: Groups = ([], [], [])
-        groups[priority].append(payload)
-        sending = Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False)
-        sending.sent = True
-        self._in_flight.append(sending)
+        self._sent_alone(priority, payload, waiter)
         self._open_soon()
 
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:

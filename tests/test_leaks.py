@@ -576,7 +576,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
     lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail")
     producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
     payload = b"a payload"
-    given.update(lane=lane, link=link, payload=payload, pushes=lane)
+    given.update(lane=lane, link=link, payload=payload)
 
     async def one(answer: bytes, seconds: float = 10.0) -> None:
         producer._enter_loop()

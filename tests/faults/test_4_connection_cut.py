@@ -353,15 +353,11 @@ async def test_every_kth_byte(redis_server: RedisServer, redis_url: str, fault_s
     assert found["cuts"] >= SHORT_CUTS * 0.9
 
 
-async def in_a_row(server: RedisServer, name: str, cuts: int, seed: int) -> dict[str, Any]:
-    # it is looked for an answer for 0.1 s, since this one comes through a proxy
-    return await campaign(server, f"{name}&busy_poll_us=100000", cuts, seed, [IN_A_ROW])
-
-
 async def test_one_by_one_at_every_kth_byte(
     redis_server: RedisServer, redis_url: str, fault_seed: int, figures: Figures
 ) -> None:
-    found = await in_a_row(redis_server, redis_url.partition("name=")[2], SHORT_CUTS, fault_seed)
+    name = redis_url.partition("name=")[2] + "&busy_poll_us=1000"  # the answer comes through a proxy
+    found = await campaign(redis_server, name, SHORT_CUTS, fault_seed, [IN_A_ROW])
     wrong = found.pop("wrong")
     figures.add(4, "cut at byte offsets of runs that are queued one by one", **found)
     assert not wrong, wrong
