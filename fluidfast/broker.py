@@ -382,6 +382,9 @@ class TaskBroker(ABC):
 
     # -- consuming
 
+    look_seconds = 5.0
+    """How long a consumer may ``wait`` for what it is to be woken for before it claims, to be sure."""
+
     @abstractmethod
     async def claim(
         self,
@@ -435,8 +438,12 @@ class TaskBroker(ABC):
         """Queue what is due. Gives seconds until the next one is due, or None if nothing is delayed."""
 
     @abstractmethod
-    async def wait(self, consumer: str, timeout: float) -> None:
-        """Until there may be something to claim, or ``timeout`` seconds have passed."""
+    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
+        """Until there may be something to claim, or ``timeout`` seconds have passed.
+
+        A broker that has set something aside for the consumer may give it as a claim does, with the flags of ``tasks``,
+        unless they are None; what else there is has to be claimed.
+        """
 
     async def idle_no_more(self, consumer: str) -> None:
         """The consumer has no free slot: nothing is to be set aside for it until it waits again."""

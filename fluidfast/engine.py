@@ -104,7 +104,7 @@ class Engine(Slots, Worker):
         self._ended = False
         self._hurried = False
         self._quiet_next = 0.0
-        self._waiting: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[Claim | None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
@@ -267,7 +267,7 @@ class Engine(Slots, Worker):
                         idle, (want, claiming), ahead = False, ahead, None
                         claim = await claiming
                         del claiming  # it holds what it gave
-                    elif self.concurrency == 0 or not getattr(self.manager.config, "consume_tasks", True):
+                    elif not self._consumes():
                         await self.broker.idle_no_more(self.id)  # what is pushed is for others
                         if await self._wait_stop(1.0):
                             return
@@ -283,6 +283,12 @@ class Engine(Slots, Worker):
                     if claim.suspects and not idle and (now := monotonic()) >= self._quiet_next:
                         self._quiet_until = now + QUIET_SECONDS
                         self._quiet_next = now + 5 * QUIET_SECONDS
+                    if not claim.items and not self._draining:
+                        self._waiting = asyncio.create_task(self._wait())
+                        try:
+                            claim = await self._waiting or claim
+                        finally:
+                            self._waiting = None
                     if claim.items:
                         try:
                             if len(claim.items) == want and not claim.alone and not self._draining:
@@ -294,12 +300,6 @@ class Engine(Slots, Worker):
                             raise
                         if len(claim.items) < want:
                             await asyncio.sleep(0)  # no more is waiting there: these start before we look again
-                    elif not self._draining:
-                        self._waiting = asyncio.create_task(self.broker.wait(self.id, WAIT_SECONDS))
-                        try:
-                            await self._waiting
-                        finally:
-                            self._waiting = None
                 except asyncio.CancelledError:  # of the waiting, by _drain
                     return
                 except BrokerConnectionError as exc:
@@ -320,6 +320,26 @@ class Engine(Slots, Worker):
         claim = await self.broker.claim(self.id, want, idle=idle, waits=True, tasks=tuple(self._known))
         if claim.items:  # in the step in which the answer came, so that there is no moment in which nobody prolongs it
             self._settler.open_lease(claim.batch, len(claim.items))
+        return claim
+
+    def _consumes(self) -> bool:
+        return self.concurrency > 0 and getattr(self.manager.config, "consume_tasks", True)
+
+    async def _wait(self) -> Claim | None:
+        """Until it is time to claim, or to start what is given."""
+        began = monotonic()
+        claim: Claim | None = None
+        while claim is None and self._consumes() and monotonic() - began < self.broker.look_seconds:
+            at = monotonic()
+            claim = await self.broker.wait(self.id, WAIT_SECONDS, tuple(self._known))
+            if monotonic() - at < WAIT_SECONDS:
+                break
+        if claim is None:
+            return None
+        if not self._consumes():  # it was switched off meanwhile
+            await self.broker.release(claim.batch, [item.field for item in claim.items])
+            return None
+        self._settler.open_lease(claim.batch, len(claim.items))
         return claim
 
     async def _claim_ahead(self, coming: int) -> tuple[int, "asyncio.Task[Claim]"] | None:
@@ -383,7 +403,7 @@ class Engine(Slots, Worker):
                     last = run.task
                     names.add(run.name)
         known = self._known
-        if fresh := names - known.keys():
+        if fresh := names - claim.enabled.keys():
             try:
                 infos = await self.broker.get_tasks_info(*fresh)
                 known.update((info.name, info.enabled) for info in infos)

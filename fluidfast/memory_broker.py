@@ -284,7 +284,7 @@ class MemoryTaskBroker(TaskBroker):
         due = queue.next_due()
         return None if due is None else max(0.0, (due - now_micros()) / 1e6)
 
-    async def wait(self, consumer: str, timeout: float) -> None:
+    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> None:
         if self._something_waits():
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

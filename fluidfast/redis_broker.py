@@ -50,7 +50,7 @@ from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
 from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
-from .redis_wakeup import WakeUp
+from .redis_wakeup import Adoption, WakeUp
 from .scripts import NAMES, load
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
@@ -116,10 +116,13 @@ class RedisTaskBroker(TaskBroker):
         self._durable_link: Link | None = None
         self._wakeups: dict[str, WakeUp] = {}
         self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
+        self.adoptions: dict[str, Adoption] = {}
+        self._adopting: asyncio.Lock | None = None
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
         self._server_ahead = -math.inf  # of our monotonic clock, in seconds: at least, when we looked last
         self._went_back = False
+        self._none_delayed = False  # when we looked last
 
     # -- names (aio-fluid's)
 
@@ -165,9 +168,11 @@ class RedisTaskBroker(TaskBroker):
                 self.server = self.new_server()
                 if self._own_client:  # the client that is known to others, with redis-py's new pool
                     self.redis_cli.connection_pool = self.server.client.connection_pool
-            self._link, self._link_loop, self._connecting = None, loop, asyncio.Lock()
+            self._link, self._link_loop = None, loop
+            self._connecting, self._adopting = asyncio.Lock(), asyncio.Lock()
             self._was_connected = False
             self._wakeups.clear()
+            self.adoptions.clear()
             self._blocked.clear()
             self._reply_link = self._durable_link = None
             self._watch = None
@@ -254,7 +259,10 @@ class RedisTaskBroker(TaskBroker):
 
     async def script(self, name: str, *arguments: Any) -> Any:
         """Run a script of ``lua/`` that may run twice. Raises as ``patiently``."""
-        command = pack(("EVALSHA", load(name).sha, 1, self._prefix, *arguments))
+        return await self.call(pack(("EVALSHA", load(name).sha, 1, self._prefix, *arguments)))
+
+    async def call(self, command: bytes) -> Any:
+        """The answer to a packed command that may run twice. Raises as ``patiently``."""
 
         async def once() -> Any:
             link = await self.link()
@@ -484,16 +492,20 @@ class RedisTaskBroker(TaskBroker):
         waits: bool = False,
         tasks: Sequence[str] = (),
     ) -> Claim:
+        await self.adopt()
         batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         self._claiming.add(batch)
+        emptied = b"*"
         try:
-            given, flags, suspects, strikes, alone, at = await self.script(
+            given, flags, suspects, strikes, alone, at, emptied = await self.script(
                 "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
                 letters, int(idle) + 2 * int(waits), *tasks,
             )  # fmt: skip
         finally:
             self._claiming.discard(batch)
+            if emptied and (wakeup := self._wakeups.get(consumer)) is not None:
+                wakeup.claimed(emptied.decode())
         items = paired(given)
         if strikes:
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
@@ -504,7 +516,22 @@ class RedisTaskBroker(TaskBroker):
         suspect = bool(alone) or (bool(strikes) and any(item.strikes >= SUSPECT_AFTER for item in items))
         return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)
 
+    async def adopt(self) -> None:
+        """Have what was started out of an inbox go under its lease, if it is still ours. Raises as ``script``."""
+        if not self.adoptions:
+            return
+        self.enter_loop()
+        assert self._adopting is not None
+        async with self._adopting:  # none may be sent by a second caller when the first has seen it settled
+            for one in list(self.adoptions.values()):
+                lease = milliseconds(self.options.lease_seconds)
+                await self.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
+                self.adoptions.pop(one.batch, None)
+
+    look_seconds = 30.0
+
     async def settle(self, settlement: Settlement) -> bool:
+        await self.adopt()
         s = settlement
         arguments: list[Any] = [s.batch, REPLY_MS]
         if s.whole:
@@ -530,9 +557,11 @@ class RedisTaskBroker(TaskBroker):
         return bool(await self.script("settle", *arguments))
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
+        await self.adopt()
         return int(await self.script("release", batch, SUSPECT_AFTER, *fields))
 
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
+        await self.adopt()
         lease = milliseconds(self.options.lease_seconds)
         flat = [part for slot in slots for part in slot]
         lost = await self.script("renew", consumer, lease, len(batches), *batches, *flat)
@@ -545,7 +574,9 @@ class RedisTaskBroker(TaskBroker):
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
             flat = [part for slot in slots for part in slot]
-            claiming = list(self._claiming)
+            began = monotonic()
+            wakeup = self._wakeups.get(consumer)
+            claiming = [*self._claiming.copy(), *self.adoptions.copy()]
             every = [*batches, *claiming]
             arguments: list[Any] = [self._prefix, consumer, milliseconds(lease), len(every), *every, *flat]
             lost: Any
@@ -558,6 +589,8 @@ class RedisTaskBroker(TaskBroker):
                 client.close()
                 client = self.server.sync_client(max(0.5, lease / 3))
                 raise
+            if wakeup is not None:
+                wakeup.lives_at = began
             return [text for batch in lost if (text := batch.decode()) not in claiming]
 
         return renew
@@ -567,17 +600,22 @@ class RedisTaskBroker(TaskBroker):
         script = load("farewell")
 
         def give_back() -> object:
+            wakeup = self._wakeups.get(consumer)
+            alone = wakeup.gives_back() if wakeup is not None else ""
             try:
-                return client.eval(script.text.decode(), 1, self._prefix, consumer, 0)
+                count: object = client.eval(script.text.decode(), 1, self._prefix, consumer, 0, alone)
             finally:
                 client.close()  # it is a rare thing, not worth a connection
+            if wakeup is not None:  # else the server may do it yet
+                wakeup.giving_back = False
+            return count
 
         return give_back
 
     @property
     def block_seconds(self) -> float:
         """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
-        return min(10.0, self.options.lease_seconds)
+        return min(15.0, self.options.lease_seconds)
 
     async def reap(self) -> int:
         now = monotonic()
@@ -607,23 +645,27 @@ class RedisTaskBroker(TaskBroker):
         return int(taken)
 
     async def promote(self) -> float | None:
+        if self._none_delayed and not await self.call(pack(("ZRANGE", self.keys.delayed, 0, 0))):
+            return None  # what an idle consumer asks once a second costs one command
         moved, wait = await self.script("promote", 1000)
+        self._none_delayed = wait < 0
         if moved >= 1000:
             return 0.0
         return None if wait < 0 else wait / 1000
 
-    async def wait(self, consumer: str, timeout: float) -> None:
+    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
         self.enter_loop()
         wakeup = self._wakeups.get(consumer)
         if wakeup is None:
             wakeup = self._wakeups[consumer] = WakeUp(self, consumer)
-        await wakeup.wait(timeout)
+        return await wakeup.wait(timeout, tasks)
 
     async def idle_no_more(self, consumer: str) -> None:
         """Nothing more is to be moved to this consumer's inbox until it waits again; what was, is for others."""
         if (wakeup := self._wakeups.get(consumer)) is not None and (wakeup.pending or wakeup.moved):
             await wakeup.unblock()
-            await self.script("farewell", consumer, 0)
+            await self.adopt()
+            await self.script("farewell", consumer, 0, "")
             wakeup.moved = False
 
     async def farewell(self, consumer: str) -> None:
@@ -633,7 +675,8 @@ class RedisTaskBroker(TaskBroker):
                 await wakeup.unblock()
             finally:
                 await wakeup.close()
-        await self.script("farewell", consumer, 1)
+        await self.adopt()
+        await self.script("farewell", consumer, 1, "")
 
     async def acquire(self, task: Task[Any], run_id: str) -> bool:
         lease = milliseconds(self.options.lease_seconds)

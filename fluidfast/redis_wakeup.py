@@ -1,69 +1,164 @@
-"""How a consumer with nothing to do is woken without polling."""
+"""How a consumer with nothing to do is woken without polling, and starts what it was woken by."""
 
 import asyncio
 import logging
+import math
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ._clock import new_id
+from ._leases import Claimed
+from .broker import Claim
 from .redis_link import Link, LinkLost, ServerReply, give, pack
-from .states import TaskPriority
+from .scripts import load
+from .states import LETTERS, PRIORITIES, TaskPriority
 
 if TYPE_CHECKING:
     from .redis_broker import RedisTaskBroker
 
-__all__ = ["WakeUp"]
+__all__ = ["Adoption", "Blocked", "WakeUp"]
 
 logger = logging.getLogger(__name__)
 
 REFUSED_SECONDS = 0.5
 """How long a consumer that the server does not let wait pauses before it looks again."""
+MAX_STARTED = 1 << 16
+"""Bytes of a payload that starts before it is under a lease: it is sent once more to get there."""
+
+
+class Adoption:
+    """What is started out of a consumer's inbox, and is to go under the lease of ``batch``."""
+
+    __slots__ = ("batch", "consumer", "letter", "payload")
+
+    def __init__(self, consumer: str, letter: str, payload: bytes) -> None:
+        self.batch = new_id()
+        self.consumer = consumer
+        self.letter = letter
+        self.payload = payload
+
+
+class Blocked:
+    """A blocking call: what it ``moved``, and what was read of ``tasks`` in the same moment.
+
+    ``spent``: a claim may have taken what it moved, or a thread may have given it back.
+    """
+
+    __slots__ = ("end", "moved", "seen", "spent", "tasks")
+
+    def __init__(self, end: "asyncio.Future[None]", tasks: Sequence[str]) -> None:
+        self.end = end
+        self.tasks = tasks
+        self.moved: bytes | None = None
+        self.seen: Any = None
+        self.spent = False
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it has run out."""
+        end = self.end
+        return end.done() and not end.cancelled() and end.exception() is None and self.moved is None
 
 
 class WakeUp:
     """Blocks for one consumer: BLMOVE from each queue to its inbox, one connection a priority.
 
-    What is moved is safe in the inbox, and one push wakes one waiter.
+    What is moved is safe in the inbox, and one push wakes one waiter. It starts at once, where it is certain that it is
+    there: what a claim would look at has been read behind BLMOVE, this consumer is known to live, so that nobody takes
+    its inbox, and neither a claim of its own nor its thread can have had it. It goes under a lease before anything
+    else is said to the server, right after its first step: to wake the server takes longer than that. Else the claim
+    that follows gives it.
+
+    ``lives_at``: when, by the monotonic clock, the server was last told that the consumer lives.
     """
 
     def __init__(self, broker: "RedisTaskBroker", consumer: str) -> None:
         self.broker = broker
         self.consumer = consumer
         self.links: dict[TaskPriority, tuple[Link, int]] = {}
-        self.pending: dict[TaskPriority, asyncio.Future[Any]] = {}
+        self.pending: dict[TaskPriority, Blocked] = {}
         self.woken: asyncio.Future[None] | None = None
         self.moved = False  # something may be in the inbox
+        self.lives_at = -math.inf
+        self.giving_back = False
 
-    async def wait(self, timeout: float) -> None:
-        """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError."""
+    async def wait(self, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
+        """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError.
+
+        Gives what is to be started, if ``tasks`` says whose enabled flag is wanted; nothing: claim.
+        """
         for priority in self.broker.options.queues:
-            if priority not in self.pending or moved_nothing(self.pending[priority]):
-                await self.block(priority)
+            if priority not in self.pending or self.pending[priority].in_vain:
+                await self.block(priority, tasks or ())
         loop = asyncio.get_running_loop()
         woken = self.woken = loop.create_future()
         timer = loop.call_later(timeout, self.wake)
-        if any(future.done() for future in self.pending.values()):
+        if any(blocked.end.done() for blocked in self.pending.values()):
             woken.set_result(None)
+        first: tuple[TaskPriority, Blocked] | None = None
         try:
             await woken
+            if tasks is not None:
+                moved = ((p, blocked) for p in PRIORITIES if (blocked := self.pending.get(p)) and blocked.moved)
+                first = next(moved, None)
         finally:
             timer.cancel()
             self.woken = None
             refused = self.collect()
         if refused:  # a server that is full, say: it would refuse the next one as fast
             await asyncio.sleep(min(timeout, REFUSED_SECONDS))
+            return None
+        return self.start(*first) if first is not None else None
+
+    def start(self, priority: TaskPriority, blocked: Blocked) -> Claim | None:
+        """What a call has moved, if it may start: see above."""
+        broker, payload = self.broker, blocked.moved
+        if (
+            payload is None
+            or len(payload) > MAX_STARTED
+            or blocked.seen is None
+            or blocked.seen[0]  # something is suspect: a claim knows what
+            or len(blocked.seen) < 3
+            or monotonic() - self.lives_at > broker.options.lease_seconds
+        ):
+            return None
+        letter = LETTERS[PRIORITIES.index(priority)]
+        adoption = Adoption(self.consumer, letter, payload)
+        broker.adoptions[adoption.batch] = adoption
+        if blocked.spent:  # after that: a thread that gives back has set this before it looked there
+            del broker.adoptions[adoption.batch]
+            return None
+        _, flags, at = blocked.seen
+        enabled = {name: flag is None or flag == b"true" for name, flag in zip(blocked.tasks, flags, strict=True)}
+        return Claim(adoption.batch, [Claimed(f"{letter}1", payload)], enabled, at=at)
+
+    def claimed(self, letters: str) -> None:
+        """A claim has taken something from the inboxes with these letters, or from all of them, perhaps ("*")."""
+        for priority, blocked in self.pending.items():
+            if letters == "*" or LETTERS[PRIORITIES.index(priority)] in letters:
+                blocked.spent = True
+
+    def gives_back(self) -> str:
+        """Called in another thread, which is about to give back what is in the inboxes. Gives letters of those that it
+        has to leave alone, for what is in there has started. ``giving_back`` is to be unset when it has."""
+        self.giving_back = True
+        for blocked in list(self.pending.values()):
+            blocked.spent = True
+        return "".join(a.letter for a in list(self.broker.adoptions.values()) if a.consumer == self.consumer)
 
     def collect(self) -> bool:
         """Forget the calls that have ended. True: the server refused one."""
         refused = False
-        for priority, future in list(self.pending.items()):
-            if future.done():
+        for priority, blocked in list(self.pending.items()):
+            if blocked.end.done():
                 del self.pending[priority]
-                if not future.cancelled() and (exc := future.exception()) is not None:
+                if not blocked.end.cancelled() and (exc := blocked.end.exception()) is not None:
                     self.drop(priority)
                     refused = refused or isinstance(exc, ServerReply)
                     self.moved = True  # its answer may have been lost
                     logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
-                elif not moved_nothing(future):
+                elif not blocked.in_vain:
                     self.moved = True
         return refused
 
@@ -72,7 +167,7 @@ class WakeUp:
         if self.woken is not None and not self.woken.done():
             self.woken.set_result(None)
 
-    async def block(self, priority: TaskPriority) -> None:
+    async def block(self, priority: TaskPriority, tasks: Sequence[str]) -> None:
         broker = self.broker
         held = self.links.get(priority)
         if held is None or held[0].closed:
@@ -82,7 +177,9 @@ class WakeUp:
                 client = await link.call(pack(("CLIENT", "ID")))
                 # known before anything may be moved to its inbox, to the server that this link goes to, which may have
                 # come back without its data since the claim
+                began = monotonic()
                 await broker.renew(self.consumer, ())
+                self.lives_at = began
                 held = self.links[priority] = (link, client)
             except BaseException as exc:
                 broker._blocked.discard(link)
@@ -90,35 +187,43 @@ class WakeUp:
                 if isinstance(exc, (LinkLost, ServerReply)):
                     raise broker.error(exc) from exc
                 raise
-        command = pack(
-            (
-                "BLMOVE", broker.keys.queue(priority), broker.keys.inbox(self.consumer, priority),
-                "RIGHT", "LEFT", f"{broker.block_seconds:.3f}",
-            )
-        )  # fmt: skip
-        self._call(priority, held[0], command)
+        inbox = broker.keys.inbox(self.consumer, priority)
+        block = pack(
+            ("BLMOVE", broker.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{broker.block_seconds:.3f}"),
+        )
+        peek = pack(("EVALSHA", load("peek").sha, 1, broker.prefix, inbox, *tasks))
+        self._call(priority, held[0], block + peek, tasks)
 
-    def _call(self, priority: TaskPriority, link: Link, command: bytes) -> None:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.pending[priority] = future
+    def _call(self, priority: TaskPriority, link: Link, command: bytes, tasks: Sequence[str]) -> None:
+        blocked = Blocked(asyncio.get_running_loop().create_future(), tasks)
+        failed: Exception | None = None
+        self.pending[priority] = blocked
+        blocked.spent = self.giving_back  # after that, since the thread looks there after it has set this
 
         def answered(reply: Any, exc: Exception | None) -> None:
-            give(future, reply, exc)
+            nonlocal failed
+            blocked.moved, failed = reply, exc
+
+        def seen(reply: Any, exc: Exception | None) -> None:
+            blocked.seen = reply or None  # the server knows the script, or a claim will say that it does not
+            give(blocked.end, None, failed)
             if (
-                self.pending.get(priority) is future
+                self.pending.get(priority) is blocked
                 and self.woken is not None
                 and not self.woken.done()
-                and moved_nothing(future)
+                and blocked.in_vain
+                and not (reply and reply[0])
             ):
-                self._call(priority, link, command)  # it has moved nothing: that is no reason to look
+                self._call(priority, link, command, tasks)  # nothing was moved or is suspect: no reason to look
             else:
                 self.wake()
 
-        link.send(command, answered)  # and not by a callback of the future, which would take a turn of the event loop
+        # and not by a callback of the future, which would take a turn of the event loop
+        link.send(command, answered, seen)
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""
-        blocked = [(self.links[p][1], f) for p, f in self.pending.items() if not f.done() and p in self.links]
+        blocked = [(self.links[p][1], b.end) for p, b in self.pending.items() if not b.end.done() and p in self.links]
         if not blocked:
             self.collect()
             return
@@ -129,8 +234,8 @@ class WakeUp:
                 for client, _ in blocked:
                     await link.call(pack(("CLIENT", "UNBLOCK", client)))
                 # again if one was not blocking yet: its command is on another connection, on its way
-                await asyncio.wait([future for _, future in blocked], timeout=0.02)
-                blocked = [(client, future) for client, future in blocked if not future.done()]
+                await asyncio.wait([end for _, end in blocked], timeout=0.02)
+                blocked = [(client, end) for client, end in blocked if not end.done()]
         except (ServerReply, LinkLost) as exc:
             raise self.broker.error(exc) from exc
         self.collect()
@@ -146,8 +251,3 @@ class WakeUp:
         for priority in list(self.links):
             self.drop(priority)
         self.pending.clear()
-
-
-def moved_nothing(future: "asyncio.Future[Any]") -> bool:
-    """Whether a blocking call has run out."""
-    return future.done() and not future.cancelled() and future.exception() is None and future.result() is None

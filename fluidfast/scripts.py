@@ -7,7 +7,10 @@ from importlib import resources
 
 __all__ = ["NAMES", "Script", "load"]
 
-NAMES = ("enqueue", "delay", "promote", "claim", "settle", "release", "renew", "reap", "acquire", "farewell", "exhume")
+NAMES = (
+    "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire",
+    "farewell", "exhume",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,7 +363,7 @@ class ShardedRedisBroker(TaskBroker):
         dues = await self._in_time("promote", lambda shard: shard.promote(), LATE_SECONDS, asyncio.ALL_COMPLETED)
         return min((due for due in dues if due is not None), default=None)
 
-    async def wait(self, consumer: str, timeout: float) -> None:
+    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> None:
         waits = {
             asyncio.ensure_future(shard.wait(consumer, timeout)): number for number, shard in enumerate(self.shards)
         }

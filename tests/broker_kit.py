@@ -70,7 +70,8 @@ async def take(broker: TaskBroker, limit: int = 1000, consumer: str = "taker", *
     """Claim and settle; gives the payloads."""
     claim = await broker.claim(consumer, limit, **options)
     if claim.items:
-        assert await broker.settle(Settlement(claim.batch, whole=True))
+        survived = [item.field for item in claim.items if item.strikes]
+        assert await broker.settle(Settlement(claim.batch, whole=True, survived=survived))
     return [item.payload for item in claim.items]
 
 

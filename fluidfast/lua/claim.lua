@@ -8,7 +8,8 @@
 --       8... names of tasks whose enabled flag is wanted
 -- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
 --          flat list of field and strikes, "1" if what was given must run alone,
---          if something was given: the server's time in microseconds, else 0}
+--          if something was given: the server's time in microseconds, else 0,
+--          letters of the inboxes that something was taken from, "*" if that is not known any more}
 -- called by  RedisTaskBroker.claim
 local prefix = KEYS[1]
 local lease = prefix .. '-ff:lease:' .. ARGV[2]
@@ -18,10 +19,12 @@ local given = {}
 local alone = 0
 local now
 local suspects -- how many are left, where that is known already
+local emptied = ''
 
 local held = redis.call('HGETALL', lease)
 if #held > 0 then
   -- the reply to this very claim was lost: the same again, in order, which a hash of this size may not have kept
+  emptied = '*'
   local order = {}
   for i = 1, #held, 2 do
     order[#order + 1] = {held[i], held[i + 1]}
@@ -73,7 +76,9 @@ else
   end
   if alone == 0 then
     for letter in string.gmatch(ARGV[6], '.') do
+      local before = index
       take(prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter], letter)
+      if index > before then emptied = emptied .. letter end
       take(prefix .. '-queue-' .. names[letter], letter)
     end
   end
@@ -111,4 +116,4 @@ elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consum
   local t = redis.call('TIME')
   redis.call('ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000), ARGV[1])
 end
-return {given, flags, suspects or redis.call('LLEN', suspect), strikes, alone, at}
+return {given, flags, suspects or redis.call('LLEN', suspect), strikes, alone, at, emptied}

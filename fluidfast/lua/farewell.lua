@@ -1,14 +1,14 @@
 -- A consumer leaves, or has no room: what its wake-ups moved to its inbox goes back, in order.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 consumer   2 "1": it leaves for good
+-- ARGV  1 consumer   2 "1": it leaves for good   3 letters of inboxes to leave alone
 -- returns how many went back
 -- called by  RedisTaskBroker.farewell, idle_no_more
 local prefix = KEYS[1]
 local n = 0
 for _, word in ipairs({'high', 'medium', 'low'}) do
   local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. word
-  local payload = redis.call('LPOP', inbox)
+  local payload = not string.find(ARGV[3], string.sub(word, 1, 1)) and redis.call('LPOP', inbox)
   while payload do
     redis.call('RPUSH', prefix .. '-queue-' .. word, payload)
     n = n + 1

@@ -18,6 +18,27 @@ local words = {'high', 'medium', 'low'}
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local taken = 0
+local suspects
+
+-- A worker died holding it: it has another strike. Those that are suspect are to be pushed when all are through.
+local function take_back(letter, payload)
+  local struck = redis.call('HINCRBY', strikes, redis.sha1hex(payload), 1)
+  if struck >= tonumber(ARGV[2]) then
+    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[4] .. '\n' .. payload)
+    redis.call('HDEL', strikes, redis.sha1hex(payload))
+  elseif struck >= tonumber(ARGV[1]) then
+    suspects[#suspects + 1] = letter .. payload
+  else
+    redis.call('RPUSH', names[letter], payload)
+  end
+  taken = taken + 1
+end
+
+local function push_suspects()
+  for i = #suspects, 1, -1 do -- these wait behind other suspects, so here the first claimed goes first
+    redis.call('LPUSH', prefix .. '-ff:suspect', suspects[i])
+  end
+end
 
 if tonumber(ARGV[5]) > 0 then
   -- By the new time, nobody was seen later than now, and leases end within their length: the living prolong theirs
@@ -47,27 +68,15 @@ for _ = 1, tonumber(ARGV[6]) do
     -- first, since it frees: so a server that is full lets the script go on
     redis.call('UNLINK', lease)
     redis.call('ZREM', leases, batch)
-    local suspects = {}
+    suspects = {}
     -- the last claimed goes back first, so that the first claimed is the next to be taken
     table.sort(order, function(a, b)
       return tonumber(string.sub(a[1], 2)) > tonumber(string.sub(b[1], 2))
     end)
     for _, item in ipairs(order) do
-      local letter = string.sub(item[1], 1, 1)
-      local struck = redis.call('HINCRBY', strikes, redis.sha1hex(item[2]), 1)
-      if struck >= tonumber(ARGV[2]) then
-        redis.call('LPUSH', prefix .. '-ff:dead', ARGV[4] .. '\n' .. item[2])
-        redis.call('HDEL', strikes, redis.sha1hex(item[2]))
-      elseif struck >= tonumber(ARGV[1]) then
-        suspects[#suspects + 1] = letter .. item[2]
-      else
-        redis.call('RPUSH', names[letter], item[2])
-      end
-      taken = taken + 1
+      take_back(string.sub(item[1], 1, 1), item[2])
     end
-    for i = #suspects, 1, -1 do -- these wait behind other suspects, so here the first claimed goes first
-      redis.call('LPUSH', prefix .. '-ff:suspect', suspects[i])
-    end
+    push_suspects()
   end
 end
 
@@ -78,16 +87,17 @@ for _ = 1, confirmed do
   at = at + 2
   local last = redis.call('ZSCORE', consumers, consumer)
   if last and tonumber(last) == tonumber(seen) then
+    suspects = {}
     for _, word in ipairs(words) do
       local inbox = prefix .. '-ff:inbox:' .. consumer .. ':' .. word
-      -- what came last goes back first
+      -- What came last goes back first. It may have been started, and what ends its worker at once is found by that.
       local payload = redis.call('LPOP', inbox)
       while payload do
-        redis.call('RPUSH', prefix .. '-queue-' .. word, payload)
-        taken = taken + 1
+        take_back(string.sub(word, 1, 1), payload)
         payload = redis.call('LPOP', inbox)
       end
     end
+    push_suspects()
     redis.call('ZREM', consumers, consumer)
   end
 end

@@ -17,8 +17,8 @@ from fluidfast import TaskManager
 from fluidfast.commands.ledger import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
 
 WARM_SECONDS = 0.5
-IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrange", "zrangebyscore", "zrem", "zscore", "exists")
-"""What idle consumers do within scripts; what they send is the rest: EVALSHA, BLMOVE, SET."""
+IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrangebyscore", "zrem", "zscore", "exists")
+"""What idle consumers do within scripts; what they send is the rest: EVALSHA, BLMOVE, SET, ZRANGE."""
 
 
 def commands(fleet: Fleet) -> dict[str, int]:

@@ -21,6 +21,7 @@ from harness import Fleet
 from proxy import BACK, THERE, FaultProxy
 from results import Figures
 from servers import RedisServer
+from waiting import until
 from worker_app import work
 
 from fluidfast import TaskManager
@@ -188,6 +189,24 @@ async def settle_with_retry(scene: Scene) -> Prepared:
     return act, Counter(identity(by_field[field]) for field in fields[1:])
 
 
+async def adopt(scene: Scene) -> Prepared:
+    """What has started out of the inbox goes under its lease."""
+    [payload] = scene.payloads(1)
+    broker = scene.broker
+    waiting = asyncio.create_task(broker.wait("c", 60, ()))
+    await until(lambda: "c" in broker._wakeups and len(broker._wakeups["c"].pending) == 3)
+    scene.push([payload])
+    started = await waiting
+    assert started is not None
+    await broker._wakeups.pop("c").close()
+
+    async def act() -> None:
+        await broker.adopt()
+        assert scene.client.hvals(broker.keys.lease(started.batch)) == [payload]
+
+    return act, Counter([identity(payload)])
+
+
 async def release(scene: Scene) -> Prepared:
     payloads = scene.payloads(3)
     held = await scene.claimed(payloads)
@@ -211,6 +230,7 @@ async def renew(scene: Scene) -> Prepared:
 async def promote(scene: Scene) -> Prepared:
     payloads = scene.payloads(2)
     scene.client.zadd(scene.broker.keys.delayed, {b"m" + payload: 1.0 for payload in payloads})
+    scene.broker._none_delayed = False  # else it looks first, and somebody else may have been quicker
 
     async def act() -> None:
         await scene.broker.promote()
@@ -240,6 +260,7 @@ VERBS = [
     Verb("renew", renew),
     Verb("enqueue 12", enqueue_many),
     Verb("enqueue alone", enqueue_alone),
+    Verb("adopt", adopt),
 ]
 
 IN_A_ROW = Verb("enqueue in a row", enqueue_in_a_row)

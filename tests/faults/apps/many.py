@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from time import monotonic
 
 from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskConsumer, TaskRun, task
+from fluidfast.broker import Claim
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_wakeup import WakeUp
 
@@ -25,17 +27,18 @@ async def pick_up(ctx: TaskRun) -> None:
 def take_notes() -> None:
     wait = WakeUp.wait
 
-    async def wait_noted(self: WakeUp, timeout: float) -> None:
+    async def wait_noted(self: WakeUp, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
         began = monotonic()
-        await wait(self, timeout)
+        claim = await wait(self, timeout, tasks)
         if monotonic() - began < timeout - 0.05:
             ledger().note(f"woken {self.consumer}")
+        return claim
 
     WakeUp.wait = wait_noted  # type: ignore[method-assign]
 
 
 def plant(bug: str) -> None:
-    async def wait_polling(self: WakeUp, timeout: float) -> None:
+    async def wait_polling(self: WakeUp, timeout: float, tasks: Sequence[str] | None = None) -> None:
         for _ in range(int(timeout / 0.02)):
             if sum((await self.broker.queue_length()).values()):
                 ledger().note(f"woken {self.consumer}")
