@@ -168,12 +168,14 @@ def aims(results: Results) -> list[Aim]:
             limit(pop, "RPOP of 100"),
         )
     )
-    p50, p99, idle = (get(OURS, "latency", name) for name in ("p50_ms", "p99_ms", "idle_commands_per_second"))
+    p50, p99 = (get(OURS, "latency", name) for name in ("p50_ms", "p99_ms"))
+    idle = get(OURS, "idle", "idle_commands_per_second")
     quick = [(subject, value) for subject in results.peers if (value := get(subject, "latency", "p50_ms")) is not None]
     quickest = min(quick, key=lambda pair: pair[1]) if quick else None
 
     def pickup(subject: str) -> str:
-        found = [get(subject, "latency", name) for name in ("p50_ms", "p99_ms", "idle_commands_per_second")]
+        found = [get(subject, "latency", name) for name in ("p50_ms", "p99_ms")]
+        found.append(get(subject, "idle", "idle_commands_per_second"))
         if found[0] is None:
             return f"failed: {results.why(subject, 'latency') or 'not measured'}"
         return f"{number(found[0])} / {number(found[1])}; {number(found[2])}"

@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -183,6 +184,31 @@ class Server:
         lines = self.command("INFO", section).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
+    def watch(self, seconds: float) -> tuple[int, int]:
+        """Look at what others do for so long: commands that the server is sent, and those that it does within scripts.
+
+        The connection can be used for nothing else afterwards.
+        """
+        self.command("MONITOR")
+        sent = within = 0
+        rest = b""
+        end = monotonic() + seconds
+        while (left := end - monotonic()) > 0:
+            if not select.select([self._socket], [], [], left)[0]:
+                break
+            # +1700000000.123456 [0 127.0.0.1:50000] "GET" "key"; of a script: [0 lua]
+            *lines, rest = (rest + self._socket.recv(1 << 16)).split(b"\r\n")
+            for line in lines:
+                source, _, words = line.partition(b"] ")
+                name = words.partition(b" ")[0].strip(b'"').decode(errors="replace").lower()
+                if name in NOT_WATCHED:
+                    continue
+                if source.endswith(b" lua"):
+                    within += 1
+                else:
+                    sent += 1
+        return sent, within
+
     def snapshot(self) -> Snapshot:
         return Snapshot(self)
 
@@ -199,6 +225,7 @@ def counters(url: str) -> Iterator[Server | None]:
 
 # What a measurement itself does to the server, or what says nothing about a library.
 NOT_COUNTED = ("info", "ping", "auth", "hello", "client|setinfo", "client|setname", "select", "flushall", "config|get")
+NOT_WATCHED = ("", "info", "ping", "auth", "hello", "client", "select", "monitor")
 
 
 class Snapshot:

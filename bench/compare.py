@@ -84,7 +84,8 @@ def our_pieces(quick: bool) -> Iterator[Piece]:
     for kind in ("mapping", "pydantic"):
         yield load(f"drain {kind}", "drain", "--params", kind, "--tasks", size["drain"])
     yield load("e2e", "e2e", "--tasks", size["drain"])
-    yield load("latency", "latency", "--tasks", size["probes"])
+    yield load("latency", "latency", "--tasks", size["probes"], "--idle", "0")
+    yield load("idle", "latency", "--tasks", "10", once=True)
     for name, mode, style in (("one", "produce", "one"), ("many", "produce", "many"), ("e2e", "e2e", "many")):
         tasks = size["memory"]
         yield load(f"memory {name}", mode, "--style", style, "--tasks", tasks, broker="memory://")
@@ -111,8 +112,9 @@ def peer_pieces(peer: Peer, python: str, quick: bool) -> Iterator[Piece]:
                     yield Piece(subject, style, (python, "-m", peer.module, *arguments), 60.0)
         arguments = ("drain", *common, "--tasks", tasks("drain"), "--timeout", "60")
         yield Piece(subject, "drain", (python, "-m", peer.module, *arguments), 100.0)
-        arguments = ("latency", *common, "--tasks", str(SIZES["probes"][0 if quick else 1]))
+        arguments = ("latency", *common, "--tasks", str(SIZES["probes"][0 if quick else 1]), "--idle", "0")
         yield Piece(subject, "latency", (python, "-m", peer.module, *arguments), 100.0)
+        yield Piece(subject, "idle", (python, "-m", peer.module, "latency", *common, "--tasks", "10"), 100.0, True)
         if "local" in peer.tasks:
             yield Piece(subject, "local", (python, "-m", peer.module, "local", "--tasks", tasks("local")), 60.0)
 

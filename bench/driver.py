@@ -22,11 +22,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic, perf_counter, process_time, sleep
 from typing import Any, ClassVar, TypeVar
 
-from .common import BenchError, Child, Marks, Memory, begin, cost_in, cost_out, counters, params, percentile
+from .common import BenchError, Child, Marks, Memory, Server, begin, cost_in, cost_out, counters, params, percentile
 
 T = TypeVar("T")
 WINDOW = 1000
 """Tasks queued at a time by ``gather`` and ``bulk``."""
+IDLE_SECONDS = 16.0
+"""How long an idle worker's commands are counted: some are sent every 15 seconds only."""
 WARM_UP = -1
 PROGRAMS = ("producer", "worker", "probe")
 
@@ -250,7 +252,7 @@ def latency(
     probes: int,
     *,
     concurrency: int = 0,
-    idle_seconds: float = 2.0,
+    idle_seconds: float = IDLE_SECONDS,
     background: Sequence[object] = (),
 ) -> dict[str, Any]:
     """From enqueue to start, with a worker that has nothing else to do; and what it asks of the server when idle.
@@ -275,12 +277,16 @@ def latency(
                 if flood is not None:
                     flood.stop()
             found = server and server.snapshot()
-            idle: float | None = None
-            if server and not background:
+            idle: dict[str, float] = {}
+            if server and idle_seconds and not background:
                 sleep(0.3)  # the last probe's settling is no idling
-                rest = server.snapshot()
-                sleep(idle_seconds)
-                idle = sum(server.snapshot().commands_since(rest).values()) / idle_seconds
+                with Server(url) as watcher:
+                    sent, within = watcher.watch(idle_seconds)
+                idle = {
+                    "idle_seconds": idle_seconds,
+                    "idle_commands_per_second": sent / idle_seconds,
+                    "idle_commands_in_scripts_per_second": within / idle_seconds,
+                }
         waits = [(marks.started[i] - marks.sent[i]) * 1e3 for i in range(1, probes)]  # the first found no worker yet
         return {
             "mode": "latency",
@@ -290,7 +296,7 @@ def latency(
             "p90_ms": percentile(waits, 0.9),
             "p99_ms": percentile(waits, 0.99),
             "max_ms": max(waits),
-            "idle_commands_per_second": idle,
+            **idle,
             "commands_per_probe": sum(found.commands_since(before).values()) / probes if found and before else None,
             "lost": probes - marks.ran(),
             "duplicated": marks.duplicated(),
@@ -372,6 +378,8 @@ def main(cls: type[Driver]) -> int:
         sub.add_argument("--timeout", type=float, default=120.0)
         if program != "latency":
             sub.add_argument("--style", choices=cls.styles, default=cls.fastest)
+        else:
+            sub.add_argument("--idle", type=float, default=IDLE_SECONDS, help="seconds in which commands are counted")
     local = getattr(cls, "local", None)
     if local is not None:
         commands.add_parser("local").add_argument("--tasks", type=int, default=1000)
@@ -390,7 +398,10 @@ def main(cls: type[Driver]) -> int:
             with Child([*command, "--style", options.style]) as producer:
                 return {"mode": "produce", **cls.about(options.variant), **producer.result(options.timeout)}
         if options.program == "latency":
-            return latency(cls, options.url, options.variant, options.tasks, concurrency=options.concurrency)
+            return latency(
+                cls, options.url, options.variant, options.tasks,
+                concurrency=options.concurrency, idle_seconds=options.idle,
+            )  # fmt: skip
         return run_leaf(cls(options.url, options.variant), options)
 
     return report(call)

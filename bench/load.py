@@ -29,6 +29,7 @@ from fluidfast.errors import TaskError
 from . import plot
 from .common import ROOT, BenchError, Child, Marks, Memory, cost_in, counters, percentile
 from .driver import (
+    IDLE_SECONDS,
     PROGRAMS,
     Driver,
     drain,
@@ -340,6 +341,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--style", choices=STYLES, default="many")
         if mode == "latency":
             sub.add_argument("--load", type=float, default=0.0, help="tasks a second that are queued meanwhile")
+            sub.add_argument("--idle", type=float, default=IDLE_SECONDS, help="seconds in which commands are counted")
         if mode == "backlog":
             sub.add_argument("--waiting", type=number, nargs="+", default=[10_000, 10_000_000])
         if mode == "rtt":
@@ -400,8 +402,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         elif options.mode == "latency":
             load = ("--rate", options.load, "--seconds", 60) if options.load else ()
             found = latency(
-                Fluidfast, url, options.params, options.tasks, concurrency=options.concurrency, background=load
-            )
+                Fluidfast, url, options.params, options.tasks,
+                concurrency=options.concurrency, idle_seconds=options.idle, background=load,
+            )  # fmt: skip
         else:
             found = {"e2e": e2e, "backlog": backlog, "rtt": rtt, "shapes": shapes}[options.mode](options, url)
         return {**found, "broker": scheme, "wire": options.wire, "measured_seconds": round(monotonic() - started, 1)}

@@ -13,7 +13,7 @@ from .results import OURS, REFERENCE, Results, number, ratio, spread, table, tim
 SIDE_HEAD = (
     "library", "version", "Python", "delivery", "queue one by one /s", "1000 at once /s", "its call for many /s",
     "one worker runs /s", "against aio-fluid", "idle pick-up p50 / p99 ms", "bytes a task",
-    "commands a task in + out", "idle commands/s", "lost / twice",
+    "commands a task in + out", "idle commands/s, sent + in scripts", "lost / twice",
 )  # fmt: skip
 
 
@@ -33,7 +33,8 @@ def side_by_side(results: Results) -> list[str]:
             why = results.why(subject, piece)
             return f"failed: {why}" if why else "-"
 
-        latency = [results.get(subject, "latency", name) for name in ("p50_ms", "p99_ms", "idle_commands_per_second")]
+        latency = [results.get(subject, "latency", name) for name in ("p50_ms", "p99_ms")]
+        idle = [results.get(subject, "idle", f"idle_commands_{name}per_second") for name in ("", "in_scripts_")]
         why = results.why(subject, "latency")
         commands = [results.get(subject, "drain", f"commands_per_task_{way}") for way in ("in", "out")]
         counts = [sum(map(int, results.values(subject, "drain", name))) for name in ("lost", "duplicated")]
@@ -52,7 +53,7 @@ def side_by_side(results: Results) -> list[str]:
                 f"{number(latency[0])} / {number(latency[1])}" if latency[0] else (f"failed: {why}" if why else "-"),
                 number(results.get(subject, "drain", "bytes_per_task")),
                 " + ".join(map(number, commands)) if drained else "-",
-                number(latency[2]),
+                f"{number(idle[0])} + {number(idle[1])}" if idle[0] is not None else "-",
                 " / ".join(map(str, counts)) if drained else "-",
             ]
         )

@@ -104,7 +104,7 @@ class Engine(Slots, Worker):
         self._ended = False
         self._hurried = False
         self._quiet_next = 0.0
-        self._waiting: asyncio.Task[Claim | None] | None = None
+        self._waiting = False  # for something to claim
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
@@ -188,8 +188,8 @@ class Engine(Slots, Worker):
             self._room.set_result(None)
         deadline = monotonic() + END_OF_WAITING_SECONDS
         while not claiming.done() and monotonic() < deadline:
-            if self._waiting is not None:
-                self._waiting.cancel()  # again and again: asyncio.wait_for of Python 3.11 may swallow it
+            if self._waiting:
+                claiming.cancel()  # again and again: asyncio.wait_for of Python 3.11 may swallow it
             await asyncio.wait([claiming], timeout=0.1)
         try:
             async with asyncio.timeout(END_OF_WAITING_SECONDS):
@@ -284,11 +284,11 @@ class Engine(Slots, Worker):
                         self._quiet_until = now + QUIET_SECONDS
                         self._quiet_next = now + 5 * QUIET_SECONDS
                     if not claim.items and not self._draining:
-                        self._waiting = asyncio.create_task(self._wait())
+                        self._waiting = True
                         try:
-                            claim = await self._waiting or claim
+                            claim = await self._wait() or claim
                         finally:
-                            self._waiting = None
+                            self._waiting = False
                     if claim.items:
                         try:
                             if len(claim.items) == want and not claim.alone and not self._draining:

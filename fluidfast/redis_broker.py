@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
@@ -117,6 +118,8 @@ class RedisTaskBroker(TaskBroker):
         self._wakeups: dict[str, WakeUp] = {}
         self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
         self.adoptions: dict[str, Adoption] = {}
+        self.asking: Counter[str] = Counter()  # claims on their way, by consumer
+        self.unsure: set[str] = set()  # consumers whose last claim was not answered
         self._adopting: asyncio.Lock | None = None
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
@@ -173,6 +176,7 @@ class RedisTaskBroker(TaskBroker):
             self._was_connected = False
             self._wakeups.clear()
             self.adoptions.clear()
+            self.asking.clear()
             self._blocked.clear()
             self._reply_link = self._durable_link = None
             self._watch = None
@@ -496,16 +500,26 @@ class RedisTaskBroker(TaskBroker):
         batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         self._claiming.add(batch)
-        emptied = b"*"
+        self.asking[consumer] += 1
+        emptied = b""
         try:
             given, flags, suspects, strikes, alone, at, emptied = await self.script(
                 "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
                 letters, int(idle) + 2 * int(waits), *tasks,
             )  # fmt: skip
+        except BaseException:  # the server may do it yet
+            self.unsure.add(consumer)
+            raise
         finally:
             self._claiming.discard(batch)
-            if emptied and (wakeup := self._wakeups.get(consumer)) is not None:
+            self.asking[consumer] -= 1
+            if not self.asking[consumer]:
+                del self.asking[consumer]
+            if consumer in self.unsure:
+                emptied = b"*"
+            if (wakeup := self._wakeups.get(consumer)) is not None:
                 wakeup.claimed(emptied.decode())
+        self.unsure.discard(consumer)  # what was asked before on this connection has been done before
         items = paired(given)
         if strikes:
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}

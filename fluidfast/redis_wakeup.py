@@ -117,6 +117,8 @@ class WakeUp:
         if (
             payload is None
             or len(payload) > MAX_STARTED
+            or self.consumer in broker.asking
+            or self.consumer in broker.unsure
             or blocked.seen is None
             or blocked.seen[0]  # something is suspect: a claim knows what
             or len(blocked.seen) < 3

@@ -363,19 +363,33 @@ class ShardedRedisBroker(TaskBroker):
         dues = await self._in_time("promote", lambda shard: shard.promote(), LATE_SECONDS, asyncio.ALL_COMPLETED)
         return min((due for due in dues if due is not None), default=None)
 
-    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> None:
+    async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
         waits = {
-            asyncio.ensure_future(shard.wait(consumer, timeout)): number for number, shard in enumerate(self.shards)
+            asyncio.ensure_future(shard.wait(consumer, timeout, tasks)): number
+            for number, shard in enumerate(self.shards)
         }
+        done: set[asyncio.Task[Claim | None]] = set()
+        first: Claim | None = None
         try:
             done, _ = await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+            for task, number in waits.items():
+                if task.cancelled() or task.exception() is not None or (claim := task.result()) is None:
+                    continue
+                if first is None and task in done:
+                    first = claim
+                    first.batch = f"{number}:{claim.batch}"
+                else:  # one at a time; nobody waits any more for what comes when this is cancelled
+                    back = self._under_way["wait", number] = asyncio.ensure_future(give_back(self.shards[number], task))
+                    await asyncio.wait([back], timeout=LATE_SECONDS)
         self._woken.update(waits[task] for task in done)
-        for task in done:
-            task.result()
+        if first is None:
+            for task in done:
+                task.result()
+        return first
 
     async def idle_no_more(self, consumer: str) -> None:
         try:
@@ -541,11 +555,11 @@ class ShardedChannel:
         self.channels[number](replace(batch, behind=behind), answered)
 
 
-async def give_back(shard: RedisTaskBroker, asking: "asyncio.Future[Claim]") -> None:
+async def give_back(shard: RedisTaskBroker, asking: "asyncio.Future[Claim] | asyncio.Task[Claim | None]") -> None:
     """What was claimed too late goes back to where it came from."""
     try:
         claim = await asking
-        if claim.items:
+        if claim is not None and claim.items:
             await shard.release(claim.batch, [item.field for item in claim.items])
     except BrokerError as exc:
         logger.debug("broker %s: a late claim: %s", shard.url, exc)

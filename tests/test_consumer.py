@@ -261,14 +261,12 @@ class TestRuns:
 
     async def test_a_consumer_that_is_not_to_consume_lets_others(self, start: Start, notes: Notes) -> None:
         one = await start()
-        await until(lambda: one.engine._waiting is not None)
-        waiting = one.engine._waiting
-        assert waiting is not None
+        await until(lambda: one.engine._waiting)
         if isinstance(one.broker, RedisTaskBroker):
             await until(lambda: one.manager_id in one.broker._wakeups)
             await until(lambda: len(one.broker._wakeups[one.manager_id].pending) == 3)
         one.config.consume_tasks = False
-        await within(waiting)  # it does not wait for ever
+        await until(lambda: not one.engine._waiting)  # for ever
         if isinstance(one.broker, RedisTaskBroker):
             await until(lambda: not one.broker._wakeups[one.manager_id].pending)
         for n in range(3):

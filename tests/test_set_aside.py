@@ -154,14 +154,40 @@ async def test_nor_what_a_claim_may_have_taken_whose_answer_was_lost(broker: Red
     deaf(broker)
     await put(broker, b"x")
     await moved(broker)
-    claiming = asyncio.create_task(broker.claim("a", 10))
-    await asyncio.sleep(0)
-    claiming.cancel()
-    await asyncio.wait([claiming])
+    await claim_and_cancel(broker)
+    assert await take(broker, consumer="a") == []  # the one before has it
     waiting = asyncio.create_task(broker.wait("a", GIVE_UP, ()))
     await until(lambda: wakeup_of(broker).woken is not None)
     hears(broker)
     assert await within(waiting) is None
+
+
+async def claim_and_cancel(broker: RedisTaskBroker) -> None:
+    claiming = asyncio.create_task(broker.claim("a", 10))
+    await asyncio.sleep(0)
+    claiming.cancel()
+    await asyncio.wait([claiming])
+
+
+async def test_not_while_a_claim_may_be_on_its_way(broker: RedisTaskBroker) -> None:
+    """It may take what is moved meanwhile: one that is not answered yet, and one that nobody waits for any more."""
+    assert await settled(broker, await started(broker, b"before"))
+    link = await broker.link()
+    link._transport.pause_reading()  # type: ignore[attr-defined]
+    claiming = asyncio.create_task(broker.claim("a", 10))
+    await asyncio.sleep(0)
+    waiting = await waits(broker)
+    await broker.redis_cli.lpush(broker.keys.queue("medium"), b"x")  # type: ignore[misc]
+    assert await within(waiting) is None
+    link._transport.resume_reading()  # type: ignore[attr-defined]
+    assert (await within(claiming)).items == []
+    assert await take(broker, consumer="a") == [b"x"]
+    await claim_and_cancel(broker)
+    waiting = await waits(broker)
+    await put(broker, b"y")
+    assert await within(waiting) is None
+    assert await take(broker, consumer="a") == [b"y"]
+    assert await settled(broker, await started(broker, b"z"))
 
 
 async def test_a_claim_that_found_its_inbox_empty_changes_nothing(broker: RedisTaskBroker) -> None:

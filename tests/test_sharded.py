@@ -486,6 +486,54 @@ async def test_what_was_set_aside_on_any_shard_is_given_back(broker: ShardedRedi
     await broker.farewell("a")
 
 
+async def test_what_wakes_is_given_by_one_shard_at_a_time(broker: ShardedRedisBroker) -> None:
+    for count in (1, SHARDS):
+        waits = asyncio.create_task(broker.wait("a", 60, ()))
+        await until(lambda: all(len(shard._wakeups.get("a", Nothing).pending) == 3 for shard in broker.shards))
+        for shard in broker.shards:
+            for link, _ in shard._wakeups["a"].links.values():
+                link._transport.pause_reading()  # type: ignore[attr-defined]
+        for shard in broker.shards[:count]:
+            await put(shard, b"x")
+        await until(lambda count=count: places_are(broker, {"inbox": count}))  # type: ignore[misc]
+        for shard in broker.shards:
+            for link, _ in shard._wakeups["a"].links.values():
+                link._transport.resume_reading()  # type: ignore[attr-defined]
+        claim = await within(waits)
+        assert claim is not None
+        assert [item.payload for item in claim.items] == [b"x"]
+        assert await broker.settle(Settlement(claim.batch, whole=True))
+        taken = 1
+        while taken < count:  # what another shard gave at the same time is on its queue again, or in its inbox
+            taken += len(await take(broker, consumer="a"))
+        assert taken == count
+        assert await places(broker) == {}
+    await broker.farewell("a")
+
+
+async def test_nothing_is_held_when_the_waiting_is_cancelled(
+    broker: ShardedRedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment in which a shard gives something."""
+    shard = broker.shards[0]
+    wait = shard.wait
+
+    async def wait_and_cancel(*arguments: Any) -> Claim | None:
+        claim = await wait(*arguments)
+        assert claim is not None
+        waits.cancel()
+        return claim
+
+    monkeypatch.setattr(shard, "wait", wait_and_cancel)
+    waits = asyncio.create_task(broker.wait("a", 60, ()))
+    await until(lambda: all(len(shard._wakeups.get("a", Nothing).pending) == 3 for shard in broker.shards))
+    await put(shard, b"x")
+    await asyncio.wait([waits])
+    assert waits.cancelled()
+    await until(lambda: places_are(broker, {"medium": 1}))
+    await broker.farewell("a")
+
+
 async def places_are(broker: TaskBroker, wanted: dict[str, int]) -> bool:
     return await places(broker) == wanted
 

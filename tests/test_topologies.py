@@ -320,7 +320,7 @@ async def test_the_other_nodes_are_served_while_one_stands_still(start_server: S
     async with managing(url, count) as manager:
         await manager.broker.connect()
         async with consuming(url, count) as consumer:
-            await until(lambda: consumer.engine._waiting is not None)
+            await until(lambda: consumer.engine._waiting)
             stands_still = nodes[0]
             stands_still.pause()
             try:
