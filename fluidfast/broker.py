@@ -382,8 +382,9 @@ class TaskBroker(ABC):
 
     # -- consuming
 
-    look_seconds = 5.0
-    """How long a consumer may ``wait`` for what it is to be woken for before it claims, to be sure."""
+    def look_seconds(self, consumer: str) -> float:
+        """How long it may ``wait``, again and again, before it claims to be sure that there is nothing."""
+        return 5.0
 
     @abstractmethod
     async def claim(

@@ -286,7 +286,7 @@ class Engine(Slots, Worker):
                     if not claim.items and not self._draining:
                         self._waiting = True
                         try:
-                            claim = await self._wait() or claim
+                            claim = await self._wait(claim.suspects > 0) or claim
                         finally:
                             self._waiting = False
                     if claim.items:
@@ -325,14 +325,17 @@ class Engine(Slots, Worker):
     def _consumes(self) -> bool:
         return self.concurrency > 0 and getattr(self.manager.config, "consume_tasks", True)
 
-    async def _wait(self) -> Claim | None:
-        """Until it is time to claim, or to start what is given."""
+    async def _wait(self, suspects: bool) -> Claim | None:
+        """Until it is time to claim, or to start what is given. ``suspects`` wait for an idle consumer."""
         began = monotonic()
         claim: Claim | None = None
-        while claim is None and self._consumes() and monotonic() - began < self.broker.look_seconds:
+        while self._consumes():
             at = monotonic()
             claim = await self.broker.wait(self.id, WAIT_SECONDS, tuple(self._known))
-            if monotonic() - at < WAIT_SECONDS:
+            now = monotonic()
+            if claim is not None or now - at < WAIT_SECONDS:  # there is something
+                break
+            if suspects or now - began >= self.broker.look_seconds(self.id):
                 break
         if claim is None:
             return None

@@ -368,6 +368,7 @@ class RedisTaskBroker(TaskBroker):
         for wakeup in list(self._wakeups.values()):
             await wakeup.close()
         self._wakeups.clear()
+        self.adoptions.clear()
         for blocked in self._blocked:
             blocked.abort()
         self._blocked.clear()
@@ -542,7 +543,9 @@ class RedisTaskBroker(TaskBroker):
                 await self.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
                 self.adoptions.pop(one.batch, None)
 
-    look_seconds = 30.0
+    def look_seconds(self, consumer: str) -> float:
+        wakeup = self._wakeups.get(consumer)
+        return 30.0 if wakeup is not None and wakeup.is_sure else super().look_seconds(consumer)
 
     async def settle(self, settlement: Settlement) -> bool:
         await self.adopt()
@@ -604,24 +607,25 @@ class RedisTaskBroker(TaskBroker):
                 client = self.server.sync_client(max(0.5, lease / 3))
                 raise
             if wakeup is not None:
-                wakeup.lives_at = began
+                wakeup.lives(began)
             return [text for batch in lost if (text := batch.decode()) not in claiming]
 
         return renew
 
     def yielder(self, consumer: str) -> Callable[[], object] | None:
-        client = self.server.sync_client(max(0.5, self.options.lease_seconds / 3))
+        patience = max(0.5, self.options.lease_seconds / 3)
+        client = self.server.sync_client(patience)
         script = load("farewell")
 
         def give_back() -> object:
             wakeup = self._wakeups.get(consumer)
-            alone = wakeup.gives_back() if wakeup is not None else ""
+            alone = wakeup.gives_back(3 * patience) if wakeup is not None else ""  # it connects, asks, asks again
             try:
                 count: object = client.eval(script.text.decode(), 1, self._prefix, consumer, 0, alone)
             finally:
                 client.close()  # it is a rare thing, not worth a connection
             if wakeup is not None:  # else the server may do it yet
-                wakeup.giving_back = False
+                wakeup.gave_back()
             return count
 
         return give_back

@@ -21,6 +21,8 @@ __all__ = ["Adoption", "Blocked", "WakeUp"]
 
 logger = logging.getLogger(__name__)
 
+SURE_SECONDS = 5.0
+"""How much later than we the server may lose a connection whose last call has run out."""
 REFUSED_SECONDS = 0.5
 """How long a consumer that the server does not let wait pauses before it looks again."""
 MAX_STARTED = 1 << 16
@@ -42,14 +44,16 @@ class Adoption:
 class Blocked:
     """A blocking call: what it ``moved``, and what was read of ``tasks`` in the same moment.
 
-    ``spent``: a claim may have taken what it moved, or a thread may have given it back.
+    ``life``: that of the consumer in which it was sent. ``spent``: a claim may have taken what it moved, or a thread
+    may have given it back.
     """
 
-    __slots__ = ("end", "moved", "seen", "spent", "tasks")
+    __slots__ = ("end", "life", "moved", "seen", "spent", "tasks")
 
-    def __init__(self, end: "asyncio.Future[None]", tasks: Sequence[str]) -> None:
+    def __init__(self, end: "asyncio.Future[None]", tasks: Sequence[str], life: int) -> None:
         self.end = end
         self.tasks = tasks
+        self.life = life
         self.moved: bytes | None = None
         self.seen: Any = None
         self.spent = False
@@ -70,7 +74,8 @@ class WakeUp:
     else is said to the server, right after its first step: to wake the server takes longer than that. Else the claim
     that follows gives it.
 
-    ``lives_at``: when, by the monotonic clock, the server was last told that the consumer lives.
+    ``lives_at``: when, by the monotonic clock, the server was last told that the consumer lives; ``life`` is another
+    one after it was silent for longer than a lease. ``lost_at``: when a connection was last lost.
     """
 
     def __init__(self, broker: "RedisTaskBroker", consumer: str) -> None:
@@ -80,8 +85,9 @@ class WakeUp:
         self.pending: dict[TaskPriority, Blocked] = {}
         self.woken: asyncio.Future[None] | None = None
         self.moved = False  # something may be in the inbox
-        self.lives_at = -math.inf
-        self.giving_back = False
+        self.lives_at = self.lost_at = -math.inf
+        self.life = 0
+        self.gives_back_until = -math.inf
 
     async def wait(self, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
         """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError.
@@ -96,20 +102,21 @@ class WakeUp:
         timer = loop.call_later(timeout, self.wake)
         if any(blocked.end.done() for blocked in self.pending.values()):
             woken.set_result(None)
-        first: tuple[TaskPriority, Blocked] | None = None
+        claim: Claim | None = None
         try:
             await woken
             if tasks is not None:
+                # before they are collected: the thread that gives back looks at those that are pending
                 moved = ((p, blocked) for p in PRIORITIES if (blocked := self.pending.get(p)) and blocked.moved)
-                first = next(moved, None)
+                if (first := next(moved, None)) is not None:
+                    claim = self.start(*first)
         finally:
             timer.cancel()
             self.woken = None
             refused = self.collect()
-        if refused:  # a server that is full, say: it would refuse the next one as fast
+        if refused and claim is None:  # a server that is full, say: it would refuse the next one as fast
             await asyncio.sleep(min(timeout, REFUSED_SECONDS))
-            return None
-        return self.start(*first) if first is not None else None
+        return claim
 
     def start(self, priority: TaskPriority, blocked: Blocked) -> Claim | None:
         """What a call has moved, if it may start: see above."""
@@ -123,6 +130,7 @@ class WakeUp:
             or blocked.seen[0]  # something is suspect: a claim knows what
             or len(blocked.seen) < 3
             or monotonic() - self.lives_at > broker.options.lease_seconds
+            or blocked.life != self.life  # after that: the thread that renews has changed it before
         ):
             return None
         letter = LETTERS[PRIORITIES.index(priority)]
@@ -141,13 +149,30 @@ class WakeUp:
             if letters == "*" or LETTERS[PRIORITIES.index(priority)] in letters:
                 blocked.spent = True
 
-    def gives_back(self) -> str:
-        """Called in another thread, which is about to give back what is in the inboxes. Gives letters of those that it
-        has to leave alone, for what is in there has started. ``giving_back`` is to be unset when it has."""
-        self.giving_back = True
+    def lives(self, at: float) -> None:
+        """The server has been told that the consumer lives, after ``at``. May be called in another thread."""
+        if at - self.lives_at > self.broker.options.lease_seconds:
+            self.life += 1
+        self.lives_at = at
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether no call of a connection that was lost can move anything any more, unheard of."""
+        return monotonic() - self.lost_at > self.broker.block_seconds + SURE_SECONDS
+
+    def gives_back(self, seconds: float) -> str:
+        """Called in another thread, which is about to give back what is in the inboxes, and takes so long at most.
+
+        Gives letters of those that it has to leave alone, for what is in there has started.
+        """
+        self.gives_back_until = monotonic() + seconds
         for blocked in list(self.pending.values()):
             blocked.spent = True
         return "".join(a.letter for a in list(self.broker.adoptions.values()) if a.consumer == self.consumer)
+
+    def gave_back(self) -> None:
+        """The thread has, and what is moved from here on stays."""
+        self.gives_back_until = -math.inf
 
     def collect(self) -> bool:
         """Forget the calls that have ended. True: the server refused one."""
@@ -181,7 +206,7 @@ class WakeUp:
                 # come back without its data since the claim
                 began = monotonic()
                 await broker.renew(self.consumer, ())
-                self.lives_at = began
+                self.lives(began)
                 held = self.links[priority] = (link, client)
             except BaseException as exc:
                 broker._blocked.discard(link)
@@ -197,10 +222,10 @@ class WakeUp:
         self._call(priority, held[0], block + peek, tasks)
 
     def _call(self, priority: TaskPriority, link: Link, command: bytes, tasks: Sequence[str]) -> None:
-        blocked = Blocked(asyncio.get_running_loop().create_future(), tasks)
+        blocked = Blocked(asyncio.get_running_loop().create_future(), tasks, self.life)
         failed: Exception | None = None
         self.pending[priority] = blocked
-        blocked.spent = self.giving_back  # after that, since the thread looks there after it has set this
+        blocked.spent = monotonic() < self.gives_back_until  # after that: the thread looks there when it has set this
 
         def answered(reply: Any, exc: Exception | None) -> None:
             nonlocal failed
@@ -245,6 +270,7 @@ class WakeUp:
     def drop(self, priority: TaskPriority) -> None:
         held = self.links.pop(priority, None)
         if held is not None:
+            self.lost_at = monotonic()
             self.broker._blocked.discard(held[0])
             held[0].abort()
 

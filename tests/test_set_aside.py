@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from hashlib import sha1
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from waiting import until, within
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Claim, Settlement, TaskBroker
 from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_wakeup import MAX_STARTED, WakeUp
+from fluidfast.redis_wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 
 StartServer = Callable[..., RedisServer]
 GIVE_UP = 60
@@ -105,6 +106,9 @@ async def test_what_wakes_is_given(broker: RedisTaskBroker, priority: int) -> No
 async def test_it_goes_under_its_lease_before_it_is_settled_or_given_back(broker: RedisTaskBroker) -> None:
     assert await settled(broker, await started(broker, b"x"))
     assert await places(broker) == {}
+    claim = await started(broker, b"w")
+    assert await broker.renew("a", [claim.batch]) == []
+    assert await settled(broker, claim)
     claim = await started(broker, b"y")
     assert await broker.release(claim.batch, [claim.items[0].field]) == 1
     assert await places(broker) == {"medium": 1}
@@ -236,12 +240,42 @@ async def test_a_call_that_is_sent_while_the_thread_gives_back(broker: RedisTask
     """What it moves may be given back yet."""
     assert await settled(broker, await started(broker, b"x"))
     wakeup = wakeup_of(broker)
-    assert wakeup.gives_back() == ""
+    assert wakeup.gives_back(60) == ""
     waiting = asyncio.create_task(broker.wait("a", GIVE_UP, ()))
     await until(lambda: wakeup.woken is not None)
     await put(broker, b"y")
     assert await within(waiting) is None
     assert await take(broker, consumer="a") == [b"y"]
+    assert wakeup.gives_back(0) == ""  # it has failed: after so long, the server will not do it any more
+    assert await settled(broker, await started(broker, b"z"))
+
+
+async def test_the_thread_comes_in_the_moment_of_the_start(
+    broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes, what it gives back is not started, and what has started it leaves alone."""
+    give_back = broker.yielder("a")
+    assert give_back is not None
+    for where in ("collect", "start"):
+        waiting = await waits(broker)
+        whole = getattr(WakeUp, where)
+
+        def step(self: WakeUp, *arguments: Any, whole: Any = whole, before: bool = where == "start") -> Any:
+            if before:
+                give_back()
+            found = whole(self, *arguments)
+            if not before:
+                give_back()
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WakeUp, where, step)
+            await put(broker, b"x")
+            claim = await within(waiting)
+        there = await places(broker)
+        assert there == ({"medium": 1} if claim is None else {"inbox": 1})
+        assert claim is None or await settled(broker, claim)
+        assert await take(broker, consumer="a") == ([b"x"] if claim is None else [])
 
 
 async def test_the_thread_leaves_alone_what_has_started(broker: RedisTaskBroker) -> None:
@@ -269,23 +303,69 @@ async def test_not_when_it_may_be_taken_for_dead(broker: RedisTaskBroker) -> Non
     assert await take(broker, consumer="a") == [b"x"]
 
 
+async def test_nor_when_it_may_have_been_taken_for_dead_and_lives_again(broker: RedisTaskBroker) -> None:
+    """What a call has moved before that may have been taken, and be running elsewhere."""
+    waiting = await waits(broker)
+    renew = broker.renewer("a")
+    for silent, is_started in ((broker.options.lease_seconds + 1, False), (broker.options.lease_seconds - 1, True)):
+        wakeup_of(broker).lives_at -= silent
+        assert await asyncio.to_thread(renew, (), ()) == []
+        await put(broker, b"x")
+        claim = await within(waiting)
+        assert (claim is not None) == is_started
+        if claim is None:
+            assert await take(broker, consumer="a") == [b"x"]
+            waiting = await waits(broker)
+        else:
+            assert await settled(broker, claim)
+
+
 async def test_its_renewals_say_that_it_lives(broker: RedisTaskBroker) -> None:
     waiting = await waits(broker)
-    wakeup_of(broker).lives_at -= broker.options.lease_seconds + 1
+    wakeup = wakeup_of(broker)
+    wakeup.lives_at -= broker.options.lease_seconds - 1
+    before = wakeup.lives_at
     assert await asyncio.to_thread(broker.renewer("a"), (), ()) == []
-    await put(broker, b"x")
-    claim = await within(waiting)
-    assert claim is not None
-    assert await settled(broker, claim)
+    assert wakeup.lives_at > before + broker.options.lease_seconds - 2
+    waiting.cancel()
+    await asyncio.wait([waiting])
 
 
-async def test_not_what_may_be_suspect(broker: RedisTaskBroker) -> None:
+async def test_not_what_workers_died_holding(broker: RedisTaskBroker) -> None:
     waiting = await waits(broker)
-    await broker.redis_cli.hset(broker.keys.strikes, "0" * 40, "1")  # type: ignore[misc]
+    await broker.redis_cli.hset(broker.keys.strikes, sha1(b"x").hexdigest(), "1")  # type: ignore[misc]
     await put(broker, b"x")
     assert await within(waiting) is None
-    assert await take(broker, consumer="a") == [b"x"]
+    claim = await broker.claim("a", 10)
+    assert [(item.payload, item.strikes) for item in claim.items] == [(b"x", 1)]
+    assert await settled(broker, claim)
+    assert await settled(broker, await started(broker, b"y"))  # the strike is still there, and concerns only the other
     await broker.redis_cli.delete(broker.keys.strikes)
+
+
+async def test_not_while_a_suspect_waits(broker: RedisTaskBroker) -> None:
+    waiting = await waits(broker)
+    await broker.redis_cli.lpush(broker.keys.suspect, b"mx")  # type: ignore[misc]
+    await put(broker, b"y")
+    assert await within(waiting) is None
+    assert await take(broker, consumer="a") == [b"x"]
+    assert await take(broker, consumer="a") == [b"y"]
+
+
+async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -> None:
+    """The server does not know yet that it was lost, and its call is first in line."""
+    broker = await open_broker(server, lease_seconds=0.1)
+    assert broker.look_seconds("a") < 10  # it has not waited yet
+    waiting = await waits(broker)
+    assert broker.look_seconds("a") > 10
+    for link, _ in wakeup_of(broker).links.values():
+        link.abort()
+    await within(waiting)
+    assert broker.look_seconds("a") < 10
+    wakeup_of(broker).lost_at -= broker.block_seconds + SURE_SECONDS
+    assert broker.look_seconds("a") > 10
+    await broker.farewell("a")
+    await broker.close()
 
 
 async def test_not_what_is_large(broker: RedisTaskBroker) -> None:
@@ -349,18 +429,14 @@ async def test_what_ends_its_worker_at_once_is_found(server: RedisServer) -> Non
     """It has started, and is under no lease when its worker dies: that counts all the same."""
     alive = await open_broker(server, lease_seconds=0.1)
 
-    async def die(payload: bytes) -> None:
-        dying = await open_broker(server, lease_seconds=0.1)
-        await dying.redis_cli.delete(dying.keys.strikes)  # else it waits for a claim
-        await started(dying, payload)
-        await dying.close()  # without a farewell
+    dying = await open_broker(server, lease_seconds=0.1)
+    await started(dying, b"x")
+    await dying.close()  # without a farewell
 
-        async def taken_back() -> bool:
-            return bool(await alive.reap())
+    async def taken_back() -> bool:
+        return bool(await alive.reap())
 
-        await until(taken_back)
-
-    await die(b"x")
+    await until(taken_back)
     assert await alive.redis_cli.hvals(alive.keys.strikes) == [b"1"]  # type: ignore[misc]
     claim = await alive.claim("other", 1)
     assert [(item.payload, item.strikes) for item in claim.items] == [(b"x", 1)]
@@ -440,7 +516,9 @@ class TestConsumer:
             await consumer.startup()
             for n in range(6):
                 await consumer.broker.enable_task("one", n % 2 == 0)
-                run = await consumer.queue_and_wait(one, n=n, timeout=20)
+                # the calls for the other priorities were sent when the task was not known yet
+                priority = ("medium", "high", "medium", "low", "medium", "high")[n]
+                run = await consumer.queue_and_wait(one, n=n, priority=priority, timeout=20)
                 assert str(run.state) == ("success" if n % 2 == 0 else "aborted")
             await consumer.shutdown()
         assert ran == [0, 2, 4]

@@ -542,7 +542,7 @@ ACL_LINES = (
     "~{NAME} ~{NAME}-* ~tasks:* "
     "+client|setinfo +client|id +client|unblock +multi +exec +watch +script|load +evalsha +eval +time +wait +waitaof "
     "+get +set +del +unlink +exists +pexpire "
-    "+llen +lpush +rpush +lpop +rpop +blpop +blmove "
+    "+lindex +llen +lpush +rpush +lpop +rpop +blpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
     "+zadd +zrem +zscore +zcard +zrange +zrangebyscore "
     "(~{BARE}-ff:shards +get +set)",

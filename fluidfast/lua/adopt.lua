@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 lease in ms   4 letter of the queue   5 payload
--- returns 1, or 0 if it is not in the inbox any more: it is another consumer's
+-- returns 1, or 0 if it is not in the inbox any more: it is another consumer's, and nothing is said of it by this batch
 -- called by  RedisTaskBroker.adopt
 local prefix = KEYS[1]
 local names = {h = 'high', m = 'medium', l = 'low'}
