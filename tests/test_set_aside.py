@@ -406,6 +406,14 @@ async def test_the_connection_is_lost_before_it_is_under_its_lease(broker: Redis
     assert await settled(broker, claim)
 
 
+async def test_a_broker_that_was_closed_says_nothing_of_it(broker: RedisTaskBroker) -> None:
+    """It is with a consumer that is gone, and comes back as all that it had set aside."""
+    await started(broker, b"x")
+    await broker.close()
+    assert await take(broker, consumer="other") == []
+    assert await places(broker) == {"inbox": 1}
+
+
 async def test_another_consumer_has_it(broker: RedisTaskBroker) -> None:
     """It was taken back, as a server does whose consumer fell silent: nothing said of it here counts."""
     claim = await started(broker, b"x")
