@@ -325,6 +325,18 @@ class TestRefused:
 
 
 class TestLost:
+    async def test_a_task_that_opens_at_once(self, broker: RedisTaskBroker, producer: Producer) -> None:
+        """With eager tasks the channel is open before the task that opens it is known; and is opened again later."""
+        await broker.connect()
+        factory = getattr(asyncio, "eager_task_factory", None)  # Python 3.12; without it tasks are as ever
+        asyncio.get_running_loop().set_task_factory(factory)
+        await within(submit(producer, b"x"))
+        link = await broker.link()
+        link.abort()
+        await until(lambda: link.closed)
+        await within(submit(producer, b"y"))
+        assert await take_all(broker) == [b"x", b"y"]
+
     async def test_sent_again_until_it_is_answered(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
