@@ -85,6 +85,7 @@ class WakeUp:
         self.pending: dict[TaskPriority, Blocked] = {}
         self.woken: asyncio.Future[None] | None = None
         self.moved = False  # something may be in the inbox
+        self.tasks: Sequence[str] = ()
         self.lives_at = self.lost_at = -math.inf
         self.life = 0
         self.gives_back_until = -math.inf
@@ -94,9 +95,10 @@ class WakeUp:
 
         Gives what is to be started, if ``tasks`` says whose enabled flag is wanted; nothing: claim.
         """
+        self.tasks = tasks or ()
         for priority in self.broker.options.queues:
             if priority not in self.pending or self.pending[priority].in_vain:
-                await self.block(priority, tasks or ())
+                await self.block(priority)
         loop = asyncio.get_running_loop()
         woken = self.woken = loop.create_future()
         timer = loop.call_later(timeout, self.wake)
@@ -194,7 +196,7 @@ class WakeUp:
         if self.woken is not None and not self.woken.done():
             self.woken.set_result(None)
 
-    async def block(self, priority: TaskPriority, tasks: Sequence[str]) -> None:
+    async def block(self, priority: TaskPriority) -> None:
         broker = self.broker
         held = self.links.get(priority)
         if held is None or held[0].closed:
@@ -214,15 +216,16 @@ class WakeUp:
                 if isinstance(exc, (LinkLost, ServerReply)):
                     raise broker.error(exc) from exc
                 raise
+        self._call(priority, held[0])
+
+    def _call(self, priority: TaskPriority, link: Link) -> None:
+        broker = self.broker
         inbox = broker.keys.inbox(self.consumer, priority)
         block = pack(
             ("BLMOVE", broker.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{broker.block_seconds:.3f}"),
         )
-        peek = pack(("EVALSHA", load("peek").sha, 1, broker.prefix, inbox, *tasks))
-        self._call(priority, held[0], block + peek, tasks)
-
-    def _call(self, priority: TaskPriority, link: Link, command: bytes, tasks: Sequence[str]) -> None:
-        blocked = Blocked(asyncio.get_running_loop().create_future(), tasks, self.life)
+        peek = pack(("EVALSHA", load("peek").sha, 1, broker.prefix, inbox, *self.tasks))
+        blocked = Blocked(asyncio.get_running_loop().create_future(), self.tasks, self.life)
         failed: Exception | None = None
         self.pending[priority] = blocked
         blocked.spent = monotonic() < self.gives_back_until  # after that: the thread looks there when it has set this
@@ -241,12 +244,12 @@ class WakeUp:
                 and blocked.in_vain
                 and not (reply and reply[0])
             ):
-                self._call(priority, link, command, tasks)  # nothing was moved or is suspect: no reason to look
+                self._call(priority, link)  # nothing was moved or is suspect: no reason to look
             else:
                 self.wake()
 
         # and not by a callback of the future, which would take a turn of the event loop
-        link.send(command, answered, seen)
+        link.send(block + peek, answered, seen)
 
     async def unblock(self) -> None:
         """End the blocking calls; what they moved by then is in the inbox."""

@@ -135,6 +135,22 @@ async def test_with_the_flags_of_that_moment(broker: RedisTaskBroker) -> None:
     assert await settled(broker, claim)
 
 
+async def test_a_call_that_is_sent_again_asks_for_the_flags_of_today(
+    broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RedisTaskBroker, "block_seconds", 0.2)
+    waiting = await waits(broker)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    before = list(wakeup_of(broker).pending.values())
+    waiting = await waits(broker, "one")
+    await until(lambda: not set(before) & set(wakeup_of(broker).pending.values()))
+    await put(broker, b"x")
+    claim = await within(waiting)
+    assert claim.enabled == {"one": True}
+    assert await settled(broker, claim)
+
+
 async def test_what_a_claim_has_taken_is_not_given_again(broker: RedisTaskBroker) -> None:
     """The answer to the call that moved it comes behind that of the claim."""
     waiting = await waits(broker)
