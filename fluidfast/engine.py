@@ -289,6 +289,10 @@ class Engine(Slots, Worker):
                             claim = await self._wait(claim.suspects > 0) or claim
                         finally:
                             self._waiting = False
+                        if claim.items and not self._consumes():  # any more
+                            self._leases.pop(claim.batch, None)
+                            await self.broker.release(claim.batch, [item.field for item in claim.items])
+                            continue
                     if claim.items:
                         try:
                             if len(claim.items) == want and not claim.alone and not self._draining:
@@ -337,12 +341,8 @@ class Engine(Slots, Worker):
                 break
             if suspects or now - began >= self.broker.look_seconds(self.id):
                 break
-        if claim is None:
-            return None
-        if not self._consumes():  # it was switched off meanwhile
-            await self.broker.release(claim.batch, [item.field for item in claim.items])
-            return None
-        self._settler.open_lease(claim.batch, len(claim.items))
+        if claim is not None:
+            self._settler.open_lease(claim.batch, len(claim.items))
         return claim
 
     async def _claim_ahead(self, coming: int) -> tuple[int, "asyncio.Task[Claim]"] | None:
@@ -412,7 +412,8 @@ class Engine(Slots, Worker):
                 known.update((info.name, info.enabled) for info in infos)
             except BrokerError as exc:  # the next claim brings the flags
                 logger.warning("%s: cannot see whether tasks are enabled: %s", self.worker_name, exc)
-                known.update((name, True) for name in fresh)
+                for name in fresh:
+                    known.setdefault(name, True)
         ready = self._ready
         if last is not None and len(names) == 1 and known.get(last.name, True) and not last.batch:
             ready.extend(helds)

@@ -120,7 +120,7 @@ class RedisTaskBroker(TaskBroker):
         self.adoptions: dict[str, Adoption] = {}
         self.asking: Counter[str] = Counter()  # claims on their way, by consumer
         self.unsure: set[str] = set()  # consumers whose last claim was not answered
-        self._adopting: asyncio.Lock | None = None
+        self._adopting: asyncio.Task[None] | None = None
         self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
         self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
         self._server_ahead = -math.inf  # of our monotonic clock, in seconds: at least, when we looked last
@@ -172,7 +172,7 @@ class RedisTaskBroker(TaskBroker):
                 if self._own_client:  # the client that is known to others, with redis-py's new pool
                     self.redis_cli.connection_pool = self.server.client.connection_pool
             self._link, self._link_loop = None, loop
-            self._connecting, self._adopting = asyncio.Lock(), asyncio.Lock()
+            self._connecting, self._adopting = asyncio.Lock(), None
             self._was_connected = False
             self._wakeups.clear()
             self.adoptions.clear()
@@ -369,6 +369,8 @@ class RedisTaskBroker(TaskBroker):
             await wakeup.close()
         self._wakeups.clear()
         self.adoptions.clear()
+        if self._adopting is not None:
+            self._adopting.cancel()
         for blocked in self._blocked:
             blocked.abort()
         self._blocked.clear()
@@ -497,6 +499,7 @@ class RedisTaskBroker(TaskBroker):
         waits: bool = False,
         tasks: Sequence[str] = (),
     ) -> Claim:
+        self.enter_loop()
         await self.adopt()
         batch = new_id()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
@@ -514,7 +517,7 @@ class RedisTaskBroker(TaskBroker):
         finally:
             self._claiming.discard(batch)
             self.asking[consumer] -= 1
-            if not self.asking[consumer]:
+            if self.asking[consumer] <= 0:
                 del self.asking[consumer]
             if consumer in self.unsure:
                 emptied = b"*"
@@ -535,13 +538,25 @@ class RedisTaskBroker(TaskBroker):
         """Have what was started out of an inbox go under its lease, if it is still ours. Raises as ``script``."""
         if not self.adoptions:
             return
-        self.enter_loop()
-        assert self._adopting is not None
-        async with self._adopting:  # none may be sent by a second caller when the first has seen it settled
-            for one in list(self.adoptions.values()):
-                lease = milliseconds(self.options.lease_seconds)
-                await self.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
-                self.adoptions.pop(one.batch, None)
+        loop = self.enter_loop()
+        if self._adopting is None or self._adopting.done():
+            # by one for all: none may be sent by a second caller when the first has seen it settled
+            self._adopting = loop.create_task(self._adopt())
+            self._adopting.add_done_callback(heard)
+        adopting = self._adopting
+        try:
+            await asyncio.shield(adopting)
+        except asyncio.CancelledError:
+            if adopting.cancelled():  # and not we
+                raise BrokerConnectionError(f"broker {self.url}: it was closed") from None
+            raise
+
+    async def _adopt(self) -> None:
+        lease = milliseconds(self.options.lease_seconds)
+        while self.adoptions:
+            one = next(iter(self.adoptions.values()))
+            await self.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
+            self.adoptions.pop(one.batch, None)
 
     def look_seconds(self, consumer: str) -> float:
         wakeup = self._wakeups.get(consumer)
@@ -616,16 +631,18 @@ class RedisTaskBroker(TaskBroker):
         patience = max(0.5, self.options.lease_seconds / 3)
         client = self.server.sync_client(patience)
         script = load("farewell")
+        wakeup = self._wakeups.setdefault(consumer, WakeUp(self, consumer))  # it may wait while we give back
 
         def give_back() -> object:
-            wakeup = self._wakeups.get(consumer)
-            alone = wakeup.gives_back(3 * patience) if wakeup is not None else ""  # it connects, asks, asks again
+            alone = wakeup.gives_back()
             try:
                 count: object = client.eval(script.text.decode(), 1, self._prefix, consumer, 0, alone)
+            except BaseException:  # the server may do it yet
+                wakeup.gave_back(monotonic() + patience)
+                raise
             finally:
                 client.close()  # it is a rare thing, not worth a connection
-            if wakeup is not None:  # else the server may do it yet
-                wakeup.gave_back()
+            wakeup.gave_back()
             return count
 
         return give_back
@@ -683,6 +700,7 @@ class RedisTaskBroker(TaskBroker):
         if (wakeup := self._wakeups.get(consumer)) is not None and (wakeup.pending or wakeup.moved):
             await wakeup.unblock()
             await self.adopt()
+            wakeup.claimed("*")  # with one that did not end in time
             await self.script("farewell", consumer, 0, "")
             wakeup.moved = False
 
@@ -695,6 +713,7 @@ class RedisTaskBroker(TaskBroker):
                 await wakeup.close()
         await self.adopt()
         await self.script("farewell", consumer, 1, "")
+        self.unsure.discard(consumer)
 
     async def acquire(self, task: Task[Any], run_id: str) -> bool:
         lease = milliseconds(self.options.lease_seconds)
@@ -984,6 +1003,12 @@ async def heeding(call: Awaitable[Any]) -> Any:
     if caller.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+def heard(ended: "asyncio.Task[None]") -> None:
+    """What it ended with is told to who waits for it, if somebody does."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def milliseconds(seconds: float) -> int:

@@ -301,6 +301,9 @@ class ClusterNode(ServerFinder):
         return chosen
 
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":
-        timeouts: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+        timeouts: dict[str, Any] = {
+            "socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds,
+            "retry": SyncRetry(NoBackoff(), 0),
+        }  # fmt: skip
         host, port = self.place or self.seeds[0]
         return redis.Redis(host=host, port=port, ssl=self.tls, protocol=2, **self.options, **timeouts)

@@ -135,14 +135,14 @@ class WakeUp:
             or blocked.life != self.life  # after that: the thread that renews has changed it before
         ):
             return None
+        _, flags, at = blocked.seen
+        enabled = {name: flag is None or flag == b"true" for name, flag in zip(blocked.tasks, flags, strict=True)}
         letter = LETTERS[PRIORITIES.index(priority)]
         adoption = Adoption(self.consumer, letter, payload)
         broker.adoptions[adoption.batch] = adoption
         if blocked.spent:  # after that: a thread that gives back has set this before it looked there
             del broker.adoptions[adoption.batch]
             return None
-        _, flags, at = blocked.seen
-        enabled = {name: flag is None or flag == b"true" for name, flag in zip(blocked.tasks, flags, strict=True)}
         return Claim(adoption.batch, [Claimed(f"{letter}1", payload)], enabled, at=at)
 
     def claimed(self, letters: str) -> None:
@@ -162,19 +162,19 @@ class WakeUp:
         """Whether no call of a connection that was lost can move anything any more, unheard of."""
         return monotonic() - self.lost_at > self.broker.block_seconds + SURE_SECONDS
 
-    def gives_back(self, seconds: float) -> str:
-        """Called in another thread, which is about to give back what is in the inboxes, and takes so long at most.
+    def gives_back(self) -> str:
+        """Called in another thread, which is about to give back what is in the inboxes.
 
         Gives letters of those that it has to leave alone, for what is in there has started.
         """
-        self.gives_back_until = monotonic() + seconds
+        self.gives_back_until = math.inf
         for blocked in list(self.pending.values()):
             blocked.spent = True
         return "".join(a.letter for a in list(self.broker.adoptions.values()) if a.consumer == self.consumer)
 
-    def gave_back(self) -> None:
-        """The thread has, and what is moved from here on stays."""
-        self.gives_back_until = -math.inf
+    def gave_back(self, at: float = -math.inf) -> None:
+        """The thread has, and what is moved from here on stays; or, if it has failed, what is moved after ``at``."""
+        self.gives_back_until = at
 
     def collect(self) -> bool:
         """Forget the calls that have ended. True: the server refused one."""
@@ -228,7 +228,8 @@ class WakeUp:
         blocked = Blocked(asyncio.get_running_loop().create_future(), self.tasks, self.life)
         failed: Exception | None = None
         self.pending[priority] = blocked
-        blocked.spent = monotonic() < self.gives_back_until  # after that: the thread looks there when it has set this
+        if monotonic() < self.gives_back_until:  # after that: the thread looks there when it has set this
+            blocked.spent = True
 
         def answered(reply: Any, exc: Exception | None) -> None:
             nonlocal failed
@@ -242,9 +243,9 @@ class WakeUp:
                 and self.woken is not None
                 and not self.woken.done()
                 and blocked.in_vain
-                and not (reply and reply[0])
+                and reply in ([0], None)
             ):
-                self._call(priority, link)  # nothing was moved or is suspect: no reason to look
+                self._call(priority, link)  # nothing is in the inbox or suspect: no reason to look
             else:
                 self.wake()
 

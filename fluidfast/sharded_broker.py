@@ -364,28 +364,41 @@ class ShardedRedisBroker(TaskBroker):
         return min((due for due in dues if due is not None), default=None)
 
     async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
+        # In a task of its own: when we are cancelled, what a shard has given in that moment has to go back.
+        no_more = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(self._wait(consumer, timeout, tasks, no_more))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            no_more.set_result(None)
+            ending = self._under_way["wait", -1] = asyncio.ensure_future(give_back(self, waiting))
+            await asyncio.wait([ending])
+            raise
+
+    async def _wait(
+        self, consumer: str, timeout: float, tasks: Sequence[str] | None, no_more: "asyncio.Future[None]"
+    ) -> Claim | None:
         waits = {
             asyncio.ensure_future(shard.wait(consumer, timeout, tasks)): number
             for number, shard in enumerate(self.shards)
         }
-        done: set[asyncio.Task[Claim | None]] = set()
-        first: Claim | None = None
-        try:
-            done, _ = await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-            for task, number in waits.items():
-                if task.cancelled() or task.exception() is not None or (claim := task.result()) is None:
-                    continue
-                if first is None and task in done:
-                    first = claim
-                    first.batch = f"{number}:{claim.batch}"
-                else:  # one at a time; nobody waits any more for what comes when this is cancelled
-                    back = self._under_way["wait", number] = asyncio.ensure_future(give_back(self.shards[number], task))
-                    await asyncio.wait([back], timeout=LATE_SECONDS)
+        any_of: list[asyncio.Future[Any]] = [*waits, no_more]
+        await asyncio.wait(any_of, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        done = [task for task in waits if task.done()]
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
         self._woken.update(waits[task] for task in done)
+        first: Claim | None = None
+        for task, number in waits.items():
+            if task.cancelled() or task.exception() is not None or (claim := task.result()) is None:
+                continue
+            if first is None:
+                first = claim
+                first.batch = f"{number}:{claim.batch}"
+            else:  # one at a time
+                back = self._under_way["wait", number] = asyncio.ensure_future(give_back(self.shards[number], task))
+                await asyncio.wait([back], timeout=LATE_SECONDS)
         if first is None:
             for task in done:
                 task.result()
@@ -555,14 +568,14 @@ class ShardedChannel:
         self.channels[number](replace(batch, behind=behind), answered)
 
 
-async def give_back(shard: RedisTaskBroker, asking: "asyncio.Future[Claim] | asyncio.Task[Claim | None]") -> None:
+async def give_back(broker: TaskBroker, asking: "asyncio.Future[Claim] | asyncio.Task[Claim | None]") -> None:
     """What was claimed too late goes back to where it came from."""
     try:
         claim = await asking
         if claim is not None and claim.items:
-            await shard.release(claim.batch, [item.field for item in claim.items])
+            await broker.release(claim.batch, [item.field for item in claim.items])
     except BrokerError as exc:
-        logger.debug("broker %s: a late claim: %s", shard.url, exc)
+        logger.debug("broker %s: a late claim: %s", broker.url, exc)
 
 
 def added(lengths: Sequence[Mapping[str, int]]) -> dict[str, int]:

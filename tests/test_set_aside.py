@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha1
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.errors import BrokerConnectionError
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 
@@ -256,13 +258,13 @@ async def test_a_call_that_is_sent_while_the_thread_gives_back(broker: RedisTask
     """What it moves may be given back yet."""
     assert await settled(broker, await started(broker, b"x"))
     wakeup = wakeup_of(broker)
-    assert wakeup.gives_back(60) == ""
+    assert wakeup.gives_back() == ""
     waiting = asyncio.create_task(broker.wait("a", GIVE_UP, ()))
     await until(lambda: wakeup.woken is not None)
     await put(broker, b"y")
     assert await within(waiting) is None
     assert await take(broker, consumer="a") == [b"y"]
-    assert wakeup.gives_back(0) == ""  # it has failed: after so long, the server will not do it any more
+    wakeup.gave_back(monotonic())  # it has failed: what is moved from now on it will not give back any more
     assert await settled(broker, await started(broker, b"z"))
 
 
@@ -366,6 +368,45 @@ async def test_not_while_a_suspect_waits(broker: RedisTaskBroker) -> None:
     assert await within(waiting) is None
     assert await take(broker, consumer="a") == [b"x"]
     assert await take(broker, consumer="a") == [b"y"]
+
+
+async def test_what_is_in_its_inbox_unheard_of_is_found(
+    broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of a connection that was lost has moved it: seen when another call has run out."""
+    monkeypatch.setattr(RedisTaskBroker, "block_seconds", 0.2)
+    waiting = await waits(broker)
+    await broker.redis_cli.lpush(broker.keys.inbox("a", "low"), b"x")  # type: ignore[misc]
+    assert await within(waiting) is None
+    assert await take(broker, consumer="a") == [b"x"]
+
+
+async def test_one_asks_for_all(broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have something to say at once, what has started is put under its lease once."""
+    script = broker.script
+    asked: list[str] = []
+
+    async def noted(name: str, *arguments: Any) -> Any:
+        asked.append(name)
+        return await script(name, *arguments)
+
+    claim = await started(broker, b"x")
+    monkeypatch.setattr(broker, "script", noted)
+    first = asyncio.create_task(broker.renew("a", [claim.batch]))
+    await asyncio.sleep(0)
+    first.cancel()  # whoever asked first
+    assert await asyncio.gather(*(broker.renew("a", [claim.batch]) for _ in range(3))) == [[]] * 3
+    assert asked == ["adopt", "renew", "renew", "renew"]
+    assert await settled(broker, claim)
+
+
+async def test_closed_while_it_is_asked(broker: RedisTaskBroker) -> None:
+    await started(broker, b"x")
+    asking = asyncio.create_task(broker.adopt())
+    await asyncio.sleep(0)
+    await broker.close()
+    with pytest.raises(BrokerConnectionError):
+        await within(asking)
 
 
 async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -> None:
