@@ -34,7 +34,7 @@ def mixture(draw: random.Random, good: int, poisons: int, hungry: int) -> list[I
 def work_off(fleet: Fleet, workers: int, seconds: float, env: dict[str, str]) -> int:
     """Have so many workers work until nothing is left, starting another for each that dies. Gives how many died."""
     options: dict[str, Any] = {"app": app("poison"), "config": {"max_concurrent_tasks": CONCURRENCY}, "env": env}
-    fleet.workers(workers, **options)
+    fleet.workers(workers, ready=0, **options)  # the first run of all may be one that it dies of
     crashes = 0
 
     def done() -> bool:
