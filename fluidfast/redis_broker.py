@@ -560,6 +560,8 @@ class RedisTaskBroker(TaskBroker):
 
     def look_seconds(self, consumer: str) -> float:
         wakeup = self._wakeups.get(consumer)
+        if wakeup is not None and wakeup.unclaimed:  # it came in the moment in which the waiting was over
+            return 0.0
         return 30.0 if wakeup is not None and wakeup.is_sure else super().look_seconds(consumer)
 
     async def settle(self, settlement: Settlement) -> bool:

@@ -85,6 +85,7 @@ class WakeUp:
         self.pending: dict[TaskPriority, Blocked] = {}
         self.woken: asyncio.Future[None] | None = None
         self.moved = False  # something may be in the inbox
+        self.unclaimed = False  # and no claim has been answered since
         self.tasks: Sequence[str] = ()
         self.lives_at = self.lost_at = -math.inf
         self.life = 0
@@ -147,6 +148,7 @@ class WakeUp:
 
     def claimed(self, letters: str) -> None:
         """A claim has taken something from the inboxes with these letters, or from all of them, perhaps ("*")."""
+        self.unclaimed = False
         for priority, blocked in self.pending.items():
             if letters == "*" or LETTERS[PRIORITIES.index(priority)] in letters:
                 blocked.spent = True
@@ -185,10 +187,10 @@ class WakeUp:
                 if not blocked.end.cancelled() and (exc := blocked.end.exception()) is not None:
                     self.drop(priority)
                     refused = refused or isinstance(exc, ServerReply)
-                    self.moved = True  # its answer may have been lost
+                    self.moved = self.unclaimed = True  # its answer may have been lost
                     logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
                 elif not blocked.in_vain:
-                    self.moved = True
+                    self.moved = self.unclaimed = True
         return refused
 
     def wake(self) -> None:

@@ -226,12 +226,9 @@ async def test_one_of_several_and_the_rest_is_claimed(broker: RedisTaskBroker) -
     await put(broker, b"low", priority=LOW)
     await put(broker, b"high", priority=HIGH)
     await moved(broker, 2)
-    loop = asyncio.get_running_loop()
-    heard = [blocked.end for blocked in wakeup_of(broker).pending.values()]
     hears(broker)
     claim = await within(waiting)
     assert claim is not None
-    assert loop is heard[0].get_loop()
     rest = await take(broker, consumer="a")
     assert sorted([*(item.payload for item in claim.items), *rest]) == [b"high", b"low"]
     assert await settled(broker, claim)
@@ -381,6 +378,20 @@ async def test_what_is_in_its_inbox_unheard_of_is_found(
     assert await take(broker, consumer="a") == [b"x"]
 
 
+async def test_what_comes_when_the_waiting_is_over_is_claimed(broker: RedisTaskBroker) -> None:
+    waiting = await waits(broker)
+    assert broker.look_seconds("a") > 10
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await put(broker, b"x")
+    wakeup = wakeup_of(broker)
+    await until(lambda: any(blocked.end.done() for blocked in wakeup.pending.values()))
+    wakeup.collect()
+    assert broker.look_seconds("a") == 0
+    assert await take(broker, consumer="a") == [b"x"]
+    assert broker.look_seconds("a") > 10
+
+
 async def test_one_asks_for_all(broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many have something to say at once, what has started is put under its lease once."""
     script = broker.script
@@ -418,7 +429,8 @@ async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -
     for link, _ in wakeup_of(broker).links.values():
         link.abort()
     await within(waiting)
-    assert broker.look_seconds("a") < 10
+    assert await take(broker, consumer="a") == []
+    assert 0 < broker.look_seconds("a") < 10
     wakeup_of(broker).lost_at -= broker.block_seconds + SURE_SECONDS
     assert broker.look_seconds("a") > 10
     await broker.farewell("a")
