@@ -51,7 +51,7 @@ from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
 from .redis_link import Link, LinkLost, ServerReply, pack
 from .redis_servers import OPTIONS, ServerFinder, finder
-from .redis_wakeup import Adoption, WakeUp
+from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
@@ -529,7 +529,7 @@ class RedisTaskBroker(TaskBroker):
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
             for item in items:
                 item.strikes = struck.get(item.field, 0)
-        enabled = {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
+        enabled = enabled_by_name(tasks, flags)
         # a claim whose reply was lost gives what it gave, and no longer knows where that came from
         suspect = bool(alone) or (bool(strikes) and any(item.strikes >= SUSPECT_AFTER for item in items))
         return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)

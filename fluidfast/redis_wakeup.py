@@ -17,7 +17,7 @@ from .states import LETTERS, PRIORITIES, TaskPriority
 if TYPE_CHECKING:
     from .redis_broker import RedisTaskBroker
 
-__all__ = ["Adoption", "Blocked", "WakeUp"]
+__all__ = ["Adoption", "Blocked", "WakeUp", "enabled_by_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class WakeUp:
         ):
             return None
         _, flags, at = blocked.seen
-        enabled = {name: flag is None or flag == b"true" for name, flag in zip(blocked.tasks, flags, strict=True)}
+        enabled = enabled_by_name(blocked.tasks, flags)
         letter = LETTERS[PRIORITIES.index(priority)]
         adoption = Adoption(self.consumer, letter, payload)
         broker.adoptions[adoption.batch] = adoption
@@ -285,3 +285,8 @@ class WakeUp:
         for priority in list(self.links):
             self.drop(priority)
         self.pending.clear()
+
+
+def enabled_by_name(tasks: Sequence[str], flags: Sequence[bytes | None]) -> dict[str, bool]:
+    """The enabled flags of tasks as the scripts give them, in this order. A task that has none is enabled."""
+    return {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}

@@ -266,7 +266,7 @@ class TestRuns:
             await until(lambda: one.manager_id in one.broker._wakeups)
             await until(lambda: len(one.broker._wakeups[one.manager_id].pending) == 3)
         one.config.consume_tasks = False
-        await until(lambda: not one.engine._waiting)  # for ever
+        await until(lambda: not one.engine._waiting)  # which it does not do for ever
         if isinstance(one.broker, RedisTaskBroker):
             await until(lambda: not one.broker._wakeups[one.manager_id].pending)
         for n in range(3):

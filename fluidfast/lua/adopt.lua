@@ -2,12 +2,12 @@
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 lease in ms   4 letter of the queue   5 payload
--- returns 1, or 0 if it is not in the inbox any more: it is another consumer's, and nothing is said of it by this batch
+-- returns nothing. If it is not in the inbox any more it is another consumer's, and what is said of the batch refused
 -- called by  RedisTaskBroker.adopt
 local prefix = KEYS[1]
 local names = {h = 'high', m = 'medium', l = 'low'}
 local lease = prefix .. '-ff:lease:' .. ARGV[2]
-if redis.call('EXISTS', lease) == 1 then return 1 end -- the reply to this very call was lost
+if redis.call('EXISTS', lease) == 1 then return end -- the reply to this very call was lost
 local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[ARGV[4]]
 local found = false
 local others = {}
@@ -21,8 +21,7 @@ while payload do
   payload = redis.call('LPOP', inbox)
 end
 for _, other in ipairs(others) do redis.call('RPUSH', inbox, other) end
-if not found then return 0 end
+if not found then return end
 local now = redis.call('TIME')
 redis.call('HSET', lease, ARGV[4] .. '1', ARGV[5])
 redis.call('ZADD', prefix .. '-ff:leases', now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
-return 1
