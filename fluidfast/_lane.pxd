@@ -22,6 +22,9 @@ cdef class Lane:
     cdef bytes head
     cdef tuple pushes
     cdef bytes tail
+    cdef public double good_until           # seconds (monotonic)
     cdef public bytes came                  # of the answer, when it is not the one that confirms
 
-    cdef Outcome alone(self, str producer, long long sequence, int priority, bytes payload, bint look) except *
+    cdef Outcome alone(
+        self, str producer, long long sequence, int priority, bytes payload, double at, bint look
+    ) except *

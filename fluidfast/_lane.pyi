@@ -25,6 +25,7 @@ class Direct:
 class Lane:
     link: Any
     came: bytes
+    good_until: float
     @property
     def producer(self) -> str | None: ...
     def prepare(self, producer: str, head: bytes, pushes: tuple[bytes, ...], tail: bytes) -> None: ...

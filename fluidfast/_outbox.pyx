@@ -9,6 +9,7 @@ import types
 from asyncio import CancelledError, InvalidStateError, current_task
 
 cimport cython
+from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_GET_SIZE
 
 from ._clock cimport monotonic_us
@@ -20,6 +21,8 @@ cdef extern from "Python.h":
     object PyContext_CopyCurrent()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    void PyErr_SetObject(PyObject* kind, object value) noexcept
+    PyObject* STOP "PyExc_StopIteration"
 
 cdef enum:
     PENDING, FINISHED, CANCELLED
@@ -254,7 +257,10 @@ cdef class Confirmation:
                 raise RuntimeError("await wasn't used with future")
             self._asyncio_future_blocking = True
             return self
-        raise StopIteration(self.result())
+        if self.state != FINISHED or self.failure is not None or isinstance(self.value, (tuple, BaseException)):
+            raise StopIteration(self.result())      # of a tuple it would take the parts for its own
+        PyErr_SetObject(STOP, self.value)
+        raise StopIteration                         # which compiles to "as set", and makes no traceback of it
 
     def send(self, value):
         """One step, as of a coroutine."""
@@ -356,7 +362,7 @@ cdef class Outbox:
             if group:
                 break
         payload = <bytes?>group[0]
-        outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now - before < AT_ONCE)
+        outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now, now - before < AT_ONCE)
         if outcome == NOT_SENT:
             return False
         del group[:]

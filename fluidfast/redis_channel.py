@@ -1,5 +1,6 @@
 """The way of a producer's batches into Redis, on one connection."""
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ._lane import Lane
@@ -17,6 +18,8 @@ __all__ = ["BEGIN", "COMMIT", "RedisChannel", "is_durable"]
 BEGIN, COMMIT = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 PRODUCER_MS = 3_600_000
 """How long the mark of a producer's last batch is kept."""
+MARK_SECONDS = 60.0
+"""After that many seconds of batches that leave the mark's time to live as it is, one renews it."""
 
 
 class RedisChannel(Lane):
@@ -68,8 +71,10 @@ class RedisChannel(Lane):
         def guarded(reply: Any, exc: Exception | None) -> None:
             if exc is None and link.turn == turn:
                 link.watched = batch.producer
-                if durable is None and self.producer != batch.producer:
-                    self.prepare_for(batch.producer, mark)
+                if durable is None and not sent:
+                    self.good_until = monotonic() + MARK_SECONDS
+                    if self.producer != batch.producer:
+                        self.prepare_for(batch.producer, mark)
             elif isinstance(exc, ServerReply):
                 self.may_watch = False
             if durable is None:
@@ -106,8 +111,8 @@ class RedisChannel(Lane):
 
     def prepare_for(self, producer: str, mark: bytes) -> None:
         """Lay out what the transactions of a producer have in common, for ``alone``."""
-        begin = b"".join((BEGIN, b"*5\r\n", string(b"SET"), string(mark)))
-        middle = b"".join((string(b"PX"), string(b"%d" % PRODUCER_MS), b"*3\r\n", string(b"LPUSH")))
+        begin = b"".join((BEGIN, b"*4\r\n", string(b"SET"), string(mark)))
+        middle = b"".join((string(b"KEEPTTL"), b"*3\r\n", string(b"LPUSH")))
         pushes = tuple(middle + string(queue.encode()) for queue in self.queues)
         self.prepare(producer, begin, pushes, COMMIT + pack(("WATCH", mark)))
 

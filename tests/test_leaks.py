@@ -574,6 +574,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
     link = lane.link = Direct()
     link._fd, link._transport, link.watched = ours.fileno(), Transport(), "p"
     lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail")
+    lane.good_until = float("inf")
     producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
     payload = b"a payload"
     given.update(lane=lane, link=link, payload=payload)

@@ -206,6 +206,17 @@ class Awaits:
         for _ in range(count):
             await self.queue()
 
+    def _mark(self) -> str:
+        return self.broker.keys.producer(self.producer.id)  # type: ignore[attr-defined,no-any-return]
+
+    def marked(self, server: RedisServer) -> int:
+        """The number of the last batch, as the server knows it."""
+        return int(admin(server, "GET", self._mark()))
+
+    def mark_ms(self, server: RedisServer) -> int:
+        """For how long it will."""
+        return int(admin(server, "PTTL", self._mark()))
+
     async def in_the_await(self, payload: bytes = b"") -> bool:
         """Whether it is confirmed without a turn of the event loop. Two before it: the first is not looked for."""
         await self.row(2)
@@ -544,6 +555,33 @@ class TestInTheAwait:
                 await awaits.queue(b"%d" % n * size)
             assert await take(awaits.broker, 100) == awaits.sent
 
+    @pytest.mark.parametrize("number", [9, 10, 4_321, 10**9 - 1, 10**9, 123_456_789_012_345_678])
+    async def test_batches_of_any_number(self, server: RedisServer, number: int) -> None:
+        async with Awaits(server.url) as awaits:
+            assert await awaits.in_the_await()
+            awaits.producer._sequence = number - 1
+            await awaits.queue()
+            assert await awaits.in_the_await()
+            assert awaits.marked(server) == number + 3
+            assert await take(awaits.broker, 100) == awaits.sent
+
+    async def test_the_mark_is_kept_for_longer_now_and_then(self, server: RedisServer) -> None:
+        async with Awaits(server.url) as awaits:
+            before = awaits.mark_ms(server)
+            await asyncio.sleep(0.05)
+            assert await awaits.in_the_await()
+            assert 0 < awaits.mark_ms(server) <= before - 50
+            lane = awaits.producer._lane
+            assert lane is not None
+            assert monotonic() + 50 < lane.good_until <= monotonic() + 60
+            lane.good_until = monotonic()
+            await awaits.queue()
+            assert awaits.mark_ms(server) > before - 50
+            assert awaits.marked(server) == len(awaits.sent)
+            assert lane.good_until > monotonic() + 50
+            assert await awaits.in_the_await()
+            assert await take(awaits.broker, 100) == awaits.sent
+
     async def test_a_connection_that_is_closed(self, server: RedisServer) -> None:
         async with Awaits(server.url) as awaits:
             await awaits.row(2)
@@ -583,6 +621,7 @@ class TestInTheAwait:
             lane.link = Direct()
             lane.link._fd, lane.link._transport, lane.link.watched = ours.fileno(), Transport(), "p"
             lane.prepare("p", b"head ", (b"", b"push ", b""), b"tail")
+            lane.good_until = monotonic() + 600
             producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
             producer._enter_loop()
             producer.id, producer._lane, producer._lone, producer._task = "p", lane, 3, id(asyncio.current_task())
