@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .results import OURS, REFERENCE, Results, number, ratio, spread
@@ -290,7 +292,7 @@ def micro_aim(results: Results) -> Aim:
     found, least, aim = [], [], []
     for word, start, against, factor, words in MICRO:
         ratios = [
-            row["mean"] / group["ours"]["mean"]
+            row["faster"]
             for group in groups
             if word in group["file"] and group["group"].startswith(start)
             for row in group["baselines"]
@@ -308,22 +310,39 @@ def micro_aim(results: Results) -> Aim:
     return Aim("compiled modules against their baselines", "; ".join(found) or why, least, aim)
 
 
-def micro_groups(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """pytest-benchmark's report by group: ours, and what stands beside it."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for entry in report["benchmarks"]:
-        file = Path(entry["fullname"].split("::", 1)[0]).stem.removeprefix("test_").removeprefix("bench_")
-        case = entry["name"].partition("[")[2].rstrip("]") or entry["name"].removeprefix("test_")
-        name = "-".join(part for part in case.split("-") if not part.isdigit()) or case
-        stats = entry["stats"]
-        groups.setdefault((file, entry["group"] or entry["name"]), []).append(
-            {"name": name, "mean": stats["median"], "stddev": stats["stddev"]}
-        )
+def micro_groups(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """pytest-benchmark's reports by group: ours, and what stands beside it.
+
+    ``seconds``: the median over the reports. ``faster``: the median of what each report has for the two, which were
+    measured one right after the other there, so that a machine that changes its speed in between counts once.
+    """
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for report in reports:
+        for entry in report["benchmarks"]:
+            file = Path(entry["fullname"].split("::", 1)[0]).stem.removeprefix("test_").removeprefix("bench_")
+            case = entry["name"].partition("[")[2].rstrip("]") or entry["name"].removeprefix("test_")
+            name = "-".join(part for part in case.split("-") if not part.isdigit()) or case
+            rows = groups.setdefault((file, entry["group"] or entry["name"]), {})
+            rows.setdefault(name, []).append(entry["stats"]["median"])
     found = []
     for (file, group), rows in groups.items():
-        ours = next((row for row in rows if is_ours(row["name"], file)), rows[0])
-        others = [row for row in rows if row is not ours and not is_ours(row["name"], file)]
-        found.append({"file": file, "group": group, "ours": ours, "baselines": others})
+        ours = next((name for name in rows if is_ours(name, file)), next(iter(rows)))
+        others = [name for name in rows if name != ours and not is_ours(name, file)]
+        found.append(
+            {
+                "file": file,
+                "group": group,
+                "ours": {"name": ours, "seconds": median(rows[ours])},
+                "baselines": [
+                    {
+                        "name": name,
+                        "seconds": median(rows[name]),
+                        "faster": median(theirs / own for theirs, own in zip(rows[name], rows[ours], strict=True)),
+                    }
+                    for name in others
+                ],
+            }
+        )
     return found
 
 

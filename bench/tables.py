@@ -290,8 +290,8 @@ def micro_table(groups: Sequence[dict[str, Any]]) -> list[str]:
         return f"{number(seconds * 1e9)} ns"
 
     rows = [
-        [group["file"], group["group"], duration(group["ours"]["mean"]), row["name"], duration(row["mean"]),
-         times(row["mean"], group["ours"]["mean"])]
+        [group["file"], group["group"], duration(group["ours"]["seconds"]), row["name"], duration(row["seconds"]),
+         times(row["faster"], 1.0)]
         for group in groups
         for row in group["baselines"]
     ]  # fmt: skip
