@@ -93,14 +93,18 @@ class Marks:
 
     def reached(self, end: int) -> bool:
         """Whether each of the first ``end`` tasks has run. Cheap to ask again and again."""
+        return self.low(end) == end
+
+    def low(self, end: int) -> int:
+        """The first of the first ``end`` tasks that has not run, or ``end``."""
         found = self._map.find(b"\0", self._low, end)
         self._low = end if found < 0 else found
-        return found < 0
+        return self._low
 
-    def ran(self, end: int | None = None) -> int:
-        """How many of the first ``end`` tasks have run at least once."""
+    def ran(self, start: int = 0, end: int | None = None) -> int:
+        """How many of the tasks from ``start`` up to ``end`` have run at least once."""
         end = self.tasks if end is None else end
-        return end - self._map[:end].count(0)
+        return end - start - self._map[start:end].count(0)
 
     def duplicated(self, end: int | None = None) -> int:
         """Runs beyond the first, of the first ``end`` tasks."""

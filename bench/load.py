@@ -156,14 +156,14 @@ def e2e(options: argparse.Namespace, url: str) -> dict[str, Any]:
                     memory.tick()
                     producer_memory.tick()
                     if monotonic() - begun > options.timeout:
-                        raise BenchError(f"{marks.ran(tasks)} of {tasks} tasks ran within {options.timeout:.0f} s")
+                        raise BenchError(f"{marks.ran(0, tasks)} of {tasks} tasks ran within {options.timeout:.0f} s")
                     sleep(0.002)
                 produced = producer.result(30)
                 while not marks.reached(tasks):
                     worker.check()
                     memory.tick()
                     if monotonic() - begun > options.timeout:
-                        raise BenchError(f"{marks.ran(tasks)} of {tasks} tasks ran within {options.timeout:.0f} s")
+                        raise BenchError(f"{marks.ran(0, tasks)} of {tasks} tasks ran within {options.timeout:.0f} s")
                     sleep(0.002)
                 seconds = monotonic() - produced["started"]
             sleep(0.3)
@@ -174,7 +174,7 @@ def e2e(options: argparse.Namespace, url: str) -> dict[str, Any]:
             "tasks": tasks,
             "rate": tasks / seconds,
             "seconds": seconds,
-            "lost": tasks - marks.ran(tasks),
+            "lost": tasks - marks.ran(0, tasks),
             "duplicated": marks.duplicated(tasks),
             "memory": memory.report(),
             "produce": produced,
@@ -207,39 +207,92 @@ async def queue_length(url: str) -> int:
         await manager.on_shutdown()
 
 
-def backlog(options: argparse.Namespace, url: str) -> dict[str, Any]:
-    """Rates of queueing and running with ``waiting`` tasks waiting behind those that are measured."""
-    levels = []
-    for waiting in options.waiting:
-        with Marks.create(options.tasks) as marks, counters(url) as server:
+TURNS = 7
+"""How often each length of a backlog has its turn."""
+AHEAD = 10_000
+"""Runs that a worker may have done beyond those of its turn, until it is ended."""
+
+
+class Level:
+    """A backlog of one length, under a name of its own, so that several can be measured in turns.
+
+    ``turns``: for how many of them it is filled. What is measured are the first ``tasks`` that wait in each.
+    """
+
+    def __init__(self, options: argparse.Namespace, url: str, waiting: int, turns: int) -> None:
+        base, _, query = url.partition("?")
+        fields = dict(parse_qsl(query))
+        fields["name"] = f"{fields['name']}-{waiting}"
+        self.url = f"{base}?{urlencode(fields)}"
+        self.options, self.waiting, self.turns = options, waiting, turns
+        self.rates: list[tuple[float, float]] = []
+        self.cost: dict[str, Any] | None = None
+
+    def turn(self, marks: Marks) -> None:
+        """Queue on top of what waits; run what waits longest. A level that was filled for one turn is filled anew."""
+        if self.turns == 1:
+            run(clear(self.url))
+            self.fill(marks)
+        produced = self._queue(self.options.tasks, -2 - self.options.tasks)
+        options = self.options
+        command = leaf(Fluidfast, "worker", self.url, options.params, "--concurrency", options.concurrency)
+        with Child(command, marks.environment) as worker:
+            self.memory = Memory(worker.process.pid)
+            wanted = marks.low(marks.tasks) + options.tasks
+            found = until_marked(marks, wanted, worker, options.timeout, self.memory)
+        self.rates.append((produced["rate"], found["rate"]))
+
+    def fill(self, marks: Marks) -> None:
+        with counters(self.url) as server:
             empty = server and server.snapshot()
-
-            def queue(tasks: int, first: int) -> dict[str, Any]:
-                command = leaf(Fluidfast, "producer", url, options.params, "--tasks", tasks, "--first", first)
-                return watched(command, options.timeout)
-
-            queue(options.tasks, 0)
-            filled = queue(waiting, -2 - waiting)
+            self._queue(marks.tasks, 0)
+            self.filled = self._queue(self.waiting, -2 - self.waiting)
             full = server and server.snapshot()
-            # short ones, of which each meets the machine in another mood
-            on_top = [queue(options.tasks, -2 - options.tasks)["rate"] for _ in range(7)]
-            worker_command = leaf(Fluidfast, "worker", url, options.params, "--concurrency", options.concurrency)
-            with Child(worker_command, marks.environment) as worker:
-                memory = Memory(worker.process.pid)
-                found = until_marked(marks, options.tasks, worker, options.timeout, memory)
-        run(clear(url))
-        levels.append(
-            {
-                "waiting": waiting,
-                "produce_rate": median(on_top),
-                "drain_rate": found["rate"],
-                "fill_rate": filled["rate"],
-                **(cost_in(empty, full, waiting + options.tasks + 2) if empty and full else {}),
-                "worker_memory": memory.report(),
-                "producer_memory": filled["memory"],
-            }
-        )
-    return {"mode": "backlog", **Fluidfast.about(options.params), "tasks": options.tasks, "levels": levels}
+        if self.cost is None:  # later the server may still be freeing what was cleared
+            self.cost = cost_in(empty, full, self.waiting + marks.tasks + 2) if empty and full else {}
+
+    def _queue(self, tasks: int, first: int) -> dict[str, Any]:
+        options = self.options
+        command = leaf(Fluidfast, "producer", self.url, options.params, "--tasks", tasks, "--first", first)
+        return watched(command, options.timeout)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "waiting": self.waiting,
+            "produce_rate": median(rate for rate, _ in self.rates),
+            "drain_rate": median(rate for _, rate in self.rates),
+            "fill_rate": self.filled["rate"],
+            **(self.cost or {}),
+            "worker_memory": self.memory.report(),
+            "producer_memory": self.filled["memory"],
+        }
+
+
+def backlog(options: argparse.Namespace, url: str) -> dict[str, Any]:
+    """Rates of queueing and running with ``waiting`` tasks waiting behind those that are measured.
+
+    The longest stands on the server all the time and is measured in turns with the others, so a machine that is slow
+    for a while is slow for each.
+    """
+    tasks, longest = options.tasks, max(options.waiting)
+    levels = [Level(options, url, waiting, TURNS if waiting == longest else 1) for waiting in options.waiting]
+    with Marks.create((tasks + AHEAD) * TURNS) as marks:
+        try:
+            for level in levels:
+                if level.turns > 1:
+                    level.fill(marks)
+            for _ in range(TURNS):
+                for level in levels:
+                    if level.turns > 1:
+                        level.turn(marks)
+                        continue
+                    with Marks.create(tasks) as fresh:
+                        level.turn(fresh)
+            found = [level.report() for level in levels]
+        finally:
+            for level in levels:
+                run(clear(level.url))
+    return {"mode": "backlog", **Fluidfast.about(options.params), "tasks": tasks, "levels": found}
 
 
 def rtt(options: argparse.Namespace, url: str) -> dict[str, Any]:
