@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
 import logging
 import sys
 import threading
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -675,3 +677,64 @@ async def test_execute_twice() -> None:
     with pytest.raises(TaskRunError, match="invalid state transition success -> running"):
         await run.execute()
     assert run.state is TaskState.success
+
+
+class TestInThePlaceOfOneThatIsGone:
+    """A run is made where another one was; nothing of that is left, and it goes as any object does."""
+
+    FIELDS = ("state", "queued", "start", "end", "execute_after", "rate_limit_attempt", "retry_attempt", "extra")
+
+    def make(self) -> Any:
+        return TaskRun(id="new", task=plain)
+
+    def test_nothing_is_left(self) -> None:
+        first = self.make()
+        wanted = [getattr(first, name) for name in self.FIELDS]
+        for _ in range(3):
+            used: list[Any] = [
+                TaskRun(
+                    id=f"old-{n}", task=mail, params=Mail("me"), state=TaskState.running, queued=MOMENT, start=MOMENT,
+                    end=MOMENT, execute_after=MOMENT, rate_limit_attempt=3, retry_attempt=4, from_run_id="a",
+                    root_run_id="b",
+                )
+                for n in range(2000)
+            ]  # fmt: skip
+            for run in used:
+                run.extra = {"reply": b"1"}
+            places = set(map(id, used))
+            del used, run
+            fresh = [self.make() for _ in range(2000)]
+            assert len(places & set(map(id, fresh))) >= 1000
+            for run in fresh:
+                assert [getattr(run, name) for name in self.FIELDS] == wanted
+                assert (run.task, run.params, run.from_run_id, run.root_run_id) == (plain, first.params, "", "")
+            assert gc.is_tracked(fresh[0])
+            del run, fresh
+
+    def test_a_cycle_goes(self) -> None:
+        class Kept:
+            pass
+
+        for _ in range(3):
+            runs = [self.make() for _ in range(2000)]
+            gone = []
+            for run in runs:
+                kept = Kept()
+                run.params = {"kept": kept, "run": run}
+                gone.append(weakref.ref(kept))
+            del runs, run, kept
+            gc.collect()
+            assert not [ref for ref in gone if ref() is not None]
+
+    def test_of_a_subclass(self) -> None:
+        class Own(TaskRun[Any, Any]):
+            def __init__(self, **fields: Any) -> None:
+                super().__init__(**fields)
+                self.more = list(range(10))
+
+        for _ in range(3):
+            owns = [Own(id="own", task=plain) for _ in range(2000)]
+            others = [self.make() for _ in range(2000)]
+            assert all(type(run) is Own and len(run.more) == 10 for run in owns)
+            assert all(type(run) is TaskRun for run in others)
+            del owns, others
