@@ -20,6 +20,7 @@ import pydantic
 import pytest
 
 from fluidfast import Task, TaskPriority, TaskRun, TaskState, task
+from fluidfast._codec import Codec
 from fluidfast._machine import Listeners, RunState
 from fluidfast.errors import TaskAbortedError, TaskRunError
 from fluidfast.params import Params
@@ -684,8 +685,10 @@ class TestInThePlaceOfOneThatIsGone:
 
     FIELDS = ("state", "queued", "start", "end", "execute_after", "rate_limit_attempt", "retry_attempt", "extra")
 
+    codec = Codec({})
+
     def make(self) -> Any:
-        return TaskRun(id="new", task=plain)
+        return self.codec.create(plain, None, "new", {}, None, Listeners(0))
 
     def test_nothing_is_left(self) -> None:
         first = self.make()
