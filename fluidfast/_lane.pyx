@@ -100,7 +100,7 @@ cdef class Lane:
         size = put(request, 0, self.head)
         size = put_number(request, size, sequence)
         size = put(request, size, push)
-        size = put_header(request, size, 36, PyBytes_GET_SIZE(payload))
+        size = put_header(request, size, PyBytes_GET_SIZE(payload))
         size = put(request, size, payload)
         size = put(request, size, b"\r\n")
         size = put(request, size, self.tail)
@@ -146,17 +146,19 @@ cdef Py_ssize_t put(char* target, Py_ssize_t at, bytes piece) noexcept:
 
 cdef Py_ssize_t put_number(char* target, Py_ssize_t at, long long number) noexcept:
     """A number as a bulk string (RESP)."""
-    cdef Py_ssize_t digits = at + (4 if number < 1000000000 else 5)
-    cdef Py_ssize_t end = put_decimal(target, digits, number)
-    put_header(target, at, 36, end - digits)
-    target[end] = 13
-    target[end + 1] = 10
-    return end + 2
+    cdef char digits[20]
+    cdef Py_ssize_t size = put_decimal(digits, 0, number)
+    at = put_header(target, at, size)
+    memcpy(target + at, digits, size)
+    at += size
+    target[at] = 13
+    target[at + 1] = 10
+    return at + 2
 
 
-cdef Py_ssize_t put_header(char* target, Py_ssize_t at, char kind, Py_ssize_t size) noexcept:
-    """What stands before a string or an array."""
-    target[at] = kind
+cdef Py_ssize_t put_header(char* target, Py_ssize_t at, Py_ssize_t size) noexcept:
+    """What stands before a bulk string of so many bytes."""
+    target[at] = 36
     at = put_decimal(target, at + 1, size)
     target[at] = 13
     target[at + 1] = 10

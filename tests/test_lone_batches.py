@@ -223,6 +223,7 @@ class Awaits:
         turns: list[None] = []
         self.producer._turned, self.producer._hold = monotonic(), 1.0  # the event loop had its turn just now
         asyncio.get_running_loop().call_soon(turns.append, None)
+        self.producer._awaited = monotonic()  # and so was the last one awaited, however busy the machine is
         await self.queue(payload)
         return not turns
 
