@@ -92,7 +92,7 @@ cdef class Slots:
     cdef int wake(self) except -1:
         # One is enough: each slot that takes a run wakes the next while there is more.
         cdef Slot slot
-        if not self._ready:
+        if not self._ready or self._draining:
             return 0
         if self._idle:
             waiter = self._idle.popleft()
@@ -133,7 +133,7 @@ cdef class Slots:
         assert task is not None
         now = yielded = monotonic()
         while True:
-            if not ready:
+            if not ready or self._draining:  # what has not started then goes back
                 waiter = loop.create_future()
                 self._idle.append(waiter)
                 await waiter

@@ -210,6 +210,7 @@ class Engine(Slots, Worker):
         while self._running and monotonic() < deadline:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
+        await self._release_ready()  # what a claim gave that took long
         if not await self._settler.settle_all(deadline + 5):
             logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
 

@@ -259,11 +259,10 @@ class TaskManager(QueueFront):
         objects.
 
         They are validated, encoded and sent in batches, a few in flight, so memory stays flat; all are confirmed when
-        this
-        returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued, it
-        and
-        those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the summary so
-        far after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or ``queued``.
+        this returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued,
+        it and those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the
+        summary so far after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or
+        ``queued``.
 
         Raises:
             As ``queue``; the exception's ``summary`` says what was confirmed before it, and ``index`` which item did

@@ -139,7 +139,7 @@ def test_a_bug_is_seen(tmp_path: Path, server: RedisServer, client: redis.Redis)
     """Workers that settle what they claim before they run it: what a kill takes with it is lost."""
     (tmp_path / "sitecustomize.py").write_text("import plants\nplants.plant('ack-before-run')\n")
     paths = os.pathsep.join((str(tmp_path), str(FAULTS)))
-    options = ("--minutes", "0.1", "--seed", "7", "--json", "-")
+    options = ("--minutes", "0.1", "--rate", "0", "--seed", "7", "--json", "-")  # no worker is idle when it is killed
     done = run("chaos", "--broker", server.url, *options, cwd=tmp_path, PYTHONPATH=paths)
     assert done.returncode == 1, done
     result = json.loads(done.stdout)
