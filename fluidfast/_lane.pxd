@@ -10,14 +10,29 @@ cdef class Direct:
     cdef public int _fd
     cdef public object watched              # whose mark nobody wrote since the server watches it for this connection
     cdef public Py_ssize_t turn             # transactions and scripts of producers that were sent
+    cdef public bint begun                  # the first byte of the next command has been sent
 
     cdef bint idle(self) except -1
 
 cdef enum Outcome:
     NOT_SENT, SENT, CONFIRMED
 
+cdef class HeadStart:
+    cdef readonly bint given                # to the next command
+    cdef long long usual[2]                 # nanoseconds that one takes, without and with it; 0: not known
+    cdef bint trying                        # the other way
+    cdef int bad                            # blocks in a row in which the other way seemed quicker
+    cdef int left                           # blocks until the other way is tried
+    cdef int blocks                         # how many those were
+    cdef int count                          # of commands in this block
+    cdef long long sum                      # of nanoseconds
+
+    cpdef bint took(self, long long spent)
+
 cdef class Lane:
     cdef public Direct link
+    cdef readonly HeadStart head_start
+    cdef long long spent                    # nanoseconds, on the head start of the next command
     cdef readonly str producer              # whose mark the pieces are for
     cdef bytes head
     cdef tuple pushes

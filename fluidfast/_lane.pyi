@@ -3,7 +3,7 @@ from typing import Any
 
 from .broker import Batch, Confirm
 
-__all__ = ["SHORT_BYTES", "Direct", "Lane"]
+__all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]
 
 SHORT_BYTES: int
 """A command that is shorter is answered at once."""
@@ -12,6 +12,7 @@ class Direct:
     closed: bool
     watched: str | None
     turn: int
+    begun: bool
     _transport: Any
     _waiting: deque[Any]
     _oldest: float
@@ -22,8 +23,15 @@ class Direct:
     _fd: int
     def abort(self) -> None: ...
 
+class HeadStart:
+    @property
+    def given(self) -> bool: ...
+    def took(self, spent: int) -> bool: ...
+
 class Lane:
     link: Any
+    @property
+    def head_start(self) -> HeadStart: ...
     came: bytes
     good_until: float
     @property

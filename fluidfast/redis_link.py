@@ -112,7 +112,10 @@ class Link(Direct, asyncio.Protocol):
         if not self._waiting:
             self._oldest = monotonic()
         self._waiting.extend(takers)
-        if command:
+        if command and self.begun:
+            self.begun = False
+            self._transport.write(memoryview(command)[1:])
+        elif command:
             self._transport.write(command)
         if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:
             self._polling = True
