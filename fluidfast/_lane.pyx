@@ -73,16 +73,16 @@ cdef class HeadStart:
     machine, and costs both sides a system call. What is quicker depends on the machine, on what else the server does,
     and on what the caller does between two runs; so it is found out. What is quicker goes on, for twice as many blocks
     of commands each time that it is found so again; then the other way is tried, and earlier when this one does worse
-    for some blocks in a row. A head start has to save a fifth, and is tried for as many blocks: it may take that long
-    until the kernel's idea of when to sleep has changed.
+    for TRIES blocks in a row. A head start has to save a fifth, and is tried for up to TRIES blocks: it may take that
+    long until the kernel's idea of when to sleep has changed.
     """
 
     def __init__(self):
         self.left = self.blocks = 1
 
     cpdef bint took(self, long long spent):
-        """A command was sent and answered in so many nanoseconds, with what its head start took. Gives whether the next
-        one is to get one."""
+        """A command was sent and answered, or looked for in vain, in so many nanoseconds, with what its head start
+        took. Gives whether the next one is to get one."""
         cdef bint pays
         self.count += 1
         if self.count > SETTLING:
@@ -201,6 +201,9 @@ cdef class Lane:
                 self.spent = 0
             return CONFIRMED
         link.watched = None
+        if count < 0:                   # which takes longer still
+            self.head_start.took(now - began + self.spent)
+            self.spent = 0
         if count > 0:
             self.came = PyBytes_FromStringAndSize(answer, count)
         return SENT                     # what does not come in time is looked for by the event loop, which counts it

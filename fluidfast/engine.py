@@ -210,8 +210,14 @@ class Engine(Slots, Worker):
         while self._running and monotonic() < deadline:
             self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=max(0.0, deadline - monotonic()))
-        await self._release_ready()  # what a claim gave that took long
-        if not await self._settler.settle_all(deadline + 5):
+        claiming.cancel()
+        await asyncio.wait([claiming], timeout=END_SECONDS)
+        try:
+            async with asyncio.timeout(END_OF_WAITING_SECONDS):
+                await self._release_ready()  # what a claim gave that was answered late
+        except TimeoutError:
+            logger.warning("%s: cannot give back what it has not started, its lease will run out", self.worker_name)
+        if not await self._settler.settle_all(monotonic() + 5):
             logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
 
     async def _say_farewell(self) -> None:

@@ -1,8 +1,8 @@
 """The way of a producer's batches into Redis, on one connection."""
 
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ._clock import monotonic_seconds
 from ._lane import Lane
 from .broker import Batch, Confirm
 from .errors import ConnectionLostError
@@ -71,8 +71,8 @@ class RedisChannel(Lane):
         def guarded(reply: Any, exc: Exception | None) -> None:
             if exc is None and link.turn == turn:
                 link.watched = batch.producer
-                if durable is None and not sent:
-                    self.good_until = monotonic() + MARK_SECONDS
+                if durable is None and not sent and outcome[1] is None:
+                    self.good_until = monotonic_seconds() + MARK_SECONDS
                     if self.producer != batch.producer:
                         self.prepare_for(batch.producer, mark)
             elif isinstance(exc, ServerReply):

@@ -113,8 +113,8 @@ class Link(Direct, asyncio.Protocol):
             self._oldest = monotonic()
         self._waiting.extend(takers)
         if command and self.begun:
-            self.begun = False
             self._transport.write(memoryview(command)[1:])
+            self.begun = False
         elif command:
             self._transport.write(command)
         if not self._polling and self._oldest >= self._poll_from and len(command) < SHORT_BYTES:

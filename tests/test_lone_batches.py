@@ -508,6 +508,19 @@ class TestInTheAwait:
             assert b"too much" not in taken
             assert taken[-1] == b"fits"
 
+    async def test_after_a_server_without_memory_the_mark_has_an_end(self, server: RedisServer) -> None:
+        """None of what was refused has set it, so there is no time to live to keep."""
+        async with Awaits(server.url) as awaits:
+            await awaits.producer.close()  # from here on as another producer
+            admin(server, "CONFIG", "SET", "maxmemory", "1")
+            for _ in range(6):
+                with pytest.raises(BrokerFullError):
+                    await awaits.queue(b"too much")
+            admin(server, "CONFIG", "SET", "maxmemory", "0")
+            await awaits.row(1)
+            assert 0 < awaits.mark_ms(server) <= 3_600_000
+            await take(awaits.broker, 100)
+
     async def test_a_mark_that_is_gone(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
         async with Awaits(server.url) as awaits:
             came = taken_over(awaits, monkeypatch)
