@@ -573,7 +573,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
     lane = OfOne()
     link = lane.link = Direct()
     link._fd, link._transport, link.watched = ours.fileno(), Transport(), "p"
-    lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail")
+    lane.prepare("p", b"*head", (b"high", b"medium", b"low"), b"tail")
     lane.good_until = float("inf")
     producer = Producer(TaskBroker.from_url("redis://127.0.0.1:1"))
     payload = b"a payload"
@@ -588,7 +588,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
         try:
             assert await producer.submit(loop, 1, payload, value) is value
         finally:
-            assert theirs.recv(1000).startswith(b"head")
+            assert theirs.recv(1000).removeprefix(b"*").startswith(b"head")  # that one may have come ahead
             with contextlib.suppress(BlockingIOError):  # it is not looked for after a pause, as on a busy machine
                 ours.recv(1000, socket.MSG_DONTWAIT)
 
@@ -601,7 +601,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
         future.result()
 
     confirms = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:1\r\n+OK\r\n"
-    yield "lane, prepared", lambda: lane.prepare("p", b"head", (b"high", b"medium", b"low"), b"tail"), None
+    yield "lane, prepared", lambda: lane.prepare("p", b"*head", (b"high", b"medium", b"low"), b"tail"), None
     yield "lane, prepared wrong", lambda: lane.prepare("p", b"", value, b""), TypeError  # type: ignore[arg-type]
     yield "lane, confirmed, executed", lambda: loop.run_until_complete(one(confirms)), None
     yield "lane, refused, executed", lambda: loop.run_until_complete(one(b"-no")), RuntimeError
