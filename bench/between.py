@@ -21,7 +21,7 @@ from fluidfast import TaskManager
 from .common import params, resp
 from .driver import new_loop, report
 from .limits import connect, lines, payload
-from .load import broker, table
+from .load import broker, shown
 from .ours import make_task
 
 ROUNDS = 7
@@ -91,10 +91,7 @@ def main() -> None:
     def call() -> dict[str, Any] | None:
         with broker(options) as url, asyncio.Runner(loop_factory=lambda: new_loop(True)) as runner:
             found = runner.run(measure(url, options.work_us))
-        if options.json:
-            return found
-        print("\n".join(table(found)))
-        return None
+        return shown(found, options.json)
 
     sys.exit(report(call, plain=not options.json))
 

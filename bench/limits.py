@@ -18,7 +18,7 @@ from fluidfast import TaskManager
 
 from .common import params, resp
 from .driver import new_loop, report
-from .load import broker, table
+from .load import broker, shown
 from .ours import make_task
 
 IN_FLIGHT = 8
@@ -197,10 +197,7 @@ def main() -> None:
             found = run_on(True, url, options.seconds)
             plain = run_on(False, url, min(0.3, options.seconds))
             found["round_trips_ping_asyncio"] = plain["round_trips_ping"]
-        if options.json:
-            return found
-        print("\n".join(table(found)))
-        return None
+        return shown(found, options.json)
 
     sys.exit(report(call, plain=not options.json))
 

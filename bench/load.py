@@ -483,6 +483,14 @@ def table(found: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{label:<36}{value:,}" if isinstance(value, int) else f"{label:<36}{value}"
 
 
+def shown(found: dict[str, Any], as_json: bool) -> dict[str, Any] | None:
+    """What is left for ``report`` to print: the result as JSON, or nothing, since it has been printed as a table."""
+    if as_json:
+        return found
+    print("\n".join(table(found)))
+    return None
+
+
 def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in (*PROGRAMS, "flood"):
         sys.exit(small_program())
@@ -495,10 +503,7 @@ def main() -> None:
             raise BenchError(str(exc)) from exc
         if options.plot:
             plot.memory(found, options.plot)
-        if options.json:
-            return found
-        print("\n".join(table(found)))
-        return None
+        return shown(found, options.json)
 
     sys.exit(report(call, plain=not options.json))
 

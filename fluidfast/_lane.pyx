@@ -43,10 +43,10 @@ cdef enum:
     REQUEST_BYTES = 4096
     ANSWER_BYTES = 1024
 
-    BLOCK = 64
+    BLOCK = 64                          # commands: the mean of fewer is that of chance
     SETTLING = 8                        # the first ones of a block do not count
     TRIES = 4
-    SHORTEST = 4                        # in blocks
+    SHORTEST = 4                        # blocks until the other way is tried
     LONGEST = 128
 
 cdef long long LOOK_NS = 1000           # from one look to the next: the kernel, and the core beside, have work to do
@@ -69,7 +69,7 @@ cdef class Direct:
 cdef class HeadStart:
     """Whether the first byte of the next command is to be sent ahead of it.
 
-    That saves the waking of a server that would have fallen asleep in between, which takes up to 50 us on a virtual
+    That saves the waking of a server that would have fallen asleep in between, which takes 20 us or more on a virtual
     machine, and costs both sides a system call. What is quicker depends on the machine, on what else the server does,
     and on what the caller does between two runs; so it is found out. What is quicker goes on, for twice as many blocks
     of commands each time that it is found so again; then the other way is tried, and earlier when this one does worse
