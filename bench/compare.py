@@ -50,6 +50,8 @@ class Piece:
     once: bool = False
 
 
+# What a piece is compared with, if that has another name.
+SAME = {"buffered": "one", "many": "gather", "bulk": "gather", "local": "memory e2e"}
 # Tasks of a piece: quick, full.
 SIZES = {
     "one": (20_000, 60_000),  # two seconds, as long as the others: a round trip has two states (PROFILE.md)
@@ -117,6 +119,13 @@ def peer_pieces(peer: Peer, python: str, quick: bool) -> Iterator[Piece]:
         yield Piece(subject, "idle", (python, "-m", peer.module, "latency", *common, "--tasks", "10"), 100.0, True)
         if "local" in peer.tasks:
             yield Piece(subject, "local", (python, "-m", peer.module, "local", "--tasks", tasks("local")), 60.0)
+
+
+def side_by_side(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same measurement of one after the other, so that what is compared is measured within the same minutes: a
+    machine that others use, too, changes its speed."""
+    order = list(dict.fromkeys(SAME.get(piece.name, piece.name) for piece in pieces))
+    return sorted(pieces, key=lambda piece: order.index(SAME.get(piece.name, piece.name)))
 
 
 def measure(piece: Piece, server: RedisServer) -> dict[str, Any]:
@@ -272,7 +281,7 @@ def main() -> int:
             say("ready")
     with RedisServer(binary) as server:
         about = machine(server)
-        runs, failed = measure_all(pieces, server, options.repeats)
+        runs, failed = measure_all(side_by_side(pieces), server, options.repeats)
     failures.update(failed)
     groups: list[dict[str, Any]] = []
     if OURS in chosen and not options.no_micro:

@@ -73,7 +73,7 @@ cdef class HeadStart:
     machine, and costs both sides a system call. What is quicker depends on the machine, on what else the server does,
     and on what the caller does between two runs; so it is found out. What is quicker goes on, for twice as many blocks
     of commands each time that it is found so again; then the other way is tried, and earlier when this one does worse
-    for TRIES blocks in a row. A head start has to save a fifth, and is tried for up to TRIES blocks: it may take that
+    for TRIES blocks in a row. A head start has to save a tenth, and is tried for up to TRIES blocks: it may take that
     long until the kernel's idea of when to sleep has changed.
     """
 
@@ -91,7 +91,7 @@ cdef class HeadStart:
             return self.given
         self.usual[self.given] = self.sum // (BLOCK - SETTLING)
         self.count = self.sum = 0
-        pays = self.usual[1] != 0 and self.usual[1] * 5 < self.usual[0] * 4
+        pays = self.usual[1] != 0 and self.usual[1] * 10 < self.usual[0] * 9
         self.left -= 1
         self.bad = self.bad + 1 if pays != self.given else 0
         if self.trying:

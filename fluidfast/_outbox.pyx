@@ -365,8 +365,8 @@ cdef class Outbox:
         outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now, now - before < AT_ONCE)
         if outcome == NOT_SENT:
             return False
-        del group[:]
-        del self._waiters[:]
+        group.pop()
+        self._waiters.pop()
         self._count = self._bytes = 0
         self._sequence += 1
         if outcome == CONFIRMED:

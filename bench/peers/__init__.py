@@ -36,7 +36,7 @@ PEERS = (
     Peer(
         "aio-fluid",
         ("aio-fluid>=2.12,<2.13", "redis[hiredis]", "uvloop"),
-        {"one": 4000, "gather": 6000, "drain": 1200},
+        {"one": 12_000, "gather": 12_000, "drain": 1200},
         python=(3, 12),
     ),
     Peer("huey", ("huey~=3.5", "redis[hiredis]"), {"one": 10_000, "drain": 5000, "local": 20_000}),
