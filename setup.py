@@ -24,7 +24,9 @@ DIRECTIVES = {
 }
 
 # module, in the order of the floors (shared headers are the .pxd beside each)
-MODULES = ("_pqueue", "_machine", "_clock", "_lane", "_run", "_codec", "_leases", "_outbox", "_slots", "_front")
+MODULES = (
+    "_pqueue", "_machine", "_clock", "_resp", "_lane", "_run", "_codec", "_leases", "_outbox", "_slots", "_front",
+)  # fmt: skip
 
 macros = [("CYTHON_TRACE_NOGIL", "1")] if TRACE else []
 flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if SANITIZE else []

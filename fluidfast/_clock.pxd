@@ -4,6 +4,7 @@ cdef int64_t now_us() noexcept
 cdef int64_t monotonic_us() noexcept nogil
 cdef int64_t monotonic_ns() noexcept nogil
 cdef str make_id()
+cdef int forks() noexcept
 
 cdef inline void put_hex(uint8_t* target, const uint8_t* source) noexcept:
     """16 bytes as 32 lower-case hex digits."""

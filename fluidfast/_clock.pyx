@@ -17,6 +17,7 @@ cdef int POOL_SIZE = 4096
 cdef bytes _pool = b""
 cdef int _used = 0
 cdef bint _fork_guarded = False
+cdef int _forks = 0
 
 
 cdef int64_t now_us() noexcept:
@@ -35,17 +36,23 @@ cdef int64_t monotonic_ns() noexcept nogil:
     return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
-def _forget_pool():
-    # A forked child would hand out the ids that its parent hands out.
-    global _pool, _used
+cdef int forks() noexcept:
+    """How many times what the process knows of itself was that of its parent, since the first id was made."""
+    return _forks
+
+
+def _forked():
+    # A child would hand out the ids that its parent hands out.
+    global _pool, _used, _forks
     _pool = b""
     _used = 0
+    _forks += 1
 
 
 cdef int _refill() except -1:
     global _pool, _used, _fork_guarded
     if not _fork_guarded:
-        os.register_at_fork(after_in_child=_forget_pool)
+        os.register_at_fork(after_in_child=_forked)
         _fork_guarded = True
     _pool = os.urandom(POOL_SIZE)
     _used = 0

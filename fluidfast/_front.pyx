@@ -1,7 +1,5 @@
 """``queue()``: the calls that are made a million times, up to the outbox. What else a manager does is Python."""
 
-from asyncio import get_running_loop
-
 cimport cython
 
 from ._codec cimport Codec
@@ -59,7 +57,7 @@ cdef class QueueFront:
         if not self._never_takes and self.broker.push(run.prio, payload):
             return done(run)
         try:
-            loop = get_running_loop()
+            loop = self._producer.running_loop()
         except RuntimeError:  # it is for asyncio.run, which will make one
             return self._send(run, payload)
         if not self._buffers:

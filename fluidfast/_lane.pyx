@@ -10,11 +10,12 @@ is an answer: a server that reads it takes as long again to fall asleep (``HeadS
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcmp, strlen
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from ._clock cimport monotonic_ns
+from ._resp cimport put, put_number, put_string
 
 __all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]
 
@@ -157,9 +158,7 @@ cdef class Lane:
         size = put(request, 0, self.head)
         size = put_number(request, size, sequence)
         size = put(request, size, push)
-        size = put_header(request, size, PyBytes_GET_SIZE(payload))
-        size = put(request, size, payload)
-        size = put(request, size, b"\r\n")
+        size = put_string(request, size, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         size = put(request, size, self.tail)
         rest = request + link.begun     # the first byte may be there
         size -= link.begun
@@ -207,46 +206,6 @@ cdef class Lane:
         if count > 0:
             self.came = PyBytes_FromStringAndSize(answer, count)
         return SENT                     # what does not come in time is looked for by the event loop, which counts it
-
-
-cdef Py_ssize_t put(char* target, Py_ssize_t at, bytes piece) noexcept:
-    memcpy(target + at, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
-    return at + PyBytes_GET_SIZE(piece)
-
-
-cdef Py_ssize_t put_number(char* target, Py_ssize_t at, long long number) noexcept:
-    """A number as a bulk string (RESP)."""
-    cdef char digits[20]
-    cdef Py_ssize_t size = put_decimal(digits, 0, number)
-    at = put_header(target, at, size)
-    memcpy(target + at, digits, size)
-    at += size
-    target[at] = 13
-    target[at + 1] = 10
-    return at + 2
-
-
-cdef Py_ssize_t put_header(char* target, Py_ssize_t at, Py_ssize_t size) noexcept:
-    """What stands before a bulk string of so many bytes."""
-    target[at] = 36
-    at = put_decimal(target, at + 1, size)
-    target[at] = 13
-    target[at + 1] = 10
-    return at + 2
-
-
-cdef Py_ssize_t put_decimal(char* target, Py_ssize_t at, long long number) noexcept:
-    """A number from 0. The C library's own way goes through more code than a core keeps at hand."""
-    cdef char digits[20]
-    cdef int left = 20
-    while True:
-        left -= 1
-        digits[left] = 48 + number % 10
-        number //= 10
-        if number == 0:
-            break
-    memcpy(target + at, digits + left, 20 - left)
-    return at + 20 - left
 
 
 cdef const char* BEFORE = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n:"

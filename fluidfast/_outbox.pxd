@@ -28,6 +28,9 @@ cpdef int settle_all(list waiters, object failure) except -1
 
 cdef class Outbox:
     cdef public object _loop
+    cdef object _runs                   # what the thread said that it runs, and the event loop that it was
+    cdef object _runs_loop
+    cdef int _runs_forks
     cdef public object _in_flight
     cdef public object _lost
     cdef public tuple _groups           # payloads by priority: three lists
@@ -59,5 +62,6 @@ cdef class Outbox:
     cdef bint hasten(self, Confirmation future) except -1
     cdef int turned(self, int left) except -1
     cdef int add(self, object loop, int priority, bytes payload) except -1
+    cpdef object running_loop(self)
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value)
     cpdef object accept(self, object loop, int priority, bytes payload)

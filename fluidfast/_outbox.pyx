@@ -6,13 +6,13 @@ together: the event loop gets one handle a batch, where each ``asyncio.Future`` 
 
 import asyncio
 import types
-from asyncio import CancelledError, InvalidStateError, current_task
+from asyncio import CancelledError, InvalidStateError, current_task, get_running_loop
 
 cimport cython
 from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_GET_SIZE
 
-from ._clock cimport monotonic_us
+from ._clock cimport forks, monotonic_us
 from ._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
 
 __all__ = ["Confirmation", "Outbox", "settle_all"]
@@ -23,6 +23,9 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     void PyErr_SetObject(PyObject* kind, object value) noexcept
     PyObject* STOP "PyExc_StopIteration"
+    PyObject* PyDict_GetItem(object mapping, object key)
+    PyObject* PyThreadState_GetDict()
+    int PY_VERSION_HEX
 
 cdef enum:
     PENDING, FINISHED, CANCELLED
@@ -35,6 +38,8 @@ cdef double AT_ONCE = 1e-3              # seconds between two of them in which n
 cdef double HOLD = 2e-3                 # seconds in which they may keep the event loop from its next turn
 cdef int TURNS = 3                      # that it makes then: what has come is read, handled, and woken
 cdef double QUIET = 15e-6               # seconds that a turn takes in which nobody else has something to do
+
+cdef str RUNNING = "__asyncio_running_event_loop__"
 
 MAX_BATCH = BATCH_RUNS
 MAX_BATCH_BYTES = BATCH_BYTES
@@ -313,6 +318,31 @@ cdef class Outbox:
     def __init__(self, buffer_runs, buffer_bytes):
         self.buffer_runs = buffer_runs
         self.buffer_bytes = buffer_bytes
+
+    cpdef object running_loop(self):
+        """``asyncio.get_running_loop()``.
+
+        Before Python 3.12 that is a system call each time, for a fork must not go on with the loop of its parent. As
+        long as the thread's state names what it named when asyncio was asked, and there was no fork, it would say the
+        same: what is there is made anew whenever a loop starts or ends.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        cdef PyObject* state = NULL
+        cdef PyObject* runs = NULL
+        if PY_VERSION_HEX < 0x030C0000:
+            state = PyThreadState_GetDict()
+            if state != NULL:
+                runs = PyDict_GetItem(<object>state, RUNNING)
+            if runs != NULL and runs == <PyObject*>self._runs and self._runs_forks == forks():
+                return self._runs_loop
+        loop = get_running_loop()
+        if runs != NULL:
+            self._runs = <object>runs
+            self._runs_loop = loop
+            self._runs_forks = forks()
+        return loop
 
     cdef int add(self, object loop, int priority, bytes payload) except -1:
         cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)

@@ -26,6 +26,7 @@ from redis.exceptions import LockError, LockNotOwnedError
 from . import settings
 from ._clock import new_id
 from ._leases import paired
+from ._resp import pack
 from .broker import (
     BrokerURL,
     Channel,
@@ -49,7 +50,7 @@ from .errors import (
 )
 from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
-from .redis_link import Link, LinkLost, ServerReply, pack
+from .redis_link import Link, LinkLost, ServerReply
 from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._clock import monotonic_seconds
 from ._lane import Lane
+from ._resp import pack
 from .broker import Batch, Confirm
 from .errors import ConnectionLostError
-from .redis_link import Link, ServerReply, Transaction, pack
+from .redis_link import Link, ServerReply, Transaction
 from .scripts import load
 from .states import PRIORITIES
 

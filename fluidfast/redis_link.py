@@ -18,9 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from ._lane import SHORT_BYTES, Direct
 
-__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give", "pack"]
-
-Argument = str | bytes | int | float
+__all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give"]
 
 POLL_MISSES = 4
 POLL_PAUSE = 0.1
@@ -34,11 +32,6 @@ def several_cores() -> bool:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) > 1
     return (os.cpu_count() or 1) > 1
-
-
-def pack(command: "tuple[Argument, ...]") -> bytes:
-    """A command as it goes over the wire (RESP)."""
-    return hiredis.pack_command(command)  # type: ignore[arg-type, no-any-return]  # its stub allows tuples of one only
 
 
 class ServerReply(Exception):

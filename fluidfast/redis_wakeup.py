@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._clock import new_id
 from ._leases import Claimed
+from ._resp import pack
 from .broker import Claim
-from .redis_link import Link, LinkLost, ServerReply, give, pack
+from .redis_link import Link, LinkLost, ServerReply, give
 from .scripts import load
 from .states import LETTERS, PRIORITIES, TaskPriority
 

@@ -128,7 +128,8 @@ class SyncManager:
                 answer.set_result(run)
 
         try:
-            future = self._manager._producer.submit(asyncio.get_running_loop(), run.prio, payload, run)
+            producer = self._manager._producer
+            future = producer.submit(producer.running_loop(), run.prio, payload, run)
         except BaseException as exc:
             answer.set_exception(exc)  # it waits for nothing else
             raise

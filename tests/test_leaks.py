@@ -35,6 +35,7 @@ from fluidfast._lane import Direct, Lane
 from fluidfast._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast._machine import Listeners, RunState
 from fluidfast._outbox import Confirmation, Outbox, settle_all
+from fluidfast._resp import pack
 from fluidfast.broker import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.errors import BrokerConnectionError
 from fluidfast.params import Params
@@ -154,6 +155,12 @@ def cases(given: dict[str, Any]) -> Iterator[Case]:
 
     # clocks and ids
     yield "clock", lambda: (new_id(), now_micros(), monotonic_seconds()), None
+
+    # commands
+    given.update(argument=b"a" * 300, word="é" * 300)
+    yield "command", lambda: pack(("SET", given["argument"], given["word"], 10**30, 0.25)), None
+    yield "command, no argument", lambda: pack(("SET", given["argument"], 10**30, value)), TypeError
+    yield "command, no text", lambda: pack(("SET", 0.25, "\ud800")), UnicodeEncodeError
 
     # runs
     fields: dict[str, Any] = {
@@ -492,6 +499,7 @@ def waiting_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value:
     yield "confirmation, driven and refused", lambda: driven(True), LookupError
     yield "confirmations, gathered, executed", lambda: loop.run_until_complete(gathered(False)), None
     yield "confirmations, gathered and refused, executed", lambda: loop.run_until_complete(gathered(True)), None
+    yield "outbox, no loop", lambda: Outbox(1, 1).running_loop(), RuntimeError
     yield "outbox, not used", lambda: Outbox(1, 1).submit(hand, 0, b"", None), AttributeError  # type: ignore[arg-type]
 
 

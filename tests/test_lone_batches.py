@@ -18,12 +18,12 @@ from servers import RedisServer
 from waiting import within
 
 from fluidfast._lane import Direct, HeadStart, Lane
+from fluidfast._resp import pack
 from fluidfast.broker import Batch, Confirm, TaskBroker
 from fluidfast.errors import BrokerFullError
 from fluidfast.producer import Producer
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_channel import RedisChannel
-from fluidfast.redis_link import pack
 
 StartServer = Callable[..., RedisServer]
 

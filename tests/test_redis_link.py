@@ -11,9 +11,10 @@ import pytest
 from waiting import within
 
 from fluidfast import TaskBroker
+from fluidfast._resp import pack
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_channel import BEGIN, COMMIT
-from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction, pack
+from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction
 
 PING = pack(("PING",))
 

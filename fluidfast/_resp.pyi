@@ -1,0 +1,3 @@
+__all__ = ["pack"]
+
+def pack(command: tuple[str | bytes | int | float, ...], /) -> bytes: ...
