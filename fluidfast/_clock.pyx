@@ -37,7 +37,7 @@ cdef int64_t monotonic_ns() noexcept nogil:
 
 
 cdef int forks() noexcept:
-    """How many times what the process knows of itself was that of its parent, since the first id was made."""
+    """How many forks this process is away from the one in which the first id was made."""
     return _forks
 
 

@@ -57,7 +57,7 @@ cdef class QueueFront:
         if not self._never_takes and self.broker.push(run.prio, payload):
             return done(run)
         try:
-            loop = self._producer.running_loop()
+            loop = self._producer._running_loop()
         except RuntimeError:  # it is for asyncio.run, which will make one
             return self._send(run, payload)
         if not self._buffers:

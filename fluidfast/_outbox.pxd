@@ -28,9 +28,7 @@ cpdef int settle_all(list waiters, object failure) except -1
 
 cdef class Outbox:
     cdef public object _loop
-    cdef object _runs                   # what the thread said that it runs, and the event loop that it was
-    cdef object _runs_loop
-    cdef int _runs_forks
+    cdef int _forks                     # until the last time that asyncio was asked whether it runs
     cdef public object _in_flight
     cdef public object _lost
     cdef public tuple _groups           # payloads by priority: three lists
@@ -58,10 +56,10 @@ cdef class Outbox:
     cdef double _yielded                # when it was let have it
     cdef bint _others                   # and had something else to do
 
+    cdef object _running_loop(self)
     cdef int _flush_in_turn(self, object loop) except -1
     cdef bint hasten(self, Confirmation future) except -1
     cdef int turned(self, int left) except -1
     cdef int add(self, object loop, int priority, bytes payload) except -1
-    cpdef object running_loop(self)
     cpdef Confirmation submit(self, object loop, int priority, bytes payload, object value)
     cpdef object accept(self, object loop, int priority, bytes payload)

@@ -23,9 +23,31 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     void PyErr_SetObject(PyObject* kind, object value) noexcept
     PyObject* STOP "PyExc_StopIteration"
-    PyObject* PyDict_GetItem(object mapping, object key)
-    PyObject* PyThreadState_GetDict()
-    int PY_VERSION_HEX
+
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030C0000 && !defined(PYPY_VERSION)
+    /* Python 3.11 keeps an object for the loop that a thread runs, made anew when one starts or ends: its head, the
+       loop, the process. (From 3.12 on asyncio hears of forks.) */
+    static int remembers(PyObject* loop)
+    {
+        static PyObject* key = NULL;
+        PyObject* state = PyThreadState_GetDict();
+        PyObject* runs;
+        if (key == NULL && (key = PyUnicode_InternFromString("__asyncio_running_event_loop__")) == NULL) {
+            PyErr_Clear();
+            return 0;
+        }
+        runs = state == NULL ? NULL : PyDict_GetItem(state, key);
+        return runs != NULL && Py_TYPE(runs)->tp_basicsize >= (Py_ssize_t)(sizeof(PyObject) + sizeof(PyObject*))
+            && strcmp(Py_TYPE(runs)->tp_name, "_RunningLoopHolder") == 0
+            && *(PyObject**)((char*)runs + sizeof(PyObject)) == loop;
+    }
+    #else
+    #define remembers(loop) 0
+    #endif
+    """
+    bint remembers(object loop)
 
 cdef enum:
     PENDING, FINISHED, CANCELLED
@@ -38,8 +60,6 @@ cdef double AT_ONCE = 1e-3              # seconds between two of them in which n
 cdef double HOLD = 2e-3                 # seconds in which they may keep the event loop from its next turn
 cdef int TURNS = 3                      # that it makes then: what has come is read, handled, and woken
 cdef double QUIET = 15e-6               # seconds that a turn takes in which nobody else has something to do
-
-cdef str RUNNING = "__asyncio_running_event_loop__"
 
 MAX_BATCH = BATCH_RUNS
 MAX_BATCH_BYTES = BATCH_BYTES
@@ -319,29 +339,22 @@ cdef class Outbox:
         self.buffer_runs = buffer_runs
         self.buffer_bytes = buffer_bytes
 
-    cpdef object running_loop(self):
+    def running_loop(self):
         """``asyncio.get_running_loop()``.
-
-        Before Python 3.12 that is a system call each time, for a fork must not go on with the loop of its parent. As
-        long as the thread's state names what it named when asyncio was asked, and there was no fork, it would say the
-        same: what is there is made anew whenever a loop starts or ends.
 
         Raises:
             RuntimeError: there is none.
         """
-        cdef PyObject* state = NULL
-        cdef PyObject* runs = NULL
-        if PY_VERSION_HEX < 0x030C0000:
-            state = PyThreadState_GetDict()
-            if state != NULL:
-                runs = PyDict_GetItem(<object>state, RUNNING)
-            if runs != NULL and runs == <PyObject*>self._runs and self._runs_forks == forks():
-                return self._runs_loop
+        return self._running_loop()
+
+    cdef object _running_loop(self):
+        """Before Python 3.12 asyncio asks the system at each call whether this is the child of a fork. When it was
+        asked for the loop that we are in, and there was no fork since, what it remembers of this thread will do."""
+        if self._loop is not None and self._forks == forks() and remembers(self._loop):
+            return self._loop
         loop = get_running_loop()
-        if runs != NULL:
-            self._runs = <object>runs
-            self._runs_loop = loop
-            self._runs_forks = forks()
+        if loop is self._loop:
+            self._forks = forks()
         return loop
 
     cdef int add(self, object loop, int priority, bytes payload) except -1:
@@ -395,9 +408,10 @@ cdef class Outbox:
         outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now, now - before < AT_ONCE)
         if outcome == NOT_SENT:
             return False
-        group.pop()
-        self._waiters.pop()
-        self._count = self._bytes = 0
+        group.pop(0)                    # what came meanwhile, of a finalizer, say, is behind it
+        self._waiters.pop(0)
+        self._count -= 1
+        self._bytes -= PyBytes_GET_SIZE(payload)
         self._sequence += 1
         if outcome == CONFIRMED:
             self.confirmed += 1

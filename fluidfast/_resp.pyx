@@ -1,8 +1,8 @@
 """Commands as they go over the wire: arrays of bulk strings.
 
 The format: https://redis.io/docs/latest/develop/reference/protocol-spec/ (RESP). A batch is a command of a thousand
-arguments, and ``hiredis.pack_command`` prints the length of each by the C library's formats: 0.1 us an argument or more,
-where ``queue_many`` takes 1.1 us a run in all. Here it is 0.015 (``bench/micro/test_bench_resp.py``).
+arguments, and ``hiredis.pack_command`` prints the length of each by the C library's formats: 0.1 us an argument or
+more, where ``queue_many`` takes 1.1 us a run in all. Here it is 0.015 (``bench/micro/test_bench_resp.py``).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -36,8 +36,7 @@ def pack(tuple command not None) -> bytes:
             written.append(number)
             length = PyBytes_GET_SIZE(number)
         else:
-            kind = type(argument).__name__
-            raise TypeError(f"an argument of a command is str, bytes, int or float, not {kind}: {argument!r}")
+            raise TypeError(f"an argument of a command is str, bytes, int or float, not {type(argument).__name__}")
         size += header_size(length) + length + 2
     packed = PyBytes_FromStringAndSize(NULL, size)
     target = PyBytes_AS_STRING(packed)

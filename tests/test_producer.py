@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -510,74 +507,3 @@ def test_in_one_event_loop_after_another(redis_url: str, no_leaked_keys: Any) ->
         await broker.close()
 
     asyncio.run(rest())
-
-
-class TestRunningLoop:
-    """``running_loop`` is ``asyncio.get_running_loop``, which is a system call before Python 3.12."""
-
-    @pytest.fixture
-    def outbox(self) -> Producer:
-        return Producer(TaskBroker.from_url("memory://"))
-
-    def test_one_after_the_other(self, outbox: Producer) -> None:
-        async def look(times: int) -> None:
-            for _ in range(times):
-                assert outbox.running_loop() is asyncio.get_running_loop()
-                await asyncio.sleep(0)
-
-        first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
-        for loop in (first, first, second, first, second, second):
-            loop.run_until_complete(look(3))
-            with pytest.raises(RuntimeError, match="no running event loop"):
-                outbox.running_loop()
-        first.close()
-        second.close()
-        for _ in range(50):  # what is gone may stand where a new one does
-            asyncio.run(look(2))
-
-    def test_in_two_threads_at_a_time(self, outbox: Producer) -> None:
-        turn = threading.Barrier(3)
-
-        async def look() -> None:
-            for _ in range(20):
-                turn.wait(10)
-                assert outbox.running_loop() is asyncio.get_running_loop()
-
-        def none() -> None:
-            for _ in range(20):
-                turn.wait(10)
-                with pytest.raises(RuntimeError, match="no running event loop"):
-                    outbox.running_loop()
-
-        failed: list[BaseException] = []
-
-        def noting(call: Callable[[], object]) -> None:
-            try:
-                call()
-            except BaseException as exc:
-                failed.append(exc)
-                turn.abort()
-
-        calls: list[Callable[[], object]] = [lambda: asyncio.run(look()), lambda: asyncio.run(look()), none]
-        threads = [threading.Thread(target=noting, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert not failed
-
-    async def test_in_the_child_of_a_fork(self, outbox: Producer) -> None:
-        """It has a copy of everything, but nothing of it runs there."""
-        assert outbox.running_loop() is outbox.running_loop()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
-            child = os.fork()
-        if child == 0:
-            try:
-                outbox.running_loop()
-            except RuntimeError:
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222
-        assert outbox.running_loop() is asyncio.get_running_loop()
