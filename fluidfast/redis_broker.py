@@ -14,14 +14,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import redis
 import redis.exceptions
 from redis.asyncio import Redis
-from redis.asyncio.lock import Lock
-from redis.exceptions import LockError, LockNotOwnedError
 
 from . import settings
 from ._clock import new_id
@@ -51,6 +49,7 @@ from .errors import (
 from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
 from .redis_link import Link, LinkLost, ServerReply
+from .redis_lock import BrokerLock
 from .redis_servers import OPTIONS, ServerFinder, finder
 from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load
@@ -934,61 +933,6 @@ class RedisTaskBroker(TaskBroker):
     async def first(self, key: str, seconds: float) -> bool:
         full = self.keys.first(key)
         return bool(await self.redis(lambda: self.redis_cli.set(full, b"1", nx=True, px=milliseconds(seconds))))
-
-
-class BrokerLock(Lock):
-    """redis-py's lock, with our errors: BrokerError where the server is not there or refuses. That it is held no more
-    is LockError, as ever."""
-
-    def __init__(self, broker: RedisTaskBroker, name: str, timeout: float | None) -> None:
-        super().__init__(broker.redis_cli, name, timeout=timeout)
-        self._broker = broker
-
-    async def do_acquire(self, token: Any) -> bool:
-        async def acquire() -> bool:
-            # The answer to a first sending may be lost: then the lock is ours, and would wait for itself.
-            return await take(token) or await self.redis.get(self.name) == token
-
-        take = super().do_acquire
-        return bool(await self._broker.redis(acquire))
-
-    async def do_release(self, expected_token: bytes) -> None:
-        sent = 0
-
-        async def release() -> None:
-            nonlocal sent
-            sent += 1
-            try:
-                await let_go(expected_token)
-            except LockNotOwnedError:
-                if sent == 1:
-                    raise
-
-        let_go = super().do_release
-        await self._patiently(release)
-
-    async def do_extend(self, additional_time: Any, replace_ttl: Any) -> Literal[True]:
-        extend = super().do_extend
-        await self._patiently(lambda: extend(additional_time, replace_ttl))
-        return True
-
-    async def do_reacquire(self) -> Literal[True]:
-        await self._patiently(super().do_reacquire)
-        return True
-
-    async def locked(self) -> bool:
-        return bool(await self._broker.redis(super().locked))
-
-    async def owned(self) -> bool:
-        return bool(await self._broker.redis(super().owned))
-
-    async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> None:
-        try:
-            await self._broker.redis(call)
-        except BrokerError as exc:
-            if isinstance(exc.__cause__, LockError):
-                raise exc.__cause__ from None
-            raise
 
 
 async def heeding(call: Awaitable[Any]) -> Any:

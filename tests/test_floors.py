@@ -20,8 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2: bytes, events, and what a broker promises
     ("_codec", "_leases", "events", "workers", "broker"),
     # 3: the brokers
-    ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_broker",
-     "sharded_broker"),
+    ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_lock",
+     "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
      "cpubound"),
@@ -109,4 +109,4 @@ def test_only_some_know_redis() -> None:
         for path in ROOT.rglob("*.py")
         if re.search(r"^\s*(import|from) (redis|hiredis)\b", path.read_text(), re.M)
     }
-    assert knows == {"redis_broker.py", "redis_link.py", "redis_servers.py"}
+    assert knows == {"redis_broker.py", "redis_link.py", "redis_lock.py", "redis_servers.py"}

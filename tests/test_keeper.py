@@ -252,6 +252,10 @@ async def test_a_loop_that_is_blocked_for_good(redis_url: str) -> None:
 # -- lost
 
 
+async def leased(manager: TaskManager) -> bool:
+    return await places(manager.broker) == {"leased": 1}
+
+
 async def test_a_lost_lease_cancels_its_run(broker_url: str) -> None:
     cancelled: list[int] = []
     entered: list[int] = []
@@ -273,6 +277,7 @@ async def test_a_lost_lease_cancels_its_run(broker_url: str) -> None:
             consumer.dispatcher.register_handler(state, lambda run: ends.append(str(run.state)))
         await manager.queue(wait)
         await until(lambda: entered)
+        await until(lambda: leased(manager))  # it started out of the inbox
         [lost] = consumer.engine._leases
         assert await manager.broker.release(lost, ["m1"]) == 1
         await until(lambda: cancelled)
@@ -304,6 +309,7 @@ async def test_what_is_said_under_a_lost_lease_is_refused(broker_url: str, caplo
     async with managing(url, stubborn) as manager, consuming(url, stubborn) as consumer:
         await manager.queue(stubborn)
         await within(entered.wait())
+        await until(lambda: leased(manager))  # it started out of the inbox
         [lost] = consumer.engine._leases
         assert await manager.broker.release(lost, ["m1"]) == 1
         await until(lambda: go_on.is_set() and consumer.engine.finished == 1)

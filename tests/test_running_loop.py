@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -116,3 +117,18 @@ def test_the_loop_of_what_is_gone_is_gone() -> None:
     del app, runner
     gc.collect()
     assert gone() is None
+
+
+async def test_asyncio_is_asked_no_more_than_it_has_to_be(outbox: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = outbox._enter_loop()
+    outbox.running_loop()
+    asked = []
+
+    def ask() -> asyncio.AbstractEventLoop:
+        asked.append(1)
+        return loop
+
+    monkeypatch.setattr("fluidfast._outbox.get_running_loop", ask)
+    for _ in range(5):
+        assert outbox.running_loop() is loop
+    assert len(asked) == (0 if sys.version_info < (3, 12) else 5)  # from then on it is as quick
