@@ -179,9 +179,9 @@ NOTES = """\
 - The payload is `{user_id: int, email: str, amount: float, tags: [str, str]}` everywhere; the task counts its run in
   memory that the processes share, and does nothing else. Lost and twice are counts of that, over all repeats.
 - One producer process, one worker process, the server on loopback without persistence; medians over the repeats,
-  each of which has the limits first and then a measurement of all libraries after the other, so that what is compared
-  was measured within minutes; ± is half of the range. Rates of running are between the first look that saw tasks done
-  and the last task; starting up is not in them.
+  each of which has the limits first, then each measurement, of all libraries one after the other: ours and aio-fluid's
+  within seconds. ± is half of the range. Rates of running are between the first look that saw tasks done and the last
+  task; starting up is not in them.
 - Each library in its fastest documented way: results not kept, no line of log a task, uvloop where it works, many
   slots, hiredis where it is redis-py. What that is for each stands in `bench/peers/NAME.py`. A `-` under "1000 at once"
   or "its call for many" is a library without asyncio, or without such a call.

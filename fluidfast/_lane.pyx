@@ -134,9 +134,10 @@ cdef class Lane:
     cdef Outcome alone(
         self, str producer, long long sequence, int priority, bytes payload, double at, bint look
     ) except *:
-        """Write the transaction of a batch of one, if nothing else is on the way, and ``look`` for its answer.
+        """Write the transaction of a batch of one, and ``look`` for its answer.
 
-        ``at``: the time, in seconds of the monotonic clock.
+        The link has to be ``idle()``, which may run Python code; up to the sending nothing here does. ``at``: the time,
+        in seconds of the monotonic clock.
 
         SENT: ``came`` is what came of the answer, which the connection is to be given.
         """
@@ -149,7 +150,7 @@ cdef class Lane:
         cdef ssize_t count
         cdef int fd = link._fd
         cdef long long began, sent, now, until, look_at
-        if link.watched != producer or self.producer != producer or at >= self.good_until or not link.idle():
+        if link.watched != producer or self.producer != producer or at >= self.good_until:
             return NOT_SENT
         push = <bytes?>self.pushes[priority]
         room = PyBytes_GET_SIZE(self.head) + PyBytes_GET_SIZE(push) + PyBytes_GET_SIZE(payload)

@@ -398,8 +398,10 @@ cdef class Outbox:
             self._task = task
             self._lone = 0
         self._lone += 1
-        if self._lone <= LONELY or lane is None or self.counts or self._room is not None:
+        if self._lone <= LONELY or lane is None or self.counts or self._room is not None or not lane.link.idle():
             return False
+        if self._count != 1 or self._in_flight or self._waiters[0] is not future:
+            return False                # idle() asked asyncio's transport, in Python: a handler may have queued
         for priority in range(3):
             group = <list>self._groups[priority]
             if group:
@@ -408,11 +410,11 @@ cdef class Outbox:
         outcome = lane.alone(self.id, self._sequence + 1, priority, payload, now, now - before < AT_ONCE)
         if outcome == NOT_SENT:
             return False
-        group.pop(0)                    # what came meanwhile, of a finalizer, say, is behind it
-        self._waiters.pop(0)
-        self._count -= 1
-        self._bytes -= PyBytes_GET_SIZE(payload)
+        group.pop()
+        self._waiters.pop()
+        self._count = self._bytes = 0
         self._sequence += 1
+        sequence = self._sequence
         if outcome == CONFIRMED:
             self.confirmed += 1
             self.pending -= 1
@@ -426,9 +428,9 @@ cdef class Outbox:
             self._others = False
             return True
         try:
-            self._take_over(priority, payload, future)
+            self._take_over(sequence, priority, payload, future)
         except BaseException:           # of a signal's handler, say: nobody waits for the answer that is on its way
-            self._send_again(priority, payload, future)
+            self._send_again(sequence, priority, payload, future)
             raise
         return False
 

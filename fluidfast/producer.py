@@ -145,34 +145,34 @@ class Producer(Outbox):
         self._count = 0
         self._dispatch_batch(groups, size, waiters, buffered)
 
-    def _sent_alone(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> Sending:
+    def _sent_alone(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> Sending:
         groups: Groups = ([], [], [])
         groups[priority].append(payload)
-        sending = Sending(Batch(self.id, self._sequence, groups), len(payload), [waiter], False)
+        sending = Sending(Batch(self.id, sequence, groups), len(payload), [waiter], False)
         sending.sent = True
-        self._in_flight.append(sending)
+        self._in_flight.appendleft(sending)  # nothing was on its way: what is behind it a signal's handler has queued
         return sending
 
-    def _take_over(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
+    def _take_over(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
         """A batch of one has left by the short way, and the answer that confirms it has not come so far."""
-        sending = self._sent_alone(priority, payload, waiter)
+        sending = self._sent_alone(sequence, priority, payload, waiter)
         lane = self._lane
         assert lane is not None
         lane.take_over(sending.batch, self._confirm_of(sending, lane))
 
-    def _send_again(self, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
+    def _send_again(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
         """Taking over a batch has failed. It goes by another connection, under its number, so it is queued once."""
         lane = self._lane
         if lane is not None:
             lane.link.abort()
             self._leave_channel()
-        self._in_flight.clear()  # nothing else is on its way or waits
-        if waiter.done():  # it was answered in there
-            self.pending = self.pending_bytes = 0
-            return
-        self.pending, self.pending_bytes = 1, len(payload)
-        self._sent_alone(priority, payload, waiter)
-        self._open_soon()
+        known = any(sending.batch.sequence == sequence for sending in self._in_flight)
+        if not known and not waiter.done():  # else it was answered in there
+            self._sent_alone(sequence, priority, payload, waiter)
+        self.pending = self._count + sum(len(sending.batch) for sending in self._in_flight)
+        self.pending_bytes = self._bytes + sum(sending.bytes for sending in self._in_flight)
+        if self._in_flight:
+            self._open_soon()
 
     def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
         self._sequence += 1

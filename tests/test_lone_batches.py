@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from broker_kit import HIGH, LOW, MEDIUM, take
+from broker_kit import HIGH, LOW, MEDIUM, take, take_all
 from servers import RedisServer
 from waiting import within
 
@@ -21,7 +21,7 @@ from fluidfast._lane import Direct, HeadStart, Lane
 from fluidfast._resp import pack
 from fluidfast.broker import Batch, Confirm, TaskBroker
 from fluidfast.errors import BrokerFullError
-from fluidfast.producer import Producer
+from fluidfast.producer import MAX_BATCH_BYTES, Producer
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_channel import RedisChannel
 
@@ -251,10 +251,11 @@ class Stopped(BaseException):
 
 
 class stopped:
-    """Raises it at a line of ours that is run while a batch is taken over."""
+    """Raises it at a line of ours that is run while a batch is taken over, and calls ``before`` there."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, before: Callable[[], object] = lambda: None) -> None:
         self.at = at
+        self.before = before
         self.happened = False
 
     def __enter__(self) -> stopped:
@@ -274,6 +275,8 @@ class stopped:
             self.at -= 1
             if not self.at:
                 self.happened = True
+                sys.settrace(None)
+                self.before()
                 raise Stopped
         return self.trace
 
@@ -389,6 +392,61 @@ class TestInTheAwait:
             await within(awaits.producer.flush())
             assert awaits.producer.pending == 0
             assert sorted(await take(awaits.broker, 1000)) == sorted(awaits.sent)
+
+    @pytest.mark.parametrize("size", [10, MAX_BATCH_BYTES])
+    async def test_a_handler_that_queues_in_the_middle(self, server: RedisServer, size: int) -> None:
+        """Before it raises: one that waits for its turn, or one that is so large that it is sent at once."""
+        async with Awaits(server.url, look_us=0) as awaits:
+            futures: list[asyncio.Future[None]] = []
+
+            def queue() -> None:
+                payload = b"%d" % len(futures) + b"x" * size
+                awaits.sent.append(payload)
+                futures.append(awaits.producer.submit(asyncio.get_running_loop(), MEDIUM, payload, None))
+
+            stops = 0
+            for stop_at in range(1, 50):
+                await awaits.row(5)
+                with stopped(at=stop_at, before=queue) as stop:
+                    await awaits.queue()
+                stops += stop.happened
+                await asyncio.wait_for(awaits.row(1), 10)
+            assert stops == len(futures) > 30
+            await within(asyncio.gather(*futures))
+            await within(awaits.producer.flush())
+            assert awaits.producer.pending == awaits.producer.pending_bytes == 0
+            assert sorted(await take_all(awaits.broker)) == sorted(awaits.sent)
+
+    @pytest.mark.parametrize("size", [10, MAX_BATCH_BYTES])
+    async def test_a_handler_that_queues_just_before(self, server: RedisServer, size: int) -> None:
+        """While asyncio's transport is asked whether it is open."""
+        async with Awaits(server.url) as awaits:
+            loop, link, second = asyncio.get_running_loop(), awaits.link, b"second" + b"x" * size
+
+            class Asked:
+                def __init__(self) -> None:
+                    self.transport = link._transport
+                    self.futures: list[asyncio.Future[None]] = []
+                    self.asked = False
+
+                def is_closing(self) -> bool:
+                    if not self.asked:
+                        self.asked = True
+                        self.futures.append(awaits.producer.submit(loop, MEDIUM, second, None))
+                    return False
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(self.transport, name)
+
+            asked = link._transport = Asked()
+            await awaits.queue(b"first")
+            await within(asyncio.gather(*asked.futures))
+            link._transport = asked.transport
+            assert len(asked.futures) == 1
+            awaits.sent.append(second)
+            await awaits.row(5)
+            assert awaits.producer.pending == awaits.producer.pending_bytes == 0
+            assert await take(awaits.broker, 100) == awaits.sent
 
     async def test_an_exception_in_the_middle_of_a_refusal(self, server: RedisServer) -> None:
         stops = 0
