@@ -81,12 +81,13 @@ class Blocker:
 
     async def run(self, url: str) -> None:
         """Run it in this thread's loop, with a second consumer in another one."""
-        async with managing(url, self.task) as manager, consuming(url, self.task) as consumer:
-            await manager.queue(self.task)
-            with consuming_in_a_thread(url, self.task, after=self.entered):
-                await until(lambda: consumer.engine.finished)
-                await until(lambda: not consumer.engine._leases)
-            assert await places(manager.broker) == {}
+        async with managing(url, self.task) as manager:
+            await manager.queue(self.task)  # before one waits for it, which would start it before it is under a lease
+            async with consuming(url, self.task) as consumer:
+                with consuming_in_a_thread(url, self.task, after=self.entered):
+                    await until(lambda: consumer.engine.finished)
+                    await until(lambda: not consumer.engine._leases)
+                assert await places(manager.broker) == {}
 
 
 async def test_a_handler_that_blocks_the_loop_runs_once(redis_url: str) -> None:
