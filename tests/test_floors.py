@@ -13,8 +13,8 @@ ROOT = Path(fluidfast.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     # 0: the ground; nothing of ours, but for the exceptions
-    ("_version", "errors", "states", "state", "common", "keys", "settings", "lua", "scripts", "_pqueue", "_clock",
-     "_resp"),
+    ("_version", "errors", "texts", "states", "state", "common", "keys", "settings", "lua", "scripts", "_pqueue",
+     "_clock", "_resp"),
     # 1: what a run is
     ("_machine", "params", "schedule", "record", "_run", "run", "task", "config"),
     # 2: bytes, events, and what a broker promises

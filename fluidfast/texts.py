@@ -1,0 +1,51 @@
+"""Text from elsewhere (run ids, task names, exceptions), made safe to show in a log, an error or a terminal."""
+
+import unicodedata
+
+__all__ = ["MAX_ERROR", "MAX_NAME", "describe", "error_text", "printable"]
+
+MAX_NAME = 200
+"""Characters of a name or an id that are shown."""
+MAX_ERROR = 2000
+"""Characters of an exception's text that are shown or kept."""
+UNSAFE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+"""Unicode categories that are escaped: control and format characters (bidi overrides among them), lone surrogates,
+unassigned and private characters, line and paragraph separators."""
+
+
+def printable(text: str, limit: int = MAX_NAME, *, keep: str = "") -> str:
+    """Escape what could forge a line or steer a terminal in ``text``, and cut it to ``limit`` characters.
+
+    A cut text ends with the number of characters that it had. ``keep``: characters that stay as they are, such as
+    ``"\\n\\t"`` in a traceback.
+    """
+    shown = text if len(text) <= limit else text[:limit]
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(
+            character if character in keep or unicodedata.category(character) not in UNSAFE else escaped(character)
+            for character in shown
+        )
+        if len(shown) > limit:
+            shown = shown[:limit]
+    return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
+
+
+def escaped(character: str) -> str:
+    """Return the character as Python would escape it: ``\\n``, ``\\x1b``, ``\\u202e``."""
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def error_text(exc: BaseException, limit: int = MAX_ERROR) -> str:
+    """Return the text of an exception, safe to show; also of one whose ``__str__`` fails."""
+    try:
+        text = str(exc)
+    except Exception as failure:
+        return f"<its text is not available: __str__ raised {type(failure).__name__}>"
+    return printable(text, limit)
+
+
+def describe(exc: BaseException, limit: int = MAX_ERROR) -> str:
+    """Return ``Type: text`` of an exception, safe to show; only the type if there is no text."""
+    name = printable(type(exc).__name__)
+    text = error_text(exc, limit)
+    return f"{name}: {text}" if text else name
