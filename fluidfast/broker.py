@@ -507,7 +507,10 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def leased_length(self) -> int:
-        """Runs that consumers hold."""
+        """Return the number of runs that consumers hold: under a lease, or in the inbox of one that was woken.
+
+        A run that goes under its lease during the call may be counted twice; none is missed.
+        """
 
     # -- tasks and managers
 

@@ -853,11 +853,15 @@ class RedisTaskBroker(TaskBroker):
 
     async def leased_length(self) -> int:
         async def action() -> int:
-            batches: Any = await self.redis_cli.zrange(self.keys.leases, 0, -1)
+            # Inboxes first: a run moves from there under a lease, so that between the two reads none is missed.
             pipe = self.redis_cli.pipeline(transaction=False)
-            for batch in batches:
+            for consumer in await self.redis_cli.zrange(self.keys.consumers, 0, -1):
+                for priority in PRIORITIES:
+                    pipe.llen(self.keys.inbox(consumer.decode(), priority))
+            reserved = sum(await pipe.execute())
+            for batch in await self.redis_cli.zrange(self.keys.leases, 0, -1):
                 pipe.hlen(self.keys.lease(batch.decode()))
-            return sum(await pipe.execute())
+            return reserved + sum(await pipe.execute())
 
         return int(await self.redis(action))
 

@@ -15,6 +15,7 @@ from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.commands.bench_load import Load, left_on
 from fluidfast.errors import BrokerConnectionError
 from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.redis_wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
@@ -103,6 +104,29 @@ async def test_what_wakes_is_given(broker: RedisTaskBroker, priority: int) -> No
     assert await broker.renew("a", [claim.batch]) == []
     assert await settled(broker, claim)
     assert await places(broker) == {}
+
+
+async def test_a_run_that_started_out_of_an_inbox_is_counted(broker: RedisTaskBroker) -> None:
+    """Else who waits until nothing is left, to measure or to go back to aio-fluid, stops while it runs."""
+    claim = await started(broker, b"x")
+    assert await places(broker) == {"inbox": 1}
+    assert await broker.leased_length() == 1
+    assert await left_on(broker) == 1
+    assert await settled(broker, claim)
+    assert await left_on(broker) == 0
+
+
+async def test_bench_waits_for_a_run_that_started_out_of_an_inbox(broker: RedisTaskBroker) -> None:
+    claim = await started(broker, b"x")
+    load = Load(1, bytearray(1))
+    load.expect(0)  # all of them have run, the last one is not settled
+    drained = asyncio.create_task(load.drained(broker, lambda seen: None))
+    counted = await broker.leased_length()
+    await asyncio.wait([drained], timeout=0.05)
+    assert counted == 1
+    assert not drained.done()
+    assert await settled(broker, claim)
+    await within(drained)
 
 
 async def test_it_goes_under_its_lease_before_it_is_settled_or_given_back(broker: RedisTaskBroker) -> None:

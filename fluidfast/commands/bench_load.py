@@ -103,7 +103,7 @@ class Load:
             self._all.set()
 
     async def drained(self, broker: TaskBroker, progress: Callable[[int], object]) -> None:
-        """Until all that is expected has run and is settled, or nothing is left to run.
+        """Wait until all expected runs have run and are settled, or nothing is left to run.
 
         ``progress`` is told ten times a second how many have run.
 
@@ -124,7 +124,10 @@ class Load:
                 raise TimeoutError(f"no run has ended for {STALL_SECONDS:.0f} s, {seen:,} have before")
             elif monotonic() - since > 2 and not await left_on(broker):
                 return
-        while await broker.leased_length():  # noqa: ASYNC110  # the broker can only be asked
+        since = monotonic()
+        while left := await left_on(broker):
+            if monotonic() - since > STALL_SECONDS:
+                raise TimeoutError(f"all {self.seen:,} runs have run, but {left:,} are not settled")
             await asyncio.sleep(0.001)
 
     def percentiles(self) -> dict[str, float | None]:
@@ -138,7 +141,10 @@ class Load:
 
 
 async def left_on(broker: TaskBroker) -> int:
-    """Runs that the broker still has: waiting, leased, delayed."""
+    """Return the number of runs that the broker still has: waiting, leased, delayed.
+
+    They are counted in the order in which a run passes through, so that none is missed.
+    """
     waiting = sum((await broker.queue_length()).values())
     return waiting + await broker.leased_length() + await broker.delayed_length()
 
