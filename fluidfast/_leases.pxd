@@ -19,7 +19,7 @@ cdef class Lease:
 
 cdef class Ledger:
     cdef public dict leases             # by batch
-    cdef public dict limited            # slots held under max_concurrency: run id -> task
+    cdef public dict limited            # slots held under max_concurrency: slot -> task
     cdef public set _dirty
     cdef public object _timer
 

@@ -36,6 +36,13 @@ cdef class Claimed:
         self.payload = payload
         self.strikes = strikes
 
+    @property
+    def slot(self) -> str:
+        """The name of its slot under ``max_concurrency``, which no other run has, also none of the same id."""
+        if self.lease is None or self.run is None:
+            raise TypeError("what was claimed has no lease and no run yet")
+        return f"{self.lease.batch}:{self.field} {self.run.id}"
+
     def __repr__(self) -> str:
         return f"Claimed(field={self.field!r}, payload={self.payload!r}, strikes={self.strikes})"
 
@@ -101,7 +108,7 @@ cdef class Ledger:
     """Notes what became of runs under their leases. The base of the settler, which has the slower ways: ``flush``,
     ``_reply``, ``_free``, ``_start_send``.
 
-    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, run id -> task.
+    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task.
     """
 
     def __init__(self):

@@ -181,7 +181,7 @@ cdef class Slots:
                     raise
                 # by us, before it started
                 if held.run.task.max_concurrency:
-                    self._limited[held.run.id] = held.run.name  # it may have been granted
+                    self._limited[held.slot] = held.run.name  # it may have been granted
                 if slot.reason == "lost":
                     self._settler.drop(held)
                 else:

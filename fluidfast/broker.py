@@ -35,6 +35,7 @@ __all__ = [
     "TaskManagerStatus",
     "TaskManagersStatus",
     "TaskRegistry",
+    "run_id_of",
 ]
 
 DURABILITIES = ("none", "replica", "fsync")
@@ -268,7 +269,7 @@ class Settlement:
     ``done``: fields that leave the broker (with what else is said of them below). ``whole``: the lease holds nothing
     else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``info``: task -> end
     (ISO text), duration (seconds), state of its last run. ``replies``: manager id, payload of the finished run.
-    ``slots``: task, run id. ``survived``: fields with strikes that did not kill their worker.
+    ``slots``: task, slot (see ``acquire``). ``survived``: fields with strikes that did not kill their worker.
     """
 
     batch: str
@@ -308,6 +309,12 @@ kept."""
 
 Channel = Callable[[Batch, Confirm], None]
 """Sends a batch on one live connection; what became of it is said in the order of sending."""
+
+
+def run_id_of(slot: str) -> str:
+    """Return the run's id in the name of a slot under ``max_concurrency`` (``FENCE RUN-ID``)."""
+    fence, _, run_id = slot.partition(" ")
+    return run_id or fence
 
 
 class TaskBroker(ABC):
@@ -417,7 +424,7 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
-        """Prolong leases (and slots: task, run id). Gives the batches that hold none any more."""
+        """Prolong leases (and slots: task, slot). Gives the batches that hold none any more."""
 
     @abstractmethod
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
@@ -455,8 +462,21 @@ class TaskBroker(ABC):
         """The consumer leaves for good: nothing waits for it any more."""
 
     @abstractmethod
-    async def acquire(self, task: Task[Any], run_id: str) -> bool:
-        """A slot under the task's ``max_concurrency``; False if all are taken."""
+    async def acquire(self, task: Task[Any], slot: str) -> bool | None:
+        """Take a slot under the task's ``max_concurrency``.
+
+        ``slot`` names it: ``FENCE RUN-ID``, the run's batch and field and then its id (``Claimed.slot``), so that runs
+        of one id have a slot each. False: all are taken. None: all are taken, and a run of the same id has one, which
+        may be this very run at a worker that is gone: it will be free.
+        """
+
+    @abstractmethod
+    async def free(self, slots: Sequence[tuple[str, str]]) -> None:
+        """Give back slots under ``max_concurrency`` (task, slot) without a settlement.
+
+        Raises:
+            BrokerError: they may be taken until their lease has run out.
+        """
 
     # -- waiting for results
 

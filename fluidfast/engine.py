@@ -53,6 +53,8 @@ PROMOTE_SECONDS = 1.0
 MAX_PREFETCH = 2000
 QUICK_SECONDS = 0.02
 SLOW_SECONDS = 0.1
+AGAIN_SECONDS = 1.0
+"""After which a run asks again for a slot under ``max_concurrency`` that it should get."""
 CANCEL_AGAIN_SECONDS = 1.0
 """How long a run that was cancelled may go on before it is cancelled again."""
 HOLD_SECONDS = 0.5
@@ -572,16 +574,18 @@ class Engine(Slots, Worker):
     async def _acquire(self, held: Claimed) -> bool:
         run = held.run
         try:
-            granted = await self.broker.acquire(run.task, run.id)
+            granted = await self.broker.acquire(run.task, held.slot)
         except BrokerError as exc:
             logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.name_id, exc)
-            self._retry(held, 1.0, self._as_claimed(held))
+            self._retry(held, AGAIN_SECONDS, self._as_claimed(held))
             return False
         if granted:
-            self._limited[run.id] = run.name
+            self._limited[held.slot] = run.name
             return True
         retry = retry_when_limited(self._as_claimed(held), self._now())
-        if retry is None:
+        if retry is None and granted is None:  # its own slot, of a worker that is gone, or that of a run of its id
+            self._retry(held, AGAIN_SECONDS, self._as_claimed(held))
+        elif retry is None:
             self._end(held, RATE_LIMITED)
         else:
             run.logger.info("%s - rate limited - again in %.1f s", run.id, retry.delay)
@@ -719,7 +723,7 @@ class Engine(Slots, Worker):
         """What is to be prolonged; called in the keeper's thread. None: the event loop is blocked for good, and what
         this consumer holds is for others."""
         batches = list(self._leases)
-        slots = [(task, run_id) for run_id, task in list(self._limited.items())]
+        slots = [(task, slot) for slot, task in list(self._limited.items())]
         # A run that is over its time by more than a lease should have ended.
         late = monotonic() - self.broker.options.lease_seconds
         hung: list[str] = []

@@ -18,7 +18,7 @@ __all__ = ["Held", "LeaseKeeper", "Renew"]
 logger = logging.getLogger(__name__)
 
 Held = tuple[list[str], list[tuple[str, str]]]
-"""Batches, and slots under max_concurrency as (task, run id)."""
+"""Batches, and slots under max_concurrency as (task, slot)."""
 Renew = Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]
 """Prolongs them, blocking; gives the batches that hold no lease any more. May raise: it is asked again."""
 

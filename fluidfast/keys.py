@@ -95,7 +95,8 @@ class Keys:
         return f"{self.prefix}-ff:reply:{manager_id}"
 
     def slots(self, task_name: str) -> str:
-        """Sorted set: run id -> deadline in server milliseconds, of a task with ``max_concurrency``."""
+        """Sorted set: slot (a run's batch and field, then its id) -> deadline in server milliseconds, of a task with
+        ``max_concurrency``."""
         return f"{self.prefix}-ff:slots:{task_name}"
 
     @property

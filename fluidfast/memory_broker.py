@@ -25,6 +25,7 @@ from .broker import (
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
+    run_id_of,
 )
 from .errors import BrokerURLError
 from .states import LETTERS, PRIORITIES, TaskPriority
@@ -205,8 +206,7 @@ class MemoryTaskBroker(TaskBroker):
             store.replies.setdefault(manager_id, deque()).append(payload)
             if (waiter := store.reply_waiters.pop(manager_id, None)) is not None and not waiter.done():
                 waiter.get_loop().call_soon_threadsafe(wake, waiter)
-        for task, run_id in settlement.slots:
-            store.slots.get(task, {}).pop(run_id, None)
+        await self.free(settlement.slots)
         return True
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
@@ -244,9 +244,9 @@ class MemoryTaskBroker(TaskBroker):
                 lost.append(batch)
             else:
                 lease.deadline = max(lease.deadline, deadline)
-        for task, run_id in slots:
-            if run_id in self.store.slots.get(task, {}):
-                self.store.slots[task][run_id] = deadline
+        for task, slot in slots:
+            if slot in self.store.slots.get(task, {}):
+                self.store.slots[task][slot] = deadline
         return lost
 
     async def reap(self) -> int:
@@ -312,15 +312,19 @@ class MemoryTaskBroker(TaskBroker):
     async def farewell(self, consumer: str) -> None:
         return None
 
-    async def acquire(self, task: Task[Any], run_id: str) -> bool:
+    async def acquire(self, task: Task[Any], slot: str) -> bool | None:
         now = monotonic()
         slots = self.store.slots.setdefault(task.name, {})
         for other in [other for other, deadline in slots.items() if deadline <= now]:
             del slots[other]
-        if run_id not in slots and len(slots) >= task.max_concurrency:
-            return False
-        slots[run_id] = now + self.options.lease_seconds
+        if slot not in slots and len(slots) >= task.max_concurrency:
+            return None if run_id_of(slot) in map(run_id_of, slots) else False
+        slots[slot] = now + self.options.lease_seconds
         return True
+
+    async def free(self, slots: Sequence[tuple[str, str]]) -> None:
+        for task, slot in slots:
+            self.store.slots.get(task, {}).pop(slot, None)
 
     async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
         store = self.store

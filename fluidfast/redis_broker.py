@@ -69,6 +69,10 @@ LOCK_SECONDS = 5.0
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
+MAX_VISIBLE_SECONDS = 365 * 86400
+"""For how long at most aio-fluid is shown a run of a task with ``max_concurrency`` that nobody renews."""
+GRANTED = {1: True, 0: False, -1: None}
+"""Answers of acquire.lua."""
 JUMP_SECONDS = 1.0
 """By how much the server's clock has to go back between two sweeps: less costs no more than that."""
 SUSPECT_AFTER = 2
@@ -585,8 +589,8 @@ class RedisTaskBroker(TaskBroker):
         for manager_id, payload in s.replies:
             arguments += (manager_id, payload)
         arguments.append(len(s.slots))
-        for task, run_id in s.slots:
-            arguments += (task, run_id)
+        for task, slot in s.slots:
+            arguments += (task, slot)
         arguments += (len(s.survived), *s.survived)
         return bool(await self.script("settle", *arguments))
 
@@ -717,37 +721,26 @@ class RedisTaskBroker(TaskBroker):
         await self.script("farewell", consumer, 1, "")
         self.unsure.discard(consumer)
 
-    async def acquire(self, task: Task[Any], run_id: str) -> bool:
+    async def acquire(self, task: Task[Any], slot: str) -> bool | None:
         lease = milliseconds(self.options.lease_seconds)
-        visible = math.ceil(task.timeout_seconds + min(10, max(1, task.timeout_seconds / 2)))
-        slot = (task.name, run_id, task.max_concurrency, lease, visible)
-        if self.options.fleet == "own":
-            return bool(await self.script("acquire", *slot))
+        seconds = min(task.timeout_seconds, MAX_VISIBLE_SECONDS)
+        visible = math.ceil(seconds + min(10, max(1, seconds / 2)))
+        fleet = self.options.fleet
+        arguments = (task.name, slot, task.max_concurrency, lease, visible, fleet)
+        if fleet == "own":
+            return GRANTED[await self.script("acquire", *arguments)]
 
         async def action() -> Any:
             # the lock under which aio-fluid counts what runs and adds to it
             async with self.redis_cli.lock(f"tasks:{task.name}", timeout=LOCK_SECONDS, sleep=0.02) as lock:
                 running = await self._foreign_runs(task.name)
                 await lock.reacquire()  # it has opened if that took too long, and then this raises
-                return await self.script("acquire", *slot, *running)
+                return await self.script("acquire", *arguments, *running)
 
-        return bool(await self.redis(action))
+        return GRANTED[await self.redis(action)]
 
     async def free(self, slots: Sequence[tuple[str, str]]) -> None:
-        """Give back slots under ``max_concurrency`` (task, run id) without a settlement. It is tried once.
-
-        Raises:
-            BrokerError: they may be taken until their lease has run out.
-        """
-        link = await self.link()
-        try:
-            answers = []
-            for task, run_id in slots:
-                answers.append(link.call(pack(("ZREM", self.keys.slots(task), run_id))))
-                answers.append(link.call(pack(("DEL", self.keys.task_run(task, run_id)))))
-            await asyncio.gather(*answers)
-        except (ServerReply, LinkLost) as exc:
-            raise self.error(exc, link) from exc
+        await self.script("free", *(part for slot in slots for part in slot))
 
     async def _foreign_runs(self, task_name: str) -> list[bytes]:
         """Ids of the runs of a task that have one of aio-fluid's keys, which our own runs have too."""

@@ -8,7 +8,7 @@ from importlib import resources
 __all__ = ["NAMES", "Script", "load"]
 
 NAMES = (
-    "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire",
+    "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",
     "farewell", "exhume",
 )  # fmt: skip
 

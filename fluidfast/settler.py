@@ -29,7 +29,7 @@ class Settler(Ledger):
 
     ``lost`` is called with a lease that could not be settled, ``finished`` when all of a lease has been.
 
-    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, run id -> task.
+    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task.
     """
 
     def __init__(
@@ -73,21 +73,19 @@ class Settler(Ledger):
         """It did not come to its end, and goes back to its queue."""
         lease = held.lease
         lease.partial = True
-        slots: list[tuple[str, str]] = []
-        if (task := self.limited.pop(held.run.id, None)) is not None:
-            slots.append((task, held.run.id))
-        self._spawn(self._give_back(lease, held.field, slots))
+        self._spawn(self._give_back(lease, held.field, self._taken(held)))
 
     def drop(self, held: Claimed) -> None:
         """Its lease is gone: another consumer has it, and nothing said of it here would count."""
         held.lease.partial = True
-        self._free(held)
+        if slots := self._taken(held):
+            self.free(slots)
         self._settled(held.lease)
 
     async def _give_back(self, lease: Lease, field: str, slots: list[tuple[str, str]]) -> None:
         try:
-            if slots:  # first, since a lease of which all was given back settles nothing
-                await self._broker.settle(Settlement(lease.batch, slots=slots))
+            if slots:
+                await self._broker.free(slots)
             await self._broker.release(lease.batch, [field])
         except BrokerError as exc:
             logger.warning("%s: cannot give back a run, its lease will run out: %s", self._who, exc)
@@ -104,8 +102,23 @@ class Settler(Ledger):
             settlement.replies.append((manager_id, payload))
 
     def _free(self, held: Claimed) -> None:
-        if (task := self.limited.pop(held.run.id, None)) is not None:
-            held.lease.settlement.slots.append((task, held.run.id))
+        held.lease.settlement.slots += self._taken(held)
+
+    def _taken(self, held: Claimed) -> list[tuple[str, str]]:
+        """Take a run's slot under ``max_concurrency`` out of those that are held."""
+        slot = held.slot
+        task = self.limited.pop(slot, None)
+        return [] if task is None else [(task, slot)]
+
+    def free(self, slots: list[tuple[str, str]]) -> None:
+        """Free slots (task, slot) that no settlement frees."""
+        self._spawn(self._free_now(slots))
+
+    async def _free_now(self, slots: list[tuple[str, str]]) -> None:
+        try:
+            await self._broker.free(slots)
+        except BrokerError as exc:
+            logger.warning("%s: slots under max_concurrency are free only after a lease: %s", self._who, exc)
 
     # -- saying it
 
@@ -159,6 +172,8 @@ class Settler(Ledger):
                 self._dirty.discard(lease)
                 settlement = lease.settlement
                 lease.settlement = Settlement(lease.batch)
+                if lease.lost and settlement.slots:
+                    self.free(settlement.slots)
                 if lease.lost or not (settlement.done or settlement.slots):
                     continue
                 settlement.whole = lease.left == 0 and not lease.partial
@@ -178,6 +193,8 @@ class Settler(Ledger):
         while True:
             try:
                 if not await self._broker.settle(settlement):
+                    if settlement.slots:
+                        self.free(settlement.slots)
                     self._lost(lease)
                 return
             except BrokerConnectionError as exc:

@@ -290,14 +290,13 @@ class ShardedRedisBroker(TaskBroker):
         number, name = held
         shard = self.shards[number]
         if settlement.slots:
-            # They are at home, and are freed before anything is settled: what is tried again has the same id, and the
-            # slot that it then takes would be freed by a word that comes late. Only while we hold the lease, or it
-            # would be another consumer's; and once, however often this settlement is sent.
+            # They are at home, and are freed before anything is settled, so that a retry finds them free; only while
+            # the lease is ours, and once, however often this settlement is sent.
             if not await shard.settle(Settlement(name)):
                 return False
             try:
-                await self.home.free(settlement.slots)
-            except BrokerError as exc:  # nobody prolongs them any more
+                await self.free(settlement.slots)
+            except BrokerError as exc:  # the keeper renews them no more
                 logger.warning("broker %s: slots are free only after a lease: %s", self.url, exc)
             settlement.slots = []
         return await shard.settle(replace(settlement, batch=name))
@@ -414,8 +413,11 @@ class ShardedRedisBroker(TaskBroker):
     async def farewell(self, consumer: str) -> None:
         await self._each(lambda shard: shard.farewell(consumer))
 
-    async def acquire(self, task: Task[Any], run_id: str) -> bool:
-        return await self.home.acquire(task, run_id)
+    async def acquire(self, task: Task[Any], slot: str) -> bool | None:
+        return await self.home.acquire(task, slot)
+
+    async def free(self, slots: Sequence[tuple[str, str]]) -> None:
+        await self.home.free(slots)
 
     async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
         # A run is answered where it is settled, in the same step. What one shard has given while we were told of

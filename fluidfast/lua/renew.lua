@@ -1,7 +1,8 @@
 -- A consumer is alive: its leases and slots run on.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 consumer   2 lease in ms   3 how many batches, then they   then pairs: task, run id of slots held
+-- ARGV  1 consumer   2 lease in ms   3 how many batches, then they   then pairs: task, slot held (FENCE RUN-ID, see
+--       acquire.lua)
 -- returns the batches that hold no lease any more
 -- called by  RedisTaskBroker.renew
 local prefix = KEYS[1]
@@ -23,5 +24,7 @@ for i = 4, 3 + n do
 end
 for i = 4 + n, #ARGV, 2 do
   redis.call('ZADD', prefix .. '-ff:slots:' .. ARGV[i], 'XX', 'GT', deadline, ARGV[i + 1])
+  local id = string.match(ARGV[i + 1], '^%S+ (.*)$') or ARGV[i + 1]
+  redis.call('PEXPIRE', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id, ARGV[2]) -- aio-fluid sees it for as long
 end
 return lost

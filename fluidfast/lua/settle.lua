@@ -7,7 +7,7 @@
 --       dead: field, header line
 --       info: task, last_run_end, last_run_duration, last_run_state (JSON texts)
 --       replies: manager, payload
---       slots: task, run id (held under max_concurrency)
+--       slots: task, slot held under max_concurrency (FENCE RUN-ID, see acquire.lua)
 --       strikes: field of a run that had strikes and has survived
 -- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed
 -- called by  RedisTaskBroker.settle
@@ -87,8 +87,10 @@ for i = replies, replies + 2 * (n_replies - 1), 2 do
   redis.call('PEXPIRE', key, ARGV[2])
 end
 for i = slots, slots + 2 * (n_slots - 1), 2 do
-  redis.call('ZREM', prefix .. '-ff:slots:' .. ARGV[i], ARGV[i + 1])
-  redis.call('DEL', prefix .. '-task-run-' .. ARGV[i] .. '-' .. ARGV[i + 1])
+  local id = string.match(ARGV[i + 1], '^%S+ (.*)$') or ARGV[i + 1]
+  if redis.call('ZREM', prefix .. '-ff:slots:' .. ARGV[i], ARGV[i + 1]) == 1 then
+    redis.call('DEL', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id)
+  end
 end
 for _, mark in ipairs(marks) do
   redis.call('HDEL', prefix .. '-ff:strikes', mark)
