@@ -848,13 +848,16 @@ class RedisTaskBroker(TaskBroker):
         async def action() -> int:
             # Inboxes first: a run moves from there under a lease, so that between the two reads none is missed.
             pipe = self.redis_cli.pipeline(transaction=False)
-            for consumer in await self.redis_cli.zrange(self.keys.consumers, 0, -1):
+            consumers: Any = await self.redis_cli.zrange(self.keys.consumers, 0, -1)
+            for consumer in consumers:
                 for priority in PRIORITIES:
                     pipe.llen(self.keys.inbox(consumer.decode(), priority))
-            reserved = sum(await pipe.execute())
-            for batch in await self.redis_cli.zrange(self.keys.leases, 0, -1):
+            reserved: int = sum(await pipe.execute())
+            batches: Any = await self.redis_cli.zrange(self.keys.leases, 0, -1)
+            for batch in batches:
                 pipe.hlen(self.keys.lease(batch.decode()))
-            return reserved + sum(await pipe.execute())
+            leased: int = sum(await pipe.execute())
+            return reserved + leased
 
         return int(await self.redis(action))
 
