@@ -49,6 +49,7 @@ from ._run cimport TaskRun, make_run, micros, priority_number
 from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
 from .params import Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error
 from .states import PRIORITIES, STATES
+from .task import checked
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -662,10 +663,9 @@ cdef class Codec:
             if plan is None:
                 raise UnknownTaskError(unknown_task(task, self.registry))
             return plan
-        name = task.name
-        if self.registry.get(name) is not task:
-            self.registry[name] = task
-        return self.plan_named(name)
+        if self.registry.get(checked(task).name) is not task:
+            self.registry[task.name] = task
+        return self.plan_named(task.name)
 
     cpdef TaskRun create(
         self, object task, object priority, str run_id, dict given, object manager, object listeners,
@@ -676,13 +676,15 @@ cdef class Codec:
         Raises:
             UnknownTaskError: a name that is not registered.
             ParamsError: the params do not fit; names the task and the field.
-            ValueError: a priority that is none.
+            ConfigError, TaskUsageError: a priority that is none (a ValueError, too).
         """
         cdef TaskPlan plan = self.plan_of(task)
         cdef TaskRun run
         try:
             params = plan.validate(given) if plan.convert_to is None else CONVERT(given, plan.convert_to)
         except Exception as exc:
+            if priority is not None:
+                priority_number(priority)       # params that stand where the priority does are the better reason
             raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
             run_id or make_id(), plan.task,
@@ -702,6 +704,8 @@ cdef class Codec:
         try:
             value = plan.validate(value)
         except Exception as exc:
+            if priority is not None:
+                priority_number(priority)       # params that stand where the priority does are the better reason
             raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
             run_id or make_id(), plan.task,

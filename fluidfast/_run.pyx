@@ -15,7 +15,8 @@ from datetime import date, datetime, timedelta, timezone
 from ._clock cimport make_id, now_us
 from ._machine cimport INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
 
-from .errors import TaskAbortedError, TaskRunError
+from .checks import shown
+from .errors import ConfigError, TaskAbortedError, TaskRunError, TaskUsageError
 from .record import dump, dump_json
 from .states import PRIORITIES, STATES
 
@@ -75,9 +76,14 @@ cdef int priority_number(object priority) except -1:
     for number in range(3):
         if <object>_priorities[number] is priority:
             return number
-    found = _priority_numbers.get(priority) if isinstance(priority, str) else None
+    if not isinstance(priority, str):
+        raise TaskUsageError(        # not its repr: these are params, which may hold secrets
+            f"unknown priority of type {type(priority).__name__}, expected one of {', '.join(_priorities)}; if these are "
+            "the run's params, give them by name: params=..., or each as a keyword"
+        )
+    found = _priority_numbers.get(priority)
     if found is None:
-        raise ValueError(f"unknown priority {priority!r}, expected one of {', '.join(_priorities)}")
+        raise ConfigError(f"unknown priority {shown(priority)}, expected one of {', '.join(_priorities)}")
     return found
 
 
@@ -102,17 +108,27 @@ cdef int64_t micros(object moment) except? -1:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
         value = (moment - EPOCH) // MICROSECOND
+    elif isinstance(moment, bool):
+        raise ValueError(f"not a time: {moment}")
     else:
         try:
             whole = round(moment)       # apart, since a double has no room for microseconds of much more than a second
             value = whole * 1000000 + round((moment - whole) * 1000000)
-        except (TypeError, OverflowError) as exc:
-            raise ValueError(f"not a time: {moment!r}") from exc
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise ValueError(f"not a time: {shown(moment)}") from exc
         if value == LATEST + 1 and isinstance(moment, float):   # the last moment of all, as a double
             value = LATEST
     if not EARLIEST <= value <= LATEST:
         raise ValueError(f"not a time between the years 1 and 9999: {moment!r}")
     return value
+
+
+cdef int64_t time_of(str field, object moment) except? -1:
+    """``micros`` of what somebody gave for a field, which an error names."""
+    try:
+        return micros(moment)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(f"{field} is {shown(moment)}, it must be a time between the years 1 and 9999: {exc}") from exc
 
 
 cdef TaskRun make_run(str id, object task, int prio, object params, object manager, Listeners listeners):
@@ -135,7 +151,8 @@ cdef class TaskRun(RunState):
     ``TaskRun[Params]`` or ``TaskRun[Params, Deps]`` in annotations.
 
     Raises:
-        ValueError: a priority or a time that is none.
+        ConfigError: a priority or a time that is none (a ValueError, too).
+        TaskUsageError: the priority is not even text.
         TaskRunError: a state that is none.
     """
 
@@ -151,10 +168,10 @@ cdef class TaskRun(RunState):
         dispatcher = getattr(task_manager, "dispatcher", None)
         self.listeners = getattr(dispatcher, "listeners", None)
         self._state = INIT if state is None else state_number(state)
-        self.queued_us = micros(queued)
-        self.start_us = micros(start)
-        self.end_us = micros(end)
-        self.after_us = micros(execute_after)
+        self.queued_us = time_of("queued", queued)
+        self.start_us = time_of("start", start)
+        self.end_us = time_of("end", end)
+        self.after_us = time_of("execute_after", execute_after)
         self.rate_limit_attempt = rate_limit_attempt
         self.retry_attempt = retry_attempt
         self.from_run_id = from_run_id
@@ -166,6 +183,26 @@ cdef class TaskRun(RunState):
     def __repr__(self) -> str:
         # No params: they may hold secrets, and a repr ends up in logs.
         return f"<TaskRun {self.task.name}.{self.id} {_states[self._state]} {_priorities[self.prio]}>"
+
+    def __eq__(self, other):
+        """By value: what is persisted of a run. ``hash`` is that of the id, so a run may stand in a set."""
+        cdef TaskRun run
+        if self is other:
+            return True
+        if not isinstance(other, TaskRun):
+            return NotImplemented
+        run = other
+        return bool(
+            self.id == run.id and self._state == run._state and self.prio == run.prio
+            and self.queued_us == run.queued_us and self.start_us == run.start_us and self.end_us == run.end_us
+            and self.after_us == run.after_us
+            and self.rate_limit_attempt == run.rate_limit_attempt and self.retry_attempt == run.retry_attempt
+            and self.from_run_id == run.from_run_id and self.root_run_id == run.root_run_id
+            and self.task.name == run.task.name and self.params == run.params
+        )
+
+    def __hash__(self):
+        return hash(self.id)
 
     # -- the record
 
@@ -191,7 +228,7 @@ cdef class TaskRun(RunState):
 
     @execute_after.setter
     def execute_after(self, moment):
-        self.after_us = micros(moment)
+        self.after_us = time_of("execute_after", moment)
 
     def set_state(self, state, state_time=None) -> None:
         """Go to ``state`` (a ``TaskState`` or its name), at ``state_time`` (datetime; None: now), and tell listeners.
@@ -263,13 +300,13 @@ cdef class TaskRun(RunState):
             elif field == "priority":
                 run.prio = priority_number(value)
             elif field == "queued":
-                run.queued_us = micros(value)
+                run.queued_us = time_of(field, value)
             elif field == "start":
-                run.start_us = micros(value)
+                run.start_us = time_of(field, value)
             elif field == "end":
-                run.end_us = micros(value)
+                run.end_us = time_of(field, value)
             elif field == "execute_after":
-                run.after_us = micros(value)
+                run.after_us = time_of(field, value)
             elif field == "id":
                 run.id = value or make_id()
             elif field == "params":

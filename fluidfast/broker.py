@@ -18,9 +18,10 @@ from ._clock import new_id
 from ._codec import Codec
 from ._leases import Claimed
 from ._run import TaskRun
-from .errors import BrokerURLError, ConfigError, TaskError, UnknownTaskError
+from .checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number, read_number
+from .errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
 from .states import PRIORITIES, TaskPriority
-from .task import Task, TaskInfo
+from .task import Task, TaskInfo, checked, place_of, same_function
 
 __all__ = [
     "Batch",
@@ -123,25 +124,10 @@ def option(url: BrokerURL, name: str, convert: Callable[[str], Any], default: An
         raise BrokerURLError(f"broker {url}: option {name}={text!r} must be {wanted}") from exc
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def whole(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise ValueError(text)
-    return value
-
-
-def unsigned(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+def number_option(url: BrokerURL, name: str, default: float, **ranges: Any) -> Any:
+    """A number among the options of a URL, or the default. Raises BrokerURLError."""
+    text = url.query.get(name)
+    return default if text is None else read_number(f"broker {url}: option {name}", text, BrokerURLError, **ranges)
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
@@ -211,13 +197,13 @@ class BrokerOptions:
         return cls(
             name=option(url, "name", str, default_name, "a name") or default_name,
             queues=option(url, "queues", priorities, PRIORITIES, f"a comma-separated list of {names}"),
-            lease_seconds=option(url, "lease_seconds", positive, 30.0, "a number of seconds above 0"),
+            lease_seconds=number_option(url, "lease_seconds", 30.0, **LEASE_SECONDS),
             wire=option(url, "wire", one_of("json", "msgpack"), "json", "json or msgpack"),
-            max_payload_bytes=option(url, "max_payload_bytes", whole, 1 << 20, "a whole number of bytes above 0"),
+            max_payload_bytes=number_option(url, "max_payload_bytes", 1 << 20, **PAYLOAD_BYTES),
             durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
-            durability_seconds=option(url, "durability_seconds", positive, 2.0, "a number of seconds above 0"),
+            durability_seconds=number_option(url, "durability_seconds", 2.0, least=0.001),
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
-            busy_poll_us=option(url, "busy_poll_us", unsigned, 100, "a whole number of microseconds, 0 or more"),
+            busy_poll_us=number_option(url, "busy_poll_us", 100, most=1_000_000, whole=True),
         )
 
 
@@ -238,7 +224,31 @@ class TaskManagersStatus:
 
 
 class TaskRegistry(dict[str, Task[Any]]):
-    """Tasks by name."""
+    """Tasks by name. A name belongs to one function: that of another is refused.
+
+    Raises:
+        TaskNameTaken: a task of a different function is set under a name that is taken.
+        TaskUsageError: something else than a task is set.
+    """
+
+    def add(self, task: Task[Any], *, replace: bool = False) -> None:
+        """Set a task under its name. ``replace``: also in place of a different function."""
+        name = checked(task).name
+        if replace:
+            self.pop(name, None)
+        self[name] = task
+
+    def __setitem__(self, name: str, task: Task[Any]) -> None:
+        present = self.get(name)
+        if present is not None and present is not task:
+            taken, wanted = (each.run_executor(in_process=True) for each in (present, task))
+            if not same_function(taken, wanted):
+                raise TaskNameTaken(
+                    f"task {name!r} is already registered by {place_of(taken)}, and {place_of(wanted)} is a different "
+                    f"function: give one of them a name of its own with @task(name=...), or pass replace=True to "
+                    "register_task"
+                )
+        super().__setitem__(name, task)
 
     def periodic(self) -> Iterable[Task[Any]]:
         """The tasks that have a schedule."""
@@ -589,17 +599,25 @@ class TaskBroker(ABC):
         """A new run id: 32 hex digits."""
         return new_id()
 
-    def register_task(self, task: Task[Any]) -> None:
-        """Add a task to the registry, in place of one of the same name."""
-        self.registry[task.name] = task
+    def register_task(self, task: Task[Any], *, replace: bool = False) -> None:
+        """Add a task to the registry, in place of one of the same name and function.
+
+        ``replace``: also in place of a different function.
+
+        Raises:
+            TaskNameTaken: a different function has this name.
+            TaskUsageError: it is something else than a task.
+        """
+        self.registry.add(task, replace=replace)
 
     def task_from_registry(self, task: str | Task[Any]) -> Task[Any]:
         """The task of a name; a task object is registered and given back.
 
         Raises:
             UnknownTaskError: no task has this name.
+            TaskNameTaken, TaskUsageError: as ``register_task``.
         """
-        if isinstance(task, Task):
+        if not isinstance(task, str):
             self.register_task(task)
             return task
         found = self.registry.get(task)
@@ -691,11 +709,8 @@ class TaskBroker(ABC):
                 raise ConfigError(f"durability is {durability!r}, it must be one of {', '.join(DURABILITIES)}")
             self.options.durability = durability
         if lease_seconds is not None:
-            if not lease_seconds > 0:
-                raise ConfigError(f"lease_seconds is {lease_seconds}, it must be above 0")
-            self.options.lease_seconds = lease_seconds
+            self.options.lease_seconds = check_number("lease_seconds", lease_seconds, ConfigError, **LEASE_SECONDS)
         if max_payload_bytes is not None:
-            if max_payload_bytes <= 0:
-                raise ConfigError(f"max_payload_bytes is {max_payload_bytes}, it must be above 0")
+            check_number("max_payload_bytes", max_payload_bytes, ConfigError, **PAYLOAD_BYTES)
             self.options.max_payload_bytes = max_payload_bytes
             self.codec = Codec(self.registry, msgpack=self.codec.msgpack, max_bytes=max_payload_bytes)

@@ -4,11 +4,27 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from .checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
 from .common import is_in_cpu_process
 from .errors import ConfigError
 from .settings import get_settings
 
 __all__ = ["TaskManagerConfig"]
+
+RUNS: dict[str, Any] = {"least": 1, "most": 10**9, "whole": True}
+BYTES: dict[str, Any] = {"least": 1, "most": 1 << 50, "whole": True}
+NUMBERS: dict[str, dict[str, Any]] = {
+    "max_concurrent_tasks": MAX_CONCURRENT,
+    "sleep_millis": {"most": 1000 * CENTURY},
+    "lease_seconds": LEASE_SECONDS,
+    "max_payload_bytes": PAYLOAD_BYTES,
+    "buffer_runs": RUNS,
+    "buffer_bytes": BYTES,
+    "max_queue_length": RUNS,
+    "max_queue_bytes": BYTES,
+    "full_timeout": {"infinite": True},
+}
+"""Fields that take a number, and their ranges; None is always one where the field allows it."""
 
 
 @dataclass(kw_only=True)
@@ -58,16 +74,12 @@ class TaskManagerConfig:
 
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)
-        if self.max_concurrent_tasks < 0:
-            raise ConfigError(f"max_concurrent_tasks is {self.max_concurrent_tasks}, it must be at least 0")
+        for name, ranges in NUMBERS.items():
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, check_number(name, value, ConfigError, **ranges))
         for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
-        for name in ("buffer_runs", "buffer_bytes", "max_queue_length", "max_queue_bytes"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, it must be at least 1")
-        if self.sleep_millis < 0:
-            raise ConfigError(f"sleep_millis is {self.sleep_millis}, it must be at least 0")
 
     @property
     def sleep(self) -> float:
@@ -82,7 +94,7 @@ class TaskManagerConfig:
             ConfigError: an option is unknown, or out of range.
         """
         if "sleep" in options:
-            options["sleep_millis"] = options.pop("sleep") * 1000
+            options["sleep_millis"] = check_number("sleep", options.pop("sleep"), ConfigError) * 1000
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:

@@ -2,18 +2,22 @@
 
 import asyncio
 import logging
+import os
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Self
 
 from ._run import TaskRun
+from .checks import check_number
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig
 from .engine import Engine
-from .errors import BrokerConnectionError, BrokerError, CpuBoundEntryPointError, QueueFullError
-from .events import AsyncDispatcher, AsyncTaskDispatcher, Event
+from .errors import BrokerConnectionError, BrokerError, ConfigError, CpuBoundEntryPointError, QueueFullError
+from .events import AsyncDispatcher, AsyncTaskDispatcher, Event, task_event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task
+from .texts import printable
 from .workers import AsyncConsumer, QueueConsumerWorker, WorkerFunction, Workers
 
 __all__ = ["TaskConsumer"]
@@ -88,12 +92,26 @@ class TaskConsumer(TaskManager, Workers):
             )
         await Workers.startup(self)
 
+    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
+        """As ``TaskManager.register_task``. Warns of a task that would be a Kubernetes job in aio-fluid."""
+        TaskManager.register_task(self, task, tags, replace=replace)
+        if task.cpu_bound and task.k8s_config is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            logger.warning(
+                "task %s has a k8s_config, but Kubernetes jobs are not supported yet: its runs are child processes in "
+                "the pod of this consumer, with the pod's CPU and memory",
+                printable(task.name),
+            )
+
     def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
         """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the
         latest.
 
         ``delay``: seconds before it may start.
+
+        Raises:
+            ConfigError: ``delay`` is not a number of seconds.
         """
+        check_number("delay", delay, ConfigError)
         self._sync_queue.send((task, monotonic() + delay if delay else 0.0))
 
     async def on_shutdown(self) -> None:
@@ -129,7 +147,7 @@ class TaskConsumer(TaskManager, Workers):
 
         One that raises is logged; the consumer goes on.
         """
-        event = Event.from_string_or_event(event)
+        event = task_event(event)
         self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._dispatch_async)
         self._async_dispatcher_worker.dispatcher.register_handler(event, handler)
 
@@ -138,7 +156,7 @@ class TaskConsumer(TaskManager, Workers):
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
         """Take an async handler away. Returns it, or None if there was none."""
-        event = Event.from_string_or_event(event)
+        event = task_event(event)
         dispatcher = self._async_dispatcher_worker.dispatcher
         handler: AsyncHandler | None = dispatcher.unregister_handler(event)
         return handler

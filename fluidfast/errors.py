@@ -22,8 +22,10 @@ __all__ = [
     "TaskAbortedError",
     "TaskDecoratorError",
     "TaskError",
+    "TaskNameTaken",
     "TaskParamsError",
     "TaskRunError",
+    "TaskUsageError",
     "UnknownTaskError",
     "WorkerStartError",
 ]
@@ -46,6 +48,15 @@ class ConfigError(TaskError, ValueError):
 
 class UnknownTaskError(TaskError):
     """A task name that the registry does not hold."""
+
+
+class TaskNameTaken(TaskError, ValueError):
+    """A different function is registered under the task's name. The message names both functions."""
+
+
+class TaskUsageError(TaskError, TypeError, ValueError):
+    """A task was called like a function, a function was given where a task is needed, or params stand where the
+    priority does. The message has the line to write instead."""
 
 
 class DisabledTaskError(TaskError):
@@ -91,8 +102,8 @@ class TaskAbortedError(TaskError):
     """Raised inside a task (``run.abort(reason)``) to end it as ``aborted``: no error, no retry."""
 
 
-class TaskDecoratorError(TaskError):
-    """``@task`` was used in a way that has no meaning."""
+class TaskDecoratorError(TaskError, TypeError, ValueError):
+    """``@task`` was used in a way that has no meaning: its function, a keyword or a number does not fit."""
 
 
 class CpuBoundEntryPointError(TaskError):

@@ -137,10 +137,11 @@ class AsyncDispatcher(BaseDispatcher[MessageType, Callable[[MessageType], Awaita
         await handler(message)
 
 
-def _task_event(event: Event | str) -> Event:
-    """The event, with "queue" read as "init": what the reference page of aio-fluid 1.2 calls it."""
+def task_event(event: Event | str) -> Event:
+    """Return the event, with "queue" (aio-fluid 1.2's name) read as "init". Its tag says so, so that handlers of both
+    names have places of their own."""
     found = Event.from_string_or_event(event)
-    return found._replace(type="init") if found.type == "queue" else found
+    return Event("init", f"queue:{found.tag}") if found.type == "queue" else found
 
 
 def _log_failure(run: "TaskRun", tag: str) -> None:
@@ -196,7 +197,7 @@ class TaskDispatcher(Dispatcher["TaskRun"]):
         return len(handlers)
 
     def _event(self, event: Event | str) -> Event:
-        return _task_event(event)
+        return task_event(event)
 
     def _count_listeners(self) -> None:
         self.listeners.mask = sum(1 << number for number, state in enumerate(STATES) if state in self._handlers)
@@ -214,7 +215,7 @@ class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):
         return message.state
 
     def _event(self, event: Event | str) -> Event:
-        return _task_event(event)
+        return task_event(event)
 
     async def _call(self, handler: Callable[["TaskRun"], Awaitable[None]], message: "TaskRun", tag: str) -> None:
         try:

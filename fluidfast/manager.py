@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import ModuleType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Never, Self, TypeVar
 
 import msgspec
 
@@ -17,9 +17,10 @@ from ._run import TaskRun
 from .backpressure import Backpressure
 from .broker import TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
+from .checks import check_number
 from .config import TaskManagerConfig
 from .dead import DeadLetters
-from .errors import ConfigError, TaskAbortedError
+from .errors import ConfigError, TaskAbortedError, TaskUsageError
 from .events import Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
@@ -28,7 +29,7 @@ from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
 from .sync import SyncManager
-from .task import Task
+from .task import Task, checked
 
 __all__ = ["AsyncHandler", "TaskManager"]
 
@@ -47,6 +48,15 @@ def gives_a_coroutine(function: F) -> F:
         return inspect.markcoroutinefunction(function)
     function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # as unittest.mock does
     return function
+
+
+def refuse_positional(method: str, misplaced: Sequence[Any]) -> None:
+    """Raise TaskUsageError if a method that takes its task by position was given more of them."""
+    if misplaced:
+        raise TaskUsageError(
+            f"{method} takes the task by position and the rest by name, but was given a {type(misplaced[0]).__name__} "
+            f"by position: write {method}(task, params=...), or each param as a keyword"
+        )
 
 
 class TaskManager(QueueFront):
@@ -143,21 +153,33 @@ class TaskManager(QueueFront):
         """The class's name in snake case, such as ``task_manager``."""
         return WORD_START.sub("_", type(self).__name__).lower()
 
-    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None) -> None:
-        """Register a task (with ``tags`` added to its own): only what is registered can be executed here."""
+    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
+        """Register a task (with ``tags`` added to its own): only what is registered can be executed here.
+
+        ``replace``: also in place of a task of a different function. A task of the same function is always replaced.
+
+        Raises:
+            TaskNameTaken: a different function is registered under this name.
+            TaskUsageError: something else than a task was given, such as a function without ``@task``.
+        """
         if tags:
-            task = task._replace(tags=task.tags | frozenset(tags))
-        self.broker.register_task(task)
+            task = checked(task)._replace(tags=task.tags | frozenset(tags))
+        self.broker.register_task(task, replace=replace)
 
-    def register_from_module(self, module: ModuleType, tags: Sequence[str] | None = None) -> None:
-        """Register every task that is a public name of a module."""
-        self.register_from_dict({name: getattr(module, name) for name in dir(module)}, tags=tags)
+    def register_from_module(
+        self, module: ModuleType, tags: Sequence[str] | None = None, *, replace: bool = False
+    ) -> None:
+        """Register every task that is a public name of a module. ``replace``, errors: as ``register_task``."""
+        self.register_from_dict({name: getattr(module, name) for name in dir(module)}, tags=tags, replace=replace)
 
-    def register_from_dict(self, data: Mapping[str, Any], tags: Sequence[str] | None = None) -> None:
-        """Register every task among the values of a mapping whose key has no leading underscore."""
+    def register_from_dict(
+        self, data: Mapping[str, Any], tags: Sequence[str] | None = None, *, replace: bool = False
+    ) -> None:
+        """Register every task among the values of a mapping whose key has no leading underscore. ``replace``, errors:
+        as ``register_task``."""
         for name, value in data.items():
             if not name.startswith("_") and isinstance(value, Task):
-                self.register_task(value, tags=tags)
+                self.register_task(value, tags=tags, replace=replace)
 
     # -- runs
 
@@ -182,6 +204,11 @@ class TaskManager(QueueFront):
             ValueError: a priority that is none.
         """
         codec = self.broker.codec
+        if not isinstance(run_id, str):
+            raise TaskUsageError(
+                f"create_task_run: the run_id is a {type(run_id).__name__}, it must be text; if these are the run's "
+                "params, give them by name: params=..., or each as a keyword"
+            )
         if params is None:
             return codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
         if codec.has_field(task, "params"):
@@ -308,7 +335,7 @@ class TaskManager(QueueFront):
     async def queue_and_wait(
         self,
         task: str | Task[Any],
-        *,
+        *misplaced: Never,
         timeout: float | None = None,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
@@ -323,6 +350,9 @@ class TaskManager(QueueFront):
             TimeoutError: it is not finished in time. It goes on all the same.
             Others: as ``queue``.
         """
+        refuse_positional("queue_and_wait", misplaced)
+        if timeout is not None:
+            check_number("timeout", timeout, ConfigError, infinite=True)
         run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
         run.extra = {"reply": msgspec.json.encode(self.manager_id)}
         finished = self._replies.expect(run.id)
@@ -338,7 +368,7 @@ class TaskManager(QueueFront):
     async def execute(
         self,
         task: str | Task[Any],
-        *,
+        *misplaced: Never,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
         in_process: bool = False,
@@ -354,6 +384,7 @@ class TaskManager(QueueFront):
             TimeoutError: it took longer than the task's ``timeout_seconds``.
             Exception: whatever the task raises.
         """
+        refuse_positional("execute", misplaced)
         run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
         try:
             await execute(run, in_process=in_process)
@@ -364,13 +395,14 @@ class TaskManager(QueueFront):
     def execute_sync(
         self,
         task: str | Task[Any],
-        *,
+        *misplaced: Never,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
         """``execute`` for code without an event loop: starts the manager, runs the task in this process, shuts down."""
+        refuse_positional("execute_sync", misplaced)
         return asyncio.run(self._execute_and_exit(task, run_id=run_id, priority=priority, params=params, **kwargs))
 
     async def _execute_and_exit(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:

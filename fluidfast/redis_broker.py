@@ -33,8 +33,7 @@ from .broker import (
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
-    option,
-    whole,
+    number_option,
 )
 from .errors import (
     BrokerAuthError,
@@ -102,7 +101,7 @@ class RedisTaskBroker(TaskBroker):
 
     def __init__(self, url: BrokerURL | str, redis_cli: "Redis | None" = None, *, shard: int | None = None) -> None:
         super().__init__(url)
-        if shard is None and option(self.url, "shards", whole, 1, "a whole number above 0") > 1:
+        if shard is None and number_option(self.url, "shards", 1, least=1, whole=True) > 1:
             raise BrokerURLError(f"broker {self.url}: this is a broker of one shard, TaskBroker.from_url gives several")
         self.keys = Keys(self.name if shard in (None, NO_SHARD) else f"{self.name}:{shard}")
         self._alone = shard is None

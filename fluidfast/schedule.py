@@ -5,11 +5,16 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from .checks import CENTURY, shown
+from .errors import ConfigError
 
 __all__ = ["CronRun", "Scheduler", "crontab", "every"]
 
 _MINUTE = timedelta(minutes=1)
 _DAY = timedelta(days=1)
+_CENTURY = timedelta(seconds=CENTURY)
 _FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "day_of_week": (0, 7)}
 # every combination of month, day and weekday comes back within 40 years (29 February around the year 2100)
 _YEARS_AHEAD = 41
@@ -68,13 +73,15 @@ class every(Scheduler):
     Runs are numbered by whole seconds, so a ``delta`` of whole seconds does not drift with the moments of the calls.
 
     Raises:
-        ValueError: one of the three is negative.
+        ConfigError: one of the three is no timedelta, negative, or more than a century.
     """
 
     def __init__(self, delta: timedelta, delay: timedelta = timedelta(), jitter: timedelta = timedelta()) -> None:
         for name, value in (("delta", delta), ("delay", delay), ("jitter", jitter)):
-            if value < timedelta():
-                raise ValueError(f"every: {name} is {value}, but it cannot be negative")
+            if not isinstance(value, timedelta):
+                raise ConfigError(f"every: {name} is {shown(value)}, it must be a timedelta: timedelta(seconds=30)")
+            if not timedelta() <= value <= _CENTURY:
+                raise ConfigError(f"every: {name} is {value}, it must be at least 0 and at most a century")
         self.delta = delta
         self.delay = delay
         self.jitter = jitter
@@ -127,8 +134,10 @@ class crontab(Scheduler):
     When clocks are set forward, the times that are left out do not come. When they are set back, the times that come
     twice are due twice if ``minute`` or ``hour`` has a ``*`` in it, and else the first time only (as with cron).
 
+    ``tz``: a ``tzinfo``, or the name of a zone such as ``"Europe/Berlin"``.
+
     Raises:
-        ValueError: a piece that is none of these; names the field and what it may be.
+        ConfigError: a piece that is none of these (names the field and what it may be), or a zone that is not known.
         TypeError: a field is given under both of its names.
     """
 
@@ -139,7 +148,7 @@ class crontab(Scheduler):
         day: str | int = "*",
         month: str | int = "*",
         day_of_week: str | int = "*",
-        tz: tzinfo = UTC,
+        tz: tzinfo | str = UTC,
         *,
         minutes: str | int | None = None,
         hours: str | int | None = None,
@@ -150,7 +159,7 @@ class crontab(Scheduler):
         hour = _either("hour", hour, hours)
         day = _either("day", day, days)
         month = _either("month", month, months)
-        self.tz = tz
+        self.tz = _zone(tz)
         self._info = f"minute {minute}; hour {hour}; day {day}; month {month}; day_of_week {day_of_week}"
         self._minutes = _parse("minute", minute)
         self._hours = _parse("hour", hour)
@@ -158,6 +167,28 @@ class crontab(Scheduler):
         self._months = frozenset(_parse("month", month))
         self._week_days = frozenset(number % 7 for number in _parse("day_of_week", day_of_week))
         self._once = "*" not in f"{minute},{hour}"
+
+    @classmethod
+    def from_line(cls, line: str, tz: tzinfo | str = UTC) -> "crontab":
+        """The schedule of a line of cron: minute, hour, day, month and day of the week, with spaces between them.
+
+        Raises:
+            ConfigError: the line is not such a one, or names both a day and a day of the week: cron means either of
+                them, and a crontab() both.
+        """
+        fields = line.split()
+        if len(fields) != 5:
+            raise ConfigError(
+                f"schedule {shown(line)} is not a line of cron with five fields: minute, hour, day, month, "
+                'day of the week; "0 5 * * *" is each day at 05:00'
+            )
+        if fields[2] != "*" and fields[4] != "*":
+            raise ConfigError(
+                f"schedule {shown(line)} has both a day and a day of the week: cron takes either of them; write "
+                f"{_call_of(fields)} for days that are both, or two tasks for either"
+            )
+        minute, hour, day, month, day_of_week = fields
+        return cls(minute, hour, day, month, day_of_week, tz)
 
     def info(self) -> str:
         """The five fields."""
@@ -257,6 +288,25 @@ class crontab(Scheduler):
         return first if self._matches_day(first) and first - wall < _DAY else None
 
 
+def _zone(tz: tzinfo | str) -> tzinfo:
+    """The time zone of a name, or the zone itself."""
+    if isinstance(tz, tzinfo):
+        return tz
+    try:
+        return ZoneInfo(tz)
+    except Exception as exc:  # of many kinds: not a name, a path, a folder, no such zone
+        raise ConfigError(
+            f'crontab: tz is {shown(tz)}, it must be a time zone: tz="Europe/Berlin" or tz=ZoneInfo("Europe/Berlin") '
+            "(on a system without time zones: pip install tzdata)"
+        ) from exc
+
+
+def _call_of(fields: list[str]) -> str:
+    """The call of ``crontab`` for the five fields of a line of cron."""
+    given = [f"{name}={value!r}" for name, value in zip(_FIELDS, fields, strict=True) if value != "*"]
+    return f"crontab({', '.join(given)})"
+
+
 def _either(name: str, value: str | int, plural: str | int | None) -> str | int:
     """The value of a field that has two names."""
     if plural is None:
@@ -270,13 +320,18 @@ def _parse(name: str, value: str | int) -> list[int]:
     """The numbers that a field stands for, in order."""
     numbers: set[int] = set()
     low, high = _FIELDS[name]
+    if name == "minute" and isinstance(value, str) and len(fields := value.split()) == 5:
+        raise ConfigError(
+            f"crontab: {shown(value)} is a line of cron, and the five fields are arguments of their own: write "
+            f"{_call_of(fields)}, or schedule={value!r}"
+        )
     steps = "" if name == "day_of_week" else ", */n"
     for piece in str(value).split(","):
         try:
             numbers.update(_parse_piece(piece.strip(), low, high, bool(steps)))
         except ValueError:
-            raise ValueError(
-                f"crontab: {piece!r} is not valid in {name}={value!r}: "
+            raise ConfigError(
+                f"crontab: {shown(piece)} is not valid in {name}={shown(value)}: "
                 f"allowed are numbers from {low} to {high}, a-b, a-b/n, *{steps}, and several of these between commas"
             ) from None
     return sorted(numbers)

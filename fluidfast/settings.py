@@ -19,12 +19,12 @@ log_level                   LOG_LEVEL                              INFO
 ``FLUID_ENV_PREFIX`` puts another prefix in the place of ``FLUID_``; set to nothing, it means no prefix at all.
 """
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from .checks import MAX_CONCURRENT, read_number
 from .errors import ConfigError
 
 __all__ = ["Settings", "get_settings"]
@@ -71,29 +71,9 @@ class _Environment:
     def text(self, default: str, *names: str) -> str:
         return next((value for _, value in map(self._get, names) if value), default)
 
-    def whole(self, default: int, name: str, at_least: int = 0) -> int:
+    def number(self, default: Any, name: str, **ranges: Any) -> Any:
         variable, text = self._get(name)
-        if not text:
-            return default
-        try:
-            value = int(text)
-        except ValueError:
-            value = at_least - 1
-        if value < at_least:
-            raise ConfigError(f"{variable}={text!r}: a whole number, {at_least} or more, is expected")
-        return value
-
-    def seconds(self, default: float, name: str) -> float:
-        variable, text = self._get(name)
-        if not text:
-            return default
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{variable}={text!r}: a number of seconds, 0 or more, is expected")
-        return value
+        return read_number(variable, text, ConfigError, **ranges) if text else default
 
 
 @cache
@@ -109,13 +89,17 @@ def get_settings() -> Settings:
     env = _Environment()
     return Settings(
         broker_url=env.text(default.broker_url, f"{env.prefix}broker_url", "redis_default_url"),
-        max_concurrent_tasks=env.whole(default.max_concurrent_tasks, f"{env.prefix}max_concurrent_tasks"),
-        sleep_millis=env.whole(default.sleep_millis, f"{env.prefix}sleep_millis"),
-        scheduler_heartbeat_millis=env.whole(
-            default.scheduler_heartbeat_millis, f"{env.prefix}scheduler_heartbeat_millis", at_least=1
+        max_concurrent_tasks=env.number(
+            default.max_concurrent_tasks, f"{env.prefix}max_concurrent_tasks", **MAX_CONCURRENT
         ),
-        stopping_grace_period=env.seconds(default.stopping_grace_period, f"{env.prefix}stopping_grace_period"),
-        redis_max_connections=env.whole(default.redis_max_connections, "max_redis_connections", at_least=1),
+        sleep_millis=env.number(default.sleep_millis, f"{env.prefix}sleep_millis", whole=True),
+        scheduler_heartbeat_millis=env.number(
+            default.scheduler_heartbeat_millis, f"{env.prefix}scheduler_heartbeat_millis", least=1, whole=True
+        ),
+        stopping_grace_period=env.number(default.stopping_grace_period, f"{env.prefix}stopping_grace_period"),
+        redis_max_connections=env.number(
+            default.redis_max_connections, "max_redis_connections", least=1, most=10_000, whole=True
+        ),
         app_name=env.text(default.app_name, "app_name"),
         log_level=env.text(default.log_level, "log_level").upper(),
     )

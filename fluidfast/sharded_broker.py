@@ -24,7 +24,7 @@ from zlib import crc32
 
 import msgspec
 
-from .broker import Batch, BrokerURL, Channel, Claim, Confirm, Settlement, TaskBroker, TaskManagersStatus, option, whole
+from .broker import Batch, BrokerURL, Channel, Claim, Confirm, Settlement, TaskBroker, TaskManagersStatus, option
 from .errors import BrokerConnectionError, BrokerError, BrokerURLError
 from .keys import DEFAULT_NAME
 from .redis_broker import NO_SHARD, RedisTaskBroker
@@ -53,7 +53,7 @@ def shards_of(url: BrokerURL) -> int:
 
 
 def up_to_most(text: str) -> int:
-    if (count := whole(text)) > MAX_SHARDS:
+    if not 1 <= (count := int(text)) <= MAX_SHARDS:
         raise ValueError(text)
     return count
 

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
 
 from ._outbox import Confirmation
 from ._run import TaskRun
@@ -155,14 +155,14 @@ class SyncManager:
         )
 
     def queue_and_wait(
-        self, task: str | Task[Any], *, timeout: float | None = None, **kwargs: Any
+        self, task: str | Task[Any], *misplaced: Never, timeout: float | None = None, **kwargs: Any
     ) -> TaskRun[Any, Any]:
         """``TaskManager.queue_and_wait``, blocking."""
-        return self._call(self._manager.queue_and_wait(task, timeout=timeout, **kwargs))
+        return self._call(self._manager.queue_and_wait(task, *misplaced, timeout=timeout, **kwargs))
 
-    def execute(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
+    def execute(self, task: str | Task[Any], *misplaced: Never, **kwargs: Any) -> TaskRun[Any, Any]:
         """``TaskManager.execute``, blocking; the task runs in the loop's thread."""
-        return self._call(self._manager.execute(task, **kwargs))
+        return self._call(self._manager.execute(task, *misplaced, **kwargs))
 
     def flush(self) -> None:
         """``TaskManager.flush``, blocking."""

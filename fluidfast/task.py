@@ -1,22 +1,25 @@
 """Tasks: what ``@task`` makes of a function, and how a task retries."""
 
+import contextlib
 import functools
 import inspect
 import logging
+import math
 import random
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack, get_args, get_origin, overload
+from typing import Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack, get_args, get_origin, overload
 
 import msgspec
 
 from . import settings
-from .errors import TaskDecoratorError
+from .checks import CENTURY, check_number, shown
+from .errors import ConfigError, TaskDecoratorError, TaskUsageError
 from .params import Params, adapter_for
-from .schedule import Scheduler
+from .schedule import Scheduler, crontab
 from .states import TaskPriority, TaskState
 
 __all__ = [
@@ -38,7 +41,10 @@ TaskExecutor = Callable[..., Any]
 RandomizeType = Callable[[], float | int]
 P = TypeVar("P")
 
-CENTURY = 100 * 365 * 86400.0
+MAX_COUNT = 10**9
+"""The most of anything that is counted: attempts, runs at the same time."""
+MAX_BATCH_RUNS = 1_000_000
+"""Runs that one call of a batch task may take."""
 
 EmptyParams = Params
 """The params of a task that names no model (aio-fluid's name for it)."""
@@ -50,12 +56,13 @@ class RetryPolicy:
 
     ``max_attempts``: tries after the first one; None: no end.
     ``wait``: seconds before the first retry. ``backoff``: factor from each retry to the next.
-    ``max_wait``: longest wait in seconds (a century at most). ``exceptions``: types that are retried; empty: all.
+    ``max_wait``: longest wait in seconds. All three may be ``math.inf``; a wait is never longer than a century.
+    ``exceptions``: types that are retried; empty: all.
     ``jitter``: from 0 to 1, the share of the wait that is drawn at random, so that runs that failed together do not
     come back together: a wait of w becomes one between ``w * (1 - jitter)`` and w.
 
     Raises:
-        ValueError: a number is out of its range.
+        ConfigError: a number is out of its range (a ValueError, too).
     """
 
     max_attempts: int | None = None
@@ -66,24 +73,27 @@ class RetryPolicy:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and self.max_attempts < 0:
-            raise ValueError(f"max_attempts is {self.max_attempts}, it must be None or at least 0")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter is {self.jitter}, it must be from 0 to 1")
-        for name in ("wait", "backoff", "max_wait"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0")
+        if self.max_attempts is not None:
+            check_number("max_attempts", self.max_attempts, ConfigError, whole=True, most=MAX_COUNT)
+        check_number("jitter", self.jitter, ConfigError, most=1)
+        check_number("backoff", self.backoff, ConfigError, most=math.inf)
+        for name in ("wait", "max_wait"):
+            check_number(name, getattr(self, name), ConfigError, infinite=True)
         kinds: Any = self.exceptions
-        object.__setattr__(self, "exceptions", (kinds,) if isinstance(kinds, type) else tuple(kinds))
+        if not isinstance(kinds, Iterable):
+            kinds = (kinds,)
+        object.__setattr__(self, "exceptions", tuple(kinds))
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.exceptions):
-            raise ValueError(f"exceptions is {kinds!r}, it must be a tuple of exception types")
+            raise ConfigError(f"exceptions is {shown(kinds)}, it must be a tuple of exception types")
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait before retry number ``attempt``, which counts from 1."""
+        if not self.wait:
+            return 0.0
         try:
             wait = min(self.wait * self.backoff ** (attempt - 1), self.max_wait, CENTURY)
         except OverflowError:
-            wait = min(self.max_wait, CENTURY) if self.wait else 0.0
+            wait = min(self.max_wait, CENTURY)
         return wait * (1 - self.jitter * random.random()) if self.jitter else wait
 
     def matches(self, exc: BaseException) -> bool:
@@ -133,6 +143,10 @@ class K8sConfig(msgspec.Struct, kw_only=True):
     resources: K8sResourceRequirements | None = None
     job_ttl: int = 300
     sleep: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_number("job_ttl", self.job_ttl, ConfigError, whole=True)
+        check_number("sleep", self.sleep, ConfigError)
 
 
 class TaskInfoUpdate(msgspec.Struct, kw_only=True):
@@ -206,6 +220,17 @@ class Task(NamedTuple, Generic[P]):
     batch_wait: float = 0.0
     """Seconds that a batch waits to become full."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a task is queued or executed by a manager.
+
+        Raises:
+            TaskUsageError: always; has the line to write instead.
+        """
+        raise TaskUsageError(
+            f"task {self.name!r} is not called like a function: write await manager.queue({self.name!r}, ...) to have "
+            f"a worker run it, or await manager.execute({self.name!r}, ...) to run it here"
+        )
+
     @property
     def cpu_bound(self) -> bool:
         """Whether runs have a process of their own."""
@@ -248,7 +273,7 @@ class TaskOptions(TypedDict, total=False):
 
     name: str | None
     params_model: Any
-    schedule: Scheduler | None
+    schedule: Scheduler | str | None
     short_description: str | None
     description: str | None
     randomize: RandomizeType | None
@@ -279,11 +304,13 @@ def task(
     """Make a ``Task`` of a function: ``@task``, or ``@task(name=..., retry=...)`` with the keywords of ``TaskOptions``.
 
     The function takes the run (``async def send(ctx: TaskRun[Mail]) -> None``); the parameter's annotation names
-    the params model, unless ``params_model`` does. A plain ``def`` runs in a thread pool.
+    the params model, unless ``params_model`` does. A plain ``def`` runs in a thread pool. ``schedule`` may be a line of
+    cron (``"0 5 * * *"``), in UTC.
 
     Raises:
-        TaskDecoratorError: a keyword is unknown or out of range, a keyword comes together with a function, the
-            annotation cannot be resolved, or the params model is of no kind that can be written to a queue.
+        TaskDecoratorError: a keyword is unknown or out of range, a keyword comes together with a function, the function
+            does not take one argument or is a generator, the annotation cannot be resolved, or the params model is of
+            no kind that can be written to a queue.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := given.keys() - TaskOptions.__annotations__.keys():
@@ -300,11 +327,16 @@ def task(
 
 
 def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict[str, Any]) -> Task[Any]:
-    if not callable(function):
-        raise TaskDecoratorError(f"@task needs a function, it was given {function!r}")
+    if isinstance(function, type | Task) or not callable(function):
+        given = f"the task {function.name!r}" if isinstance(function, Task) else shown(function)
+        raise TaskDecoratorError(f"@task needs a function, it was given {given}")
     options = dict(options)
     module = getattr(function, "__module__", None) or ""
     name = options.pop("name", None) or getattr(function, "__name__", type(function).__name__)
+    if not isinstance(name, str) or not is_utf8(name):
+        raise TaskDecoratorError(f"a task's name must be text that can be written as UTF-8, not {shown(name)}")
+    check_options(name, options)
+    check_function(function, name, batch=options.get("batch", 0) > 0)
     description = options.pop("description", None) or inspect.cleandoc(function.__doc__ or "")
     short = options.pop("short_description", None) or description.split("\n", 1)[0].strip()
     model = options.pop("params_model", None)
@@ -317,23 +349,11 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         executor: TaskExecutor = run_in_subprocess
     else:
         executor = function
-    try:
-        priority = TaskPriority(options.pop("priority", TaskPriority.medium))
-    except ValueError as exc:
-        raise TaskDecoratorError(f"task {name!r}: {exc}") from exc
-    if not isinstance(name, str) or not is_utf8(name):
-        raise TaskDecoratorError(f"a task's name must be text that can be written as UTF-8, not {name!r}")
-    if not (timeout := options.get("timeout_seconds", 1)) > 0:
-        raise TaskDecoratorError(f"task {name!r}: timeout_seconds is {timeout}, it must be above 0")
-    if (limit := options.get("max_concurrency", 0)) < 0:
-        raise TaskDecoratorError(f"task {name!r}: max_concurrency is {limit}, it must be at least 0")
-    if (batch := options.get("batch", 0)) < 0 or options.get("batch_wait", 0) < 0:
-        raise TaskDecoratorError(f"task {name!r}: batch and batch_wait must be at least 0")
-    if options.get("batch_wait", 0) and not batch:
+    if options.get("batch_wait", 0) and not options.get("batch", 0):
         raise TaskDecoratorError(
             f"task {name!r}: batch_wait is for tasks that take a batch: say of how many runs (batch=500), or drop it"
         )
-    if batch and (limit or "cpu_executor" in options):
+    if options.get("batch", 0) and (options.get("max_concurrency", 0) or "cpu_executor" in options):
         raise TaskDecoratorError(f"task {name!r}: a batch goes with neither max_concurrency nor cpu_bound")
     adapter_for(model)
     return Task(
@@ -344,10 +364,150 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         module=module,
         short_description=short,
         description=description,
-        priority=priority,
         tags=frozenset(options.pop("tags", ())),
         **options,
     )
+
+
+NUMBERS: dict[str, dict[str, Any]] = {
+    "max_concurrency": {"whole": True, "most": MAX_COUNT},
+    "timeout_seconds": {"above": True, "infinite": True},
+    "batch": {"whole": True, "most": MAX_BATCH_RUNS},
+    "batch_wait": {},
+}
+"""Options of ``@task`` that take a number, and their ranges."""
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Check the values of keywords of ``@task``; bring numbers, a priority and a line of cron into their own type."""
+    where = f"task {name!r}"
+    for option, ranges in NUMBERS.items():
+        if option in options:
+            options[option] = check_number(f"{where}: {option}", options[option], TaskDecoratorError, **ranges)
+    for option in ("retry", "rate_limit_retry"):
+        if not isinstance(policy := options.get(option), RetryPolicy | None):
+            raise TaskDecoratorError(
+                f"{where}: {option} is {shown(policy)}, it must be a RetryPolicy: {option}=RetryPolicy(max_attempts=3)"
+            )
+    if isinstance(options.get("tags"), str):
+        raise TaskDecoratorError(f"{where}: tags is one text, it must be several: tags=[{options['tags']!r}]")
+    if "randomize" in options and not callable(options["randomize"]):
+        raise TaskDecoratorError(
+            f"{where}: randomize is {shown(options['randomize'])}, it must be a function that gives seconds: "
+            "randomize=lambda: random.uniform(0, 60)"
+        )
+    try:
+        options["priority"] = TaskPriority(options.get("priority", TaskPriority.medium))
+    except ValueError as exc:
+        raise TaskDecoratorError(f"{where}: {exc}") from exc
+    schedule = options.get("schedule")
+    if isinstance(schedule, str):
+        try:
+            options["schedule"] = crontab.from_line(schedule)
+        except ValueError as exc:
+            raise TaskDecoratorError(f"{where}: {exc}") from exc
+    elif schedule is not None and (isinstance(schedule, type | Task) or not callable(schedule)):
+        raise TaskDecoratorError(
+            f"{where}: schedule is {shown(schedule)}, it must be a schedule: schedule=every(timedelta(minutes=5)), "
+            'schedule=crontab(hour=5, minute=0) or schedule="0 5 * * *"'
+        )
+
+
+def check_function(function: Callable[..., Any], name: str, *, batch: bool) -> None:
+    """Refuse a function that cannot be a task: one that is a generator, or does not take one argument."""
+    if is_generator(function):
+        raise TaskDecoratorError(
+            f"task {name!r}: its function is a generator (it has a yield), so that calling it would run nothing; write "
+            "one that does its work and returns"
+        )
+    try:
+        # its own, not that of what it wraps: a decorator may well add arguments
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        kind = inspect.Parameter
+        names = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)
+        ]
+        fields = ", ".join(f"ctx.params.{each}" for each in names)
+        argument = "runs: list[TaskRun]" if batch else "ctx: TaskRun"
+        raise TaskDecoratorError(
+            f"task {name!r}: a task takes one argument, {'its runs' if batch else 'the run'}, and its function takes "
+            f"{', '.join(names) or 'none'}; write def {getattr(function, '__name__', 'run')}({argument})"
+            + (f" and read {fields}" if fields and not batch else "")
+        ) from None
+
+
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Whether calling this makes a generator instead of running a body; also behind partials and ``wraps``."""
+    seen: set[int] = set()
+    while id(function) not in seen:
+        seen.add(id(function))
+        while isinstance(function, functools.partial):
+            function = function.func
+        target = function if inspect.isroutine(function) else type(function).__call__
+        if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+            return True
+        function = getattr(function, "__wrapped__", function)
+    return False
+
+
+def checked(task: Any) -> Task[Any]:
+    """The task that was given.
+
+    Raises:
+        TaskUsageError: it is something else, such as a function without ``@task``.
+    """
+    if isinstance(task, Task):
+        return task
+    if callable(task):
+        name = getattr(task, "__name__", "")
+        hint = f"write @task above def {name}(...)" if name.isidentifier() else "make a task of it: task(function)"
+        raise TaskUsageError(f"{shown(task)} is a function and not a task: {hint}")
+    raise TaskUsageError(f"{shown(task)} is not a task: a task is what @task makes of a function, or its name")
+
+
+def same_function(one: Any, other: Any) -> bool:
+    """Whether two callables are one function: the same object, or the same place in the same module (a module that was
+    loaded again). Closures and callable objects have to hold equal values, too."""
+    if one is other:
+        return True
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return same_function(one.func, other.func) and (one.args, one.keywords) == (other.args, other.keywords)
+    if inspect.ismethod(one) and inspect.ismethod(other):
+        return same_function(one.__func__, other.__func__) and same_function(one.__self__, other.__self__)
+    if not hasattr(one, "__qualname__") or not hasattr(other, "__qualname__"):  # objects with a __call__
+        kinds = type(one), type(other)
+        return place_of(kinds[0]) == place_of(kinds[1]) and (kinds[0] is not kinds[1] or bool(one == other))
+    if place_of(one) != place_of(other):
+        return False
+    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if codes[0] is None or codes[0] is not codes[1]:  # loaded again, unless they are two lambdas
+        return "<lambda>" not in one.__qualname__ or codes[0] == codes[1]
+    return bool(held_by(one) == held_by(other))
+
+
+def held_by(function: Any) -> tuple[Any, ...]:
+    """What a function was made with: its defaults, and the values of its closure."""
+    values = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            values.append(cell.cell_contents)
+    return function.__defaults__, function.__kwdefaults__, values
+
+
+def place_of(function: Any) -> str:
+    """Where a function is written: ``app.mail.send``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__qualname__"):
+        function = type(function)
+    return f"{getattr(function, '__module__', None) or '?'}.{function.__qualname__}"
 
 
 def is_utf8(text: str) -> bool:

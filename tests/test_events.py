@@ -1,11 +1,12 @@
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.events import AsyncDispatcher, AsyncTaskDispatcher, Dispatcher, Event, TaskDispatcher
 from fluidfast.states import STATES, TaskState
 
@@ -200,11 +201,44 @@ def test_listeners_follow_the_registrations() -> None:
 def test_queue_is_another_name_of_init(make: Callable[[], Any]) -> None:
     dispatcher = make()
     assert dispatcher.register_handler("queue.a", print) is None
-    assert dispatcher.get_handlers(Run(TaskState.init)) == {"a": print}
+    assert list(dispatcher.get_handlers(Run(TaskState.init)).values()) == [print]
     assert dispatcher.get_handlers(Run(TaskState.queued)) is None
-    assert dispatcher.register_handler("init.a", len) is print
-    assert dispatcher.unregister_handler(Event("queue", "a")) is len
+    assert dispatcher.register_handler("init.a", len) is None  # a place of its own
+    assert list(dispatcher.get_handlers(Run(TaskState.init)).values()) == [print, len]
+    assert dispatcher.register_handler("queue.a", max) is print
+    assert dispatcher.unregister_handler(Event("queue", "a")) is max
+    assert dispatcher.get_handlers(Run(TaskState.init)) == {"a": len}
+    assert dispatcher.unregister_handler("queue.a") is None
+    assert dispatcher.unregister_handler("init.a") is len
     assert dispatcher.get_handlers(Run(TaskState.init)) is None
+
+
+@pytest.mark.parametrize("broker_url", ["memory://both-names"])
+async def test_handlers_of_init_and_of_queue_are_all_called(broker_url: str) -> None:
+    @task
+    async def work(ctx: TaskRun) -> None: ...
+
+    told: list[str] = []
+
+    def noting(word: str) -> Callable[[TaskRun], Awaitable[None]]:
+        async def note(run: TaskRun) -> None:
+            told.append(word)
+
+        return note
+
+    consumer = TaskConsumer(broker_url=broker_url, consume_tasks=False)
+    for name in ("init", "queue", "init.more", "queue.more"):
+        consumer.dispatcher.register_handler(name, lambda run, name=name: told.append(name))
+        consumer.register_async_handler(name, noting(f"async {name}"))
+    await consumer.startup()
+    await consumer.queue(work)
+    await consumer.shutdown()
+    assert sorted(told) == sorted(
+        f"{kind}{name}" for kind in ("", "async ") for name in ("init", "queue", "init.more", "queue.more")
+    )
+    assert consumer.unregister_async_handler("queue") is not None
+    assert consumer.unregister_async_handler("queue") is None
+    assert consumer.unregister_async_handler("init") is not None
 
 
 def test_queue_counts_as_init() -> None:

@@ -564,7 +564,7 @@ class TestLife:
             ({"max_concurrent_tasks": -1}, "max_concurrent_tasks"),
             ({"lease_seconds": 0}, "lease_seconds"),
             ({"max_payload_bytes": 0}, "max_payload_bytes"),
-            ({"sleep": -1}, "sleep_millis"),
+            ({"sleep": -1}, "sleep is -1"),
         ],
     )
     def test_config_errors(self, options: dict[str, Any], says: str) -> None:

@@ -481,11 +481,41 @@ def test_repr_hides_params() -> None:
     assert repr(run) == str(run) == "<TaskRun plain.run-1 running high>"
 
 
-def test_a_run_is_itself_only() -> None:
-    run = make()
-    assert run != run.model_copy()
+def test_runs_compare_by_value() -> None:
+    run = make(params=Params(a=1), priority="high")
+    same = run.model_copy(deep=True)
     assert run == run
-    assert len({run, run.model_copy()}) == 2
+    assert run == same
+    assert hash(run) == hash(same)
+    assert len({run, same}) == 1
+    assert run != run.id
+    assert [run] == [same]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "another"},
+        {"task": plain._replace(name="another")},
+        {"priority": "low"},
+        {"params": Params(a=2)},
+        {"state": "running"},
+        {"queued": 1.0},
+        {"start": 1.0},
+        {"end": 1.0},
+        {"execute_after": 1.0},
+        {"rate_limit_attempt": 1},
+        {"retry_attempt": 1},
+        {"from_run_id": "parent"},
+        {"root_run_id": "root"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_runs_that_differ_in_one_field(change: dict[str, Any]) -> None:
+    run = make(params=Params(a=1), priority="high")
+    other = run.model_copy(update=change)
+    assert run != other
+    assert other == other.model_copy()
 
 
 # --- subscription ---------------------------------------------------------------------------------
