@@ -15,6 +15,7 @@ __all__ = [
     "DisabledTaskError",
     "DurabilityUnsupportedError",
     "NotDurableError",
+    "OpenRoutesError",
     "ParamsError",
     "PayloadError",
     "PayloadTooLargeError",
@@ -44,6 +45,10 @@ class TaskError(RuntimeError):
 
 class ConfigError(TaskError, ValueError):
     """A setting or an option is unknown or out of range. The message names it."""
+
+
+class OpenRoutesError(ConfigError):
+    """HTTP routes that change something would be served without ``auth``. The message names what allows that."""
 
 
 class UnknownTaskError(TaskError):

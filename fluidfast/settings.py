@@ -14,6 +14,7 @@ stopping_grace_period       FLUID_STOPPING_GRACE_PERIOD            10
 redis_max_connections       MAX_REDIS_CONNECTIONS                  5
 app_name                    APP_NAME                               fluid
 log_level                   LOG_LEVEL                              INFO
+http_insecure               FLUID_HTTP_INSECURE                    false
 ==========================  =====================================  =====================================
 
 ``FLUID_ENV_PREFIX`` puts another prefix in the place of ``FLUID_``; set to nothing, it means no prefix at all.
@@ -27,7 +28,7 @@ from typing import Any
 from .checks import MAX_CONCURRENT, read_number
 from .errors import ConfigError
 
-__all__ = ["Settings", "get_settings"]
+__all__ = ["Settings", "get_settings", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Settings:
     ``redis_max_connections``: size of the connection pool, at least 1.
     ``app_name``: the root of the names of task loggers.
     ``log_level``: in upper case.
+    ``http_insecure``: whether the HTTP routes are served without ``auth``.
     """
 
     broker_url: str = field(default="memory://", repr=False)
@@ -52,6 +54,10 @@ class Settings:
     redis_max_connections: int = 5
     app_name: str = "fluid"
     log_level: str = "INFO"
+    http_insecure: bool = False
+
+
+_FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 class _Environment:
@@ -75,6 +81,14 @@ class _Environment:
         variable, text = self._get(name)
         return read_number(variable, text, ConfigError, **ranges) if text else default
 
+    def flag(self, default: bool, name: str) -> bool:
+        variable, text = self._get(name)
+        if not text:
+            return default
+        if text.lower() not in _FLAGS:
+            raise ConfigError(f"{variable}={text!r}: true or false is expected")
+        return _FLAGS[text.lower()]
+
 
 @cache
 def get_settings() -> Settings:
@@ -83,8 +97,13 @@ def get_settings() -> Settings:
     ``get_settings.cache_clear()`` makes the next call read the environment again.
 
     Raises:
-        ConfigError: a value that is not a number of its kind; names the variable and the value.
+        ConfigError: a value that is not of its kind; names the variable and the value.
     """
+    return read_settings()
+
+
+def read_settings() -> Settings:
+    """Read the settings now, past what ``get_settings`` keeps. Raises as that does."""
     default = Settings()
     env = _Environment()
     return Settings(
@@ -102,6 +121,7 @@ def get_settings() -> Settings:
         ),
         app_name=env.text(default.app_name, "app_name"),
         log_level=env.text(default.log_level, "log_level").upper(),
+        http_insecure=env.flag(default.http_insecure, f"{env.prefix}http_insecure"),
     )
 
 

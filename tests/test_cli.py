@@ -162,7 +162,7 @@ async def quitter(ctx: TaskRun) -> None:
 
 
 def some_app() -> FastAPI:
-    return task_manager_fastapi(a_manager(mapped))
+    return task_manager_fastapi(a_manager(mapped), insecure=True)
 
 
 def some_manager() -> TaskManager:
@@ -170,7 +170,7 @@ def some_manager() -> TaskManager:
 
 
 the_manager = a_manager(mapped)
-the_app = task_manager_fastapi(the_manager)
+the_app = task_manager_fastapi(the_manager, insecure=True)
 
 
 class TestApp:
@@ -447,7 +447,13 @@ class TestServe:
         assert (options["host"], options["port"], options["reload"]) == ("0.0.0.0", 8080, False)
         assert options["log_config"] == {"configured": {"app_names": ["test_cli"]}}
 
-    def test_a_bare_manager_gets_an_application(self, served: list[Any]) -> None:
+    def test_a_bare_manager_gets_an_application(self, served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        refused = invoke(the_manager, "serve")
+        assert refused.exit_code == 1
+        assert "auth=" in refused.output
+        assert "FLUID_HTTP_INSECURE=true" in refused.output
+        assert served == []
+        monkeypatch.setenv("FLUID_HTTP_INSECURE", "true")
         assert invoke(the_manager, "serve", "--host", "127.0.0.1", "--port", "99").exit_code == 0
         ((app, options),) = served
         assert app.state.task_manager is the_manager
@@ -457,6 +463,7 @@ class TestServe:
         from fluidfast.cli import SERVED, served_app
 
         monkeypatch.setenv(SERVED, "")
+        monkeypatch.setenv("FLUID_HTTP_INSECURE", "true")
         assert invoke("test_cli:some_manager", "serve", "--reload").exit_code == 0
         ((app, options),) = served
         assert (app, options["factory"], options["reload"]) == ("fluidfast.cli:served_app", True, True)
@@ -689,6 +696,7 @@ def free_port() -> int:
 async def test_a_served_application(redis_url: str) -> None:
     """The whole of it: `serve` consumes from Redis, its CPU-bound children get their params, and die with it."""
     env = {**os.environ, "PYTHONPATH": str(Path(APP).parents[1]), "FLUID_BROKER_URL": redis_url}
+    env["FLUID_HTTP_INSECURE"] = "true"
     command = [sys.executable, APP, "serve", "--host", "127.0.0.1", "--port", str(free_port())]
     canary = f"canary{uuid.uuid4().hex}"
     async with Listener() as listener:
@@ -715,5 +723,5 @@ async def test_a_served_application(redis_url: str) -> None:
             server.kill()
             output, _ = server.communicate()
     assert b"printed by the child" in output
-    assert b"insecure=True" in output
+    assert b"auth=dependency" in output
     assert canary.encode() not in output

@@ -50,10 +50,12 @@ def test_defaults() -> None:
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("LOG_LEVEL", "", "log_level", "INFO"),
         ("FLUID_SLEEP_MILLIS", "", "sleep_millis", 1000),
+        ("FLUID_HTTP_INSECURE", "True", "http_insecure", True),
+        ("FLUID_HTTP_INSECURE", "off", "http_insecure", False),
     ],
 )
 def test_variables(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str, expected: str | float
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str, expected: str | float | bool
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert getattr(settings.get_settings(), field) == expected
@@ -92,6 +94,7 @@ def test_prefix(monkeypatch: pytest.MonkeyPatch, prefix: str, variable: str) -> 
         ("FLUID_STOPPING_GRACE_PERIOD", "inf"),
         ("FLUID_STOPPING_GRACE_PERIOD", "nan"),
         ("max_redis_connections", "0"),
+        ("FLUID_HTTP_INSECURE", "perhaps"),
     ],
 )
 def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

@@ -26,7 +26,7 @@ import msgspec
 from ..broker import TaskBroker
 from ..common import is_in_cpu_process
 from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
-from ..errors import TaskAbortedError, TaskError, UnknownTaskError
+from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
 from ..executor import execute as execute_run
 from ..manager import TaskManager
 from ..params import adapter_for, params_error
@@ -73,13 +73,19 @@ class TaskManagerCLI(click.Group):
         """The FastAPI application; one is made for a bare manager, which needs the extra ``http``.
 
         Raises:
-            click.ClickException: an import string that leads nowhere.
+            click.ClickException: an import string that leads nowhere; a bare manager, whose routes would be open.
         """
         app = resolved(self.task_manager_app)
         if isinstance(app, TaskManager):
             from ..http import task_manager_fastapi
 
-            return task_manager_fastapi(app)
+            try:
+                return task_manager_fastapi(app)
+            except OpenRoutesError as exc:
+                raise click.ClickException(
+                    "a bare TaskManager has no auth: give TaskManagerCLI an application made with "
+                    "task_manager_fastapi(manager, auth=...), or set FLUID_HTTP_INSECURE=true"
+                ) from exc
         return app
 
     def get_task_manager(self) -> TaskManager:

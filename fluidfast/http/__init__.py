@@ -14,9 +14,14 @@ DELETE /tasks-queue         remove what waits; ``/tasks-queue/PRIORITY`` in one 
 404: no such task. 422: params that do not fit, with the place of each mistake and never a value. 413: a run larger
 than the broker takes. 503: the broker is not there, or full.
 
-``auth`` is a FastAPI dependency that every route asks first. Without one everybody who reaches the server may queue
-runs, disable tasks and empty queues; aio-fluid has it so, so this is served too, with a warning when the application
-starts.
+``auth`` is a FastAPI dependency that every route asks first. Without one everybody who reaches the server could queue
+runs, disable tasks and empty queues, so the routes are refused (``OpenRoutesError``) unless ``insecure=True`` or the
+environment's ``FLUID_HTTP_INSECURE=true`` allows that, as aio-fluid always does.
+
+A browser sends its user's cookies along with a form of another site. A request that changes something therefore needs
+the content type of JSON, which no form can send, or has to come from the same site (``Sec-Fetch-Site``, ``Origin``).
+Otherwise it is refused: 403 for another site's request, 415 for another content type. A client that is no browser may
+leave an empty body without a content type.
 """
 
 try:
@@ -36,11 +41,13 @@ from enum import Enum
 from typing import Annotated, Any, cast
 
 import msgspec
+from starlette.requests import HTTPConnection
 
 from ..broker import TaskManagersStatus
 from ..errors import (
     BrokerConnectionError,
     BrokerFullError,
+    OpenRoutesError,
     ParamsError,
     PayloadTooLargeError,
     QueueFullError,
@@ -49,6 +56,7 @@ from ..errors import (
 from ..manager import TaskManager
 from ..params import Params, adapter_for
 from ..run import TaskRun
+from ..settings import read_settings
 from ..states import TaskPriority, TaskState
 from ..task import Task, TaskInfo
 from ..workers import Worker
@@ -67,6 +75,8 @@ logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
 REF = "#/schemas/{name}"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
+"""Methods that change nothing."""
 
 
 def get_task_manager(app: FastAPI) -> TaskManager:
@@ -118,24 +128,33 @@ def task_manager_fastapi(
     ``include_router``: whether it gets the routes, under ``prefix`` (no slash at its end), with OpenAPI ``tags``
     (default: ``["Tasks"]``); plugins add theirs too.
     ``auth``: a FastAPI dependency (the callable, or ``Depends`` of it) of every route, plugins' too: it raises
-    ``HTTPException(401)`` for who may not. ``insecure``: says that there is none on purpose, and so no warning.
+    ``HTTPException(401)`` for a request without the right. An ``app`` with dependencies of its own needs none.
+    ``insecure``: allow everybody who reaches the server to use the routes.
+
+    Raises:
+        OpenRoutesError: the routes would have no ``auth``, and nothing allows that.
     """
     app = FastAPI(**kwargs) if app is None else app
-    app.state.task_manager = task_manager
-    guards = [] if auth is None else [auth if isinstance(auth, DependsMarker) else Depends(auth)]
+    guards = guards_of(auth)
+    open_by_environment = False
     if include_router:
+        if not (guards or app.router.dependencies):
+            open_by_environment = allow_open_routes("task_manager_fastapi(manager", insecure)
         names: list[str | Enum] = ["Tasks"] if tags is None else list(tags)
-        app.include_router(get_router(task_manager), prefix=prefix, tags=names, dependencies=guards)
+        app.include_router(routes_of(task_manager, guards), prefix=prefix, tags=names)
         # Plugins add to the application itself: while they do, what it adds has the guards.
+        guards = [*guards, Depends(refuse_other_sites)]
         app.router.dependencies.extend(guards)
         try:
             for plugin in task_manager._plugins:
                 plugin.register_routes(app, prefix=prefix, tags=cast(list[str], names))
         finally:
             del app.router.dependencies[len(app.router.dependencies) - len(guards) :]
-    is_open = include_router and not (guards or insecure or app.router.dependencies)
+    app.state.task_manager = task_manager
     own = app.router.lifespan_context
-    app.router.lifespan_context = cast(Any, lifespan_of(task_manager, own, f"{prefix}/..." if is_open else ""))
+    app.router.lifespan_context = cast(
+        Any, lifespan_of(task_manager, own, f"{prefix}/..." if open_by_environment else "")
+    )
     return app
 
 
@@ -148,8 +167,8 @@ def lifespan_of(
             state = await stack.enter_async_context(own(app))
             if open_routes:
                 logger.warning(
-                    "%s: everybody who reaches this server may queue and disable tasks; "
-                    "say who may with task_manager_fastapi(..., auth=dependency), or that all may with insecure=True",
+                    "%s: everybody who reaches this server may queue and disable tasks, as FLUID_HTTP_INSECURE allows; "
+                    "task_manager_fastapi(..., auth=dependency) restricts that",
                     open_routes,
                 )
             await stack.enter_async_context(life_of(manager))
@@ -203,9 +222,94 @@ async def in_http_terms() -> AsyncIterator[None]:
         raise HTTPException(503, "The broker is full" if there else "The broker is not there") from exc
 
 
-def get_router(task_manager: TaskManager) -> APIRouter:
-    """The routes of a manager, without prefix and without ``auth``. Include it with the prefix ``/tasks``."""
-    router = APIRouter(dependencies=[Depends(in_http_terms)])
+async def refuse_other_sites(connection: HTTPConnection) -> None:
+    """A dependency: 403 for a request that changes something and that a page of another site makes a browser send.
+
+    One with the content type of JSON passes: a browser asks the server before it sends that to another site.
+    """
+    if connection.scope.get("method", "GET") in SAFE_METHODS or is_json(connection):
+        return
+    if is_same_origin(connection) is False:
+        raise HTTPException(403, f"A request of another site needs the content type {JSON_TYPE}")
+
+
+async def refuse_other_types(request: Request) -> None:
+    """A dependency: 415 for a request that changes something with another content type than that of JSON, unless a
+    browser says that it comes from a page of this site."""
+    if request.method in SAFE_METHODS or is_json(request) or not request.headers.get("content-type"):
+        return
+    if not is_same_origin(request):
+        raise unsupported_type()
+
+
+def is_same_origin(connection: HTTPConnection) -> bool | None:
+    """Whether a page of this site made a browser send a request; None if no browser says anything."""
+    headers = connection.headers
+    if sites := headers.getlist("sec-fetch-site"):
+        return all(site in ("same-origin", "none") for site in sites)  # none: the user did it, not a page
+    if not (origins := headers.getlist("origin")):
+        return None
+    # without the scheme: a proxy in front of this server may have been the one who spoke TLS
+    host = headers.get("host", "").lower()
+    return bool(host) and all(origin.partition("://")[2].lower() == host for origin in origins)
+
+
+def is_json(connection: HTTPConnection) -> bool:
+    """Whether the content type is that of JSON."""
+    media_type = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == JSON_TYPE or media_type.endswith("+json")
+
+
+def unsupported_type() -> HTTPException:
+    return HTTPException(415, f"The content type has to be {JSON_TYPE}")
+
+
+def guards_of(auth: Callable[..., Any] | DependsMarker | None) -> list[DependsMarker]:
+    """The dependencies that ``auth`` stands for."""
+    return [] if auth is None else [auth if isinstance(auth, DependsMarker) else Depends(auth)]
+
+
+def allow_open_routes(call: str, insecure: bool) -> bool:
+    """Return if routes may be served without ``auth``: True if it is the environment that allows it.
+
+    Raises:
+        OpenRoutesError: they may not.
+    """
+    if insecure:
+        return False
+    if read_settings().http_insecure:
+        return True
+    raise OpenRoutesError(
+        f"{call}): without auth everybody who reaches the server may queue and disable tasks; give it "
+        "auth=DEPENDENCY, a FastAPI dependency that raises HTTPException(401), or allow that with insecure=True or "
+        "FLUID_HTTP_INSECURE=true in the environment"
+    )
+
+
+def get_router(
+    task_manager: TaskManager,
+    *,
+    auth: Callable[..., Any] | DependsMarker | None = None,
+    insecure: bool = False,
+) -> APIRouter:
+    """The routes of a manager, without prefix. Include it with the prefix ``/tasks``.
+
+    ``auth``: a FastAPI dependency of every route, as for ``task_manager_fastapi``. ``insecure``: allow everybody who
+    reaches the server to use them; also for a router whose application has dependencies that ask.
+
+    Raises:
+        OpenRoutesError: there is no ``auth``, and nothing allows that.
+    """
+    guards = guards_of(auth)
+    if not guards:
+        allow_open_routes("get_router(manager", insecure)
+    return routes_of(task_manager, guards)
+
+
+def routes_of(task_manager: TaskManager, guards: Sequence[DependsMarker] = ()) -> APIRouter:
+    router = APIRouter(
+        dependencies=[*guards, Depends(refuse_other_sites), Depends(refuse_other_types), Depends(in_http_terms)]
+    )
     unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such task"}}
     router.add_api_route("", get_tasks, summary="List tasks", responses=answer(list[TaskInfo]))
     router.add_api_route("-status", get_status, summary="Running managers", responses=answer(TaskManagersStatus))
@@ -318,10 +422,8 @@ async def params_of(request: Request, max_bytes: int) -> dict[str, Any]:
             raise HTTPException(413, f"The body is larger than {max_bytes} bytes")
     if not body:
         return {}
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != JSON_TYPE and not content_type.endswith("+json"):
-        # what a form of another site can send without being asked is no JSON
-        raise HTTPException(422, [mistake("content_type", (), f"The content type has to be {JSON_TYPE}")])
+    if not is_json(request):
+        raise unsupported_type()
     try:
         params = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
