@@ -2,18 +2,30 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._run import TaskRun
-from ._version import __version__
-from .broker import TaskBroker
-from .clock import TaskScheduler
-from .common import is_in_cpu_process
-from .config import TaskManagerConfig
-from .consumer import TaskConsumer
-from .manager import TaskManager
-from .plugin import TaskManagerPlugin
-from .schedule import Scheduler, crontab, every
-from .states import TaskPriority, TaskState
-from .task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
+try:
+    from ._run import TaskRun
+    from ._version import __version__
+    from .broker import TaskBroker
+    from .clock import TaskScheduler
+    from .common import is_in_cpu_process
+    from .config import TaskManagerConfig
+    from .consumer import TaskConsumer
+    from .manager import TaskManager
+    from .plugin import TaskManagerPlugin
+    from .schedule import Scheduler, crontab, every
+    from .states import TaskPriority, TaskState
+    from .task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
+except ImportError as exc:
+    if exc.name is None or not exc.name.startswith("fluidfast._"):
+        raise
+    import sys
+
+    raise ImportError(
+        f"{exc}: the compiled modules of fluidfast are missing or older than their sources in {__path__[0]}, for "
+        f"Python {sys.version_info.major}.{sys.version_info.minor}; build them: pip install -e . (in the clone)",
+        name=exc.name,
+        path=exc.path,
+    ) from exc
 
 if TYPE_CHECKING:
     from .http import task_manager_fastapi

@@ -21,7 +21,7 @@ from .checks import check_number
 from .config import TaskManagerConfig
 from .dead import DeadLetters
 from .errors import ConfigError, TaskAbortedError, TaskUsageError
-from .events import Event, TaskDispatcher
+from .events import AsyncTaskDispatcher, Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
 from .producer import Producer
@@ -78,6 +78,7 @@ class TaskManager(QueueFront):
         self.state = State()
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
         self.dispatcher = TaskDispatcher()
+        self._async_handlers = AsyncTaskDispatcher()
         self.broker = TaskBroker.from_url(self.config.broker_url)
         self.broker.use(
             lease_seconds=self.config.lease_seconds,
@@ -417,8 +418,13 @@ class TaskManager(QueueFront):
     # -- events
 
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
-        """Nothing: only a consumer has async handlers. ``dispatcher.register_handler`` takes sync ones."""
+        """Keep an async handler for the consumer that the ``worker`` command makes of this manager.
+
+        Only a consumer calls async handlers. ``dispatcher.register_handler`` takes plain ones, which are called here.
+        """
+        self._async_handlers.register_handler(event, handler)
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
-        """Nothing, as ``register_async_handler``; returns None."""
+        """Forget an async handler. Returns None, since nothing here has called it."""
+        self._async_handlers.unregister_handler(event)
         return None

@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,6 +19,7 @@ from ..broker import BrokerURL
 from ..consumer import TaskConsumer
 from ..events import Event
 from ..manager import TaskManager
+from ..texts import describe, printable
 
 __all__ = [
     "HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "check_writable", "did_you_mean", "first_of",
@@ -23,6 +27,11 @@ __all__ = [
 ]  # fmt: skip
 
 HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a function that returns one: app:manager"
+
+logger = logging.getLogger("fluidfast.worker")
+
+OURS = str(Path(__file__).parents[1]) + os.sep
+STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 
 class CommandError(Exception):
@@ -57,10 +66,17 @@ def load(text: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
         missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
         if missing is not None and (missing == module_name or module_name.startswith(missing + ".")):
             raise CommandError(f"there is no module {missing!r} in {here} or elsewhere on Python's path") from None
+        if isinstance(exc, SystemExit):
+            raise CommandError(
+                f"module {module_name!r} exits while it is imported: {described(exc)}; "
+                'put what starts a program under if __name__ == "__main__"'
+            ) from exc
         raise CommandError(f"module {module_name!r} cannot be imported: {described(exc)}") from exc
     done = f"module {module_name!r}"
     for part in path.split("."):
@@ -113,17 +129,20 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def described(exc: BaseException) -> str:
-    """An exception of the user's own code: its type, its text, and the line of theirs that raised it."""
-    where = ""
-    traceback = exc.__traceback__
-    while traceback is not None:
-        filename = traceback.tb_frame.f_code.co_filename
-        if not filename.startswith("<") and filename not in (__file__, importlib.__file__):
-            where = f" ({filename}, line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    if isinstance(exc, SyntaxError):
-        return f"SyntaxError: {exc.msg} ({exc.filename}, line {exc.lineno})"
-    return f"{type(exc).__name__}: {exc}{where}"
+    """An exception of the user's own code: its type, its text, and the line of theirs where it has to be mended."""
+    if isinstance(exc, SyntaxError) and exc.filename and not exc.filename.startswith("<"):
+        return f"{type(exc).__name__}: {exc.msg} ({exc.filename}, line {exc.lineno})"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
+    others = [(name, line) for name, line in frames if not name.startswith((OURS, "<")) and name != importlib.__file__]
+    # the last line of the user's own code; of a library only if there is none
+    found = [(name, line) for name, line in others if not is_installed(name)] or others
+    where = f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
+    return f"{describe(exc)}{where}"
+
+
+def is_installed(filename: str) -> bool:
+    """Whether a file is one of Python itself or of a package that was installed."""
+    return filename.startswith(STDLIB) or "site-packages" in filename or "dist-packages" in filename
 
 
 def as_manager(found: Any, text: str) -> TaskManager:
@@ -136,7 +155,7 @@ def as_manager(found: Any, text: str) -> TaskManager:
     if not isinstance(manager, TaskManager) and callable(manager):
         try:
             manager = manager()
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             raise CommandError(f"{text}() failed: {described(exc)}") from exc
         text += "()"
     if not isinstance(manager, TaskManager):
@@ -150,7 +169,10 @@ def as_manager(found: Any, text: str) -> TaskManager:
 
 
 def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
-    """The consumer itself; for a plain manager one with its tasks, config, deps, handlers and contexts."""
+    """The consumer itself; for a plain manager one with its tasks, config, deps, handlers, plugins and contexts.
+
+    Handlers that register themselves with the manager later, when a context is entered, come to the consumer too.
+    """
     if isinstance(manager, TaskConsumer):
         consumer = manager
     else:
@@ -161,8 +183,32 @@ def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
         for kind, handlers in manager.dispatcher._handlers.items():
             for tag, handler in handlers.items():
                 consumer.dispatcher.register_handler(Event(kind, tag), handler)
+        for kind, async_handlers in manager._async_handlers._handlers.items():
+            for tag, async_handler in async_handlers.items():
+                consumer.register_async_handler(Event(kind, tag), async_handler)
         for context in manager._async_contexts:
             consumer.add_async_context_manager(context)
+        consumer._plugins += manager._plugins
+        manager.dispatcher, manager._listeners = consumer.dispatcher, consumer._listeners
+        for name in ("register_async_handler", "unregister_async_handler"):
+            setattr(manager, name, getattr(consumer, name))
+        say_what_is_left_out(manager)
     if concurrency is not None:
         consumer.config.max_concurrent_tasks = consumer.engine.concurrency = concurrency
     return consumer
+
+
+def say_what_is_left_out(manager: TaskManager) -> None:
+    """Log what a consumer that was made of a plain manager does not do."""
+    kind = type(manager)
+    own = {name for cls in kind.__mro__[: kind.__mro__.index(TaskManager)] for name in vars(cls)}
+    if overridden := sorted(name for name in own - {*vars(object), "__module__"} if hasattr(TaskManager, name)):
+        logger.warning(
+            "the worker makes a TaskConsumer of this %s, and does not call what it overrides (%s): derive it from "
+            "TaskConsumer",
+            kind.__name__, ", ".join(overridden),
+        )  # fmt: skip
+    if scheduled := [printable(task.name) for task in manager.registry.values() if task.schedule is not None]:
+        logger.info(
+            "only a TaskScheduler queues tasks by their schedule, this worker does not: %s", ", ".join(scheduled)
+        )

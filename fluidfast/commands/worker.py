@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
+from ..consumer import TaskConsumer
 from ..errors import TaskError
 from ..memory_broker import MemoryTaskBroker
 from ..settings import get_settings
@@ -109,6 +110,14 @@ def start_logging(level: str | None) -> None:
 async def work(found: Any, text: str, concurrency: int | None, started: list[bool]) -> int:
     manager = as_manager(found, text)
     consumer = as_consumer(manager, concurrency)
+    try:
+        return await consume(consumer, started)
+    finally:
+        if manager is not consumer:  # tasks may have queued with it
+            await manager.on_shutdown()
+
+
+async def consume(consumer: TaskConsumer, started: list[bool]) -> int:
     broker = consumer.broker
     await broker.connect()
     if isinstance(broker, MemoryTaskBroker):
