@@ -39,6 +39,8 @@ __all__ = [
     "run_id_of",
 ]
 
+MAX_REAP_SECONDS = 15.0
+"""A consumer sweeps at least this often, for consumers with shorter leases."""
 DURABILITIES = ("none", "replica", "fsync")
 
 BUILT_IN = {
@@ -449,7 +451,14 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def reap(self) -> int:
-        """One sweep for what dead consumers held. A lease is taken back by the second sweep that sees it expired."""
+        """Sweep once for what dead consumers held; gives how many runs were taken back.
+
+        A lease is taken back by the second sweep that sees it expired, half of that lease after the first or later.
+        """
+
+    def reap_seconds(self) -> float:
+        """How long a consumer waits until its next sweep."""
+        return max(0.05, min(self.options.lease_seconds / 2, MAX_REAP_SECONDS))
 
     @abstractmethod
     async def promote(self) -> float | None:

@@ -746,9 +746,8 @@ class Engine(Slots, Worker):
                 self._lose(lease, "it ran out")
 
     async def _reap_loop(self) -> None:
-        period = max(0.05, self.broker.options.lease_seconds / 2)
         while True:
-            await asyncio.sleep(period)
+            await asyncio.sleep(self.broker.reap_seconds())
             try:
                 await self.broker.reap()
             except Exception as exc:

@@ -54,13 +54,18 @@ class Keys:
 
     @property
     def leases(self) -> str:
-        """Sorted set: batch -> deadline, in server milliseconds."""
+        """Sorted set: batch -> deadline, in server milliseconds. A batch's name ends with its lease in ms."""
         return f"{self.prefix}-ff:leases"
 
     @property
     def consumers(self) -> str:
-        """Sorted set: consumer id -> when it was last seen, in server milliseconds."""
+        """Sorted set: consumer id -> when its lease ends if it stays silent, in server milliseconds."""
         return f"{self.prefix}-ff:consumers"
+
+    @property
+    def consumer_leases(self) -> str:
+        """Hash: consumer id -> its ``lease_seconds``, in milliseconds."""
+        return f"{self.prefix}-ff:consumer-leases"
 
     def inbox(self, consumer: str, priority: TaskPriority | str) -> str:
         """List: what a blocked consumer's wake-up moved to it."""

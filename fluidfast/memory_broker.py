@@ -61,12 +61,14 @@ class Store:
 class Lease:
     """A claimed batch: payloads by field, and when it runs out (monotonic seconds)."""
 
-    __slots__ = ("deadline", "held", "seen")
+    __slots__ = ("confirmed_at", "deadline", "held", "seconds", "seen")
 
-    def __init__(self, deadline: float, held: dict[str, bytes]) -> None:
-        self.deadline = deadline
+    def __init__(self, seconds: float, held: dict[str, bytes]) -> None:
+        self.seconds = seconds
+        self.deadline = monotonic() + seconds
         self.held = held
-        self.seen = 0.0  # the deadline that the last sweep found expired
+        self.seen = 0.0  # the deadline that a sweep found expired
+        self.confirmed_at = 0.0  # from when on another sweep may act on it
 
 
 _stores: "weakref.WeakValueDictionary[str, Store]" = weakref.WeakValueDictionary()
@@ -172,8 +174,7 @@ class MemoryTaskBroker(TaskBroker):
         items = numbered(taken)
         batch = new_id()
         if items:
-            deadline = monotonic() + self.options.lease_seconds
-            store.leases[batch] = Lease(deadline, {item.field: item.payload for item in items})
+            store.leases[batch] = Lease(self.options.lease_seconds, {item.field: item.payload for item in items})
             if store.strikes:
                 for item in items:
                     item.strikes = store.strikes.get(item.payload, 0)
@@ -258,6 +259,8 @@ class MemoryTaskBroker(TaskBroker):
                 continue
             if lease.seen != lease.deadline:
                 lease.seen = lease.deadline
+                lease.confirmed_at = now + lease.seconds / 2
+            if now < lease.confirmed_at:
                 continue
             suspects = []
             for field, payload in sorted(lease.held.items(), key=lambda item: -int(item[0][1:])):

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import redis
@@ -54,6 +54,7 @@ from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
+from .texts import printable
 
 __all__ = ["RedisTaskBroker"]
 
@@ -124,8 +125,9 @@ class RedisTaskBroker(TaskBroker):
         self.asking: Counter[str] = Counter()  # claims on their way, by consumer
         self.unsure: set[str] = set()  # consumers whose last claim was not answered
         self._adopting: asyncio.Task[None] | None = None
-        self._seen_expired: dict[bytes, tuple[bytes, float]] = {}
-        self._seen_silent: dict[bytes, tuple[bytes, float]] = {}
+        self._seen_expired: dict[bytes, Sighting] = {}
+        self._seen_silent: dict[bytes, Sighting] = {}
+        self._shortest_lease = math.inf  # in seconds, of whoever's lease ends first
         self._server_ahead = -math.inf  # of our monotonic clock, in seconds: at least, when we looked last
         self._went_back = False
         self._none_delayed = False  # when we looked last
@@ -504,7 +506,7 @@ class RedisTaskBroker(TaskBroker):
     ) -> Claim:
         self.enter_loop()
         await self.adopt()
-        batch = new_id()
+        batch = self.new_batch()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         self._claiming.add(batch)
         self.asking[consumer] += 1
@@ -536,6 +538,10 @@ class RedisTaskBroker(TaskBroker):
         # a claim whose reply was lost gives what it gave, and no longer knows where that came from
         suspect = bool(alone) or (bool(strikes) and any(item.strikes >= SUSPECT_AFTER for item in items))
         return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)
+
+    def new_batch(self) -> str:
+        """A batch's name, never used before. It ends with the batch's lease in ms: see ``reap``."""
+        return f"{new_id()}-{milliseconds(self.options.lease_seconds)}"
 
     async def adopt(self) -> None:
         """Have what was started out of an inbox go under its lease, if it is still ours. Raises as ``script``."""
@@ -591,7 +597,11 @@ class RedisTaskBroker(TaskBroker):
         for task, slot in s.slots:
             arguments += (task, slot)
         arguments += (len(s.survived), *s.survived)
-        return bool(await self.script("settle", *arguments))
+        answer = await self.script("settle", *arguments)
+        if isinstance(answer, bytes):
+            reason = printable(answer.decode(errors="replace"))
+            logger.error("broker %s: runs are settled, but not all of their records: %s", self.url, reason)
+        return bool(answer)
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
         await self.adopt()
@@ -654,25 +664,24 @@ class RedisTaskBroker(TaskBroker):
 
     @property
     def block_seconds(self) -> float:
-        """How long one wake-up call blocks. Shorter than a silent consumer is trusted: see ``reap``."""
-        return min(15.0, self.options.lease_seconds)
+        """How long one wake-up call blocks. It ends before the lease does in which it was sent: see ``WakeUp``."""
+        return min(15.0, self.options.lease_seconds / 2)
 
     async def reap(self) -> int:
         now = monotonic()
-        spacing = self.options.lease_seconds / 2  # more than a third, in which the living renew
-        # A consumer whose inbox is taken must not be able to get more into it: its last blocking call has run out.
-        silent_ms = milliseconds(self.options.lease_seconds + self.block_seconds + 2)
-        batches = [(b, d) for b, (d, since) in self._seen_expired.items() if now - since >= spacing]
-        consumers = [(c, t) for c, (t, since) in self._seen_silent.items() if now - since >= spacing]
-        expired, silent, taken, server_ms = await self.script(
-            "reap", SUSPECT_AFTER, DEAD_AFTER, silent_ms,
-            header(f"its worker died {DEAD_AFTER} times while holding it"),
-            milliseconds(self.options.lease_seconds) if self._went_back else 0,
+        batches, consumers = (
+            [(name, seen.deadline) for name, seen in before.items() if now >= seen.confirmed_at]
+            for before in (self._seen_expired, self._seen_silent)
+        )
+        expired, silent, taken, server_ms, shortest = await self.script(
+            "reap", SUSPECT_AFTER, DEAD_AFTER, milliseconds(self.options.lease_seconds),
+            header(f"its worker died {DEAD_AFTER} times while holding it"), int(self._went_back),
             len(batches), *(part for pair in batches for part in pair),
             len(consumers), *(part for pair in consumers for part in pair),
         )  # fmt: skip
         self._seen_expired = sightings(self._seen_expired, expired, now)
         self._seen_silent = sightings(self._seen_silent, silent, now)
+        self._shortest_lease = shortest / 1000 or math.inf
         # whatever time the answer took, and whenever within it the server looked at its clock
         self._went_back = server_ms / 1000 - now < self._server_ahead - JUMP_SECONDS
         self._server_ahead = server_ms / 1000 - monotonic()
@@ -683,6 +692,9 @@ class RedisTaskBroker(TaskBroker):
             for wakeup in self._wakeups.values():  # nothing wakes them for a suspect
                 wakeup.wake()
         return int(taken)
+
+    def reap_seconds(self) -> float:
+        return max(0.05, min(super().reap_seconds(), self._shortest_lease / 2))
 
     async def promote(self) -> float | None:
         if self._none_delayed and not await self.call(pack(("ZRANGE", self.keys.delayed, 0, 0))):
@@ -711,13 +723,16 @@ class RedisTaskBroker(TaskBroker):
 
     async def farewell(self, consumer: str) -> None:
         wakeup = self._wakeups.pop(consumer, None)
+        no_more = True
         if wakeup is not None:
             try:
                 await wakeup.unblock()
+                no_more = wakeup.is_sure and not wakeup.pending
             finally:
                 await wakeup.close()
         await self.adopt()
-        await self.script("farewell", consumer, 1, "")
+        # One whose inbox may yet get something stays known until its lease has run out: that is then taken back.
+        await self.script("farewell", consumer, int(no_more), "")
         self.unsure.discard(consumer)
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:
@@ -967,15 +982,21 @@ def header(reason: str) -> bytes:
     return f"{int(time.time() * 1000)} {line}"[:1000].encode("utf-8", "replace")
 
 
-def sightings(
-    before: dict[bytes, tuple[bytes, float]], flat: list[bytes], now: float
-) -> dict[bytes, tuple[bytes, float]]:
-    """What is seen now, with since when it has been seen unchanged."""
+class Sighting(NamedTuple):
+    """A deadline that has passed, and from when on, by our monotonic clock, a second look may act on it."""
+
+    deadline: bytes
+    confirmed_at: float
+
+
+def sightings(before: dict[bytes, Sighting], flat: list[Any], now: float) -> dict[bytes, Sighting]:
+    """Deadlines that a sweep saw passed: flat triples of name, deadline and lease in ms."""
     after = {}
-    for i in range(0, len(flat), 2):
-        name, mark = flat[i], flat[i + 1]
+    for name, deadline, lease_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
         known = before.get(name)
-        after[name] = known if known is not None and known[0] == mark else (mark, now)
+        if known is None or known.deadline != deadline:
+            known = Sighting(deadline, now + lease_ms / 2000)  # more than a third, in which the living renew
+        after[name] = known
     return after
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._clock import new_id
 from ._leases import Claimed
 from ._resp import pack
 from .broker import Claim
@@ -26,6 +25,9 @@ SURE_SECONDS = 5.0
 """How much later than we the server may lose a connection whose last call has run out."""
 REFUSED_SECONDS = 0.5
 """How long a consumer that the server does not let wait pauses before it looks again."""
+KNOWN_SHARE = 0.4
+"""Of a lease: a blocking call is sent only if the server heard of the consumer no longer ago. The keeper renews after a
+third; the call blocks for half a lease at most, and so ends before the consumer can be given up."""
 MAX_STARTED = 1 << 16
 """Bytes of a payload that starts before it is under a lease: it is sent once more to get there."""
 
@@ -35,8 +37,8 @@ class Adoption:
 
     __slots__ = ("batch", "consumer", "letter", "payload")
 
-    def __init__(self, consumer: str, letter: str, payload: bytes) -> None:
-        self.batch = new_id()
+    def __init__(self, batch: str, consumer: str, letter: str, payload: bytes) -> None:
+        self.batch = batch
         self.consumer = consumer
         self.letter = letter
         self.payload = payload
@@ -140,7 +142,7 @@ class WakeUp:
         _, flags, at = blocked.seen
         enabled = enabled_by_name(blocked.tasks, flags)
         letter = LETTERS[PRIORITIES.index(priority)]
-        adoption = Adoption(self.consumer, letter, payload)
+        adoption = Adoption(broker.new_batch(), self.consumer, letter, payload)
         broker.adoptions[adoption.batch] = adoption
         if blocked.spent:  # after that: a thread that gives back has set this before it looked there
             del broker.adoptions[adoption.batch]
@@ -159,6 +161,11 @@ class WakeUp:
         if at - self.lives_at > self.broker.options.lease_seconds:
             self.life += 1
         self.lives_at = at
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the server heard of the consumer so lately that a call may block."""
+        return monotonic() - self.lives_at <= KNOWN_SHARE * self.broker.options.lease_seconds
 
     @property
     def is_sure(self) -> bool:
@@ -209,9 +216,7 @@ class WakeUp:
                 client = await link.call(pack(("CLIENT", "ID")))
                 # known before anything may be moved to its inbox, to the server that this link goes to, which may have
                 # come back without its data since the claim
-                began = monotonic()
-                await broker.renew(self.consumer, ())
-                self.lives(began)
+                await self.renew()
                 held = self.links[priority] = (link, client)
             except BaseException as exc:
                 broker._blocked.discard(link)
@@ -219,7 +224,14 @@ class WakeUp:
                 if isinstance(exc, (LinkLost, ServerReply)):
                     raise broker.error(exc) from exc
                 raise
+        elif not self.is_known:
+            await self.renew()
         self._call(priority, held[0])
+
+    async def renew(self) -> None:
+        began = monotonic()
+        await self.broker.renew(self.consumer, ())
+        self.lives(began)
 
     def _call(self, priority: TaskPriority, link: Link) -> None:
         broker = self.broker
@@ -247,6 +259,7 @@ class WakeUp:
                 and not self.woken.done()
                 and blocked.in_vain
                 and reply in ([0], None)
+                and self.is_known  # else it is renewed first
             ):
                 self._call(priority, link)  # nothing is in the inbox or suspect: no reason to look
             else:

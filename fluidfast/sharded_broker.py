@@ -358,6 +358,9 @@ class ShardedRedisBroker(TaskBroker):
     async def reap(self) -> int:
         return sum(await self._in_time("reap", lambda shard: shard.reap(), LATE_SECONDS, asyncio.ALL_COMPLETED))
 
+    def reap_seconds(self) -> float:
+        return min(shard.reap_seconds() for shard in self.shards)
+
     async def promote(self) -> float | None:
         dues = await self._in_time("promote", lambda shard: shard.promote(), LATE_SECONDS, asyncio.ALL_COMPLETED)
         return min((due for due in dues if due is not None), default=None)

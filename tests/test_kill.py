@@ -100,7 +100,7 @@ async def test_a_second_worker_finishes_what_a_killed_one_held(
 ) -> None:
     no_leaked_keys.allow("*-tasks-*")
     if kills > 1:
-        no_leaked_keys.allow("*-ff:consumers")
+        no_leaked_keys.allow("*-ff:consumers", "*-ff:consumer-leases")
     url = with_options(redis_url, lease_seconds=LEASE_SECONDS)
     async with TaskManager(broker_url=url) as manager:
         manager.register_task(work)

@@ -499,7 +499,7 @@ class TestClaimAskedAgain:
     @pytest.fixture
     def batch_ids(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         """Sets the batch id of the claims that follow."""
-        return lambda batch: monkeypatch.setattr("fluidfast.redis_broker.new_id", lambda: batch)
+        return lambda batch: monkeypatch.setattr(RedisTaskBroker, "new_batch", lambda _: batch)
 
     async def test_same_items_in_the_same_order(
         self, broker: RedisTaskBroker, batch_ids: Callable[[str], None]

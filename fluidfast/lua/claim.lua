@@ -1,4 +1,5 @@
--- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither.
+-- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither. What only
+-- reads comes first; if a command is refused behind that (a right that was taken away, say), all goes back.
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
@@ -18,8 +19,25 @@ local names = {h = 'high', m = 'medium', l = 'low'}
 local given = {}
 local alone = 0
 local now
-local suspects -- how many are left, where that is known already
 local emptied = ''
+
+local function refused(reply)
+  return type(reply) == 'table' and reply.err
+end
+local function put_back(key, payload)
+  if refused(redis.pcall('RPUSH', key, payload)) then
+    return not refused(redis.pcall('LPUSH', key, payload)) -- out of its order, but there
+  end
+  return true
+end
+
+local flags = {}
+for i = 8, #ARGV do
+  flags[#flags + 1] = redis.call('HGET', prefix .. '-tasks-' .. ARGV[i], 'enabled')
+end
+local suspects = redis.call('LLEN', suspect)
+local struck = redis.call('EXISTS', prefix .. '-ff:strikes') == 1
+if struck then redis.call('HGET', prefix .. '-ff:strikes', '') end
 
 local held = redis.call('HGETALL', lease)
 if #held > 0 then
@@ -41,18 +59,29 @@ else
   local bytes = tonumber(ARGV[4])
   local index = 0
   local taken = 0
+  local trouble
   local function take(key, letter)
-    while want > 0 and bytes > 0 do
+    while want > 0 and bytes > 0 and not trouble do
       -- as many as have room by the mean so far: of large ones, most would be popped to be pushed back
       local step = math.min(want, 16)
       if taken > 0 then step = math.min(want, math.max(1, math.floor(bytes * index / taken))) end
-      local popped = redis.call('RPOP', key, step)
+      local popped = redis.pcall('RPOP', key, step)
       if not popped then return end
+      if popped.err then
+        trouble = popped
+        return
+      end
       for i, payload in ipairs(popped) do
         bytes = bytes - #payload
         if bytes < 0 and index > 0 then
-          -- over the bound: this one and the rest go back to the end they came from
-          for j = #popped, i, -1 do redis.call('RPUSH', key, popped[j]) end
+          -- over the bound: this one and the rest go back to the end they came from, or are given all the same
+          for j = #popped, i, -1 do
+            if not put_back(key, popped[j]) then
+              index = index + 1
+              given[#given + 1] = letter .. index
+              given[#given + 1] = popped[j]
+            end
+          end
           want = 0
           return
         end
@@ -65,14 +94,11 @@ else
       if #popped < step then return end
     end
   end
-  if tonumber(ARGV[7]) % 2 == 1 then
+  if tonumber(ARGV[7]) % 2 == 1 and suspects > 0 then
     local member = redis.call('RPOP', suspect)
-    if member then
-      given = {string.sub(member, 1, 1) .. '1', string.sub(member, 2)}
-      alone = 1
-    else
-      suspects = 0
-    end
+    given = {string.sub(member, 1, 1) .. '1', string.sub(member, 2)}
+    alone = 1
+    suspects = suspects - 1
   end
   if alone == 0 then
     for letter in string.gmatch(ARGV[6], '.') do
@@ -83,20 +109,31 @@ else
     end
   end
   if #given > 0 then
-    for i = 1, #given, 4000 do
-      redis.call('HSET', lease, unpack(given, i, math.min(#given, i + 3999)))
+    now = redis.pcall('TIME')
+    trouble = trouble or (refused(now) and now)
+    if not trouble then
+      local deadline = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[5])
+      local reply = redis.pcall('ZADD', prefix .. '-ff:leases', deadline, ARGV[2])
+      if not refused(reply) then reply = redis.pcall('HSET', lease, unpack(given)) end -- 1000 runs fit Lua's stack
+      trouble = refused(reply) and reply
     end
-    now = redis.call('TIME')
-    redis.call('ZADD', prefix .. '-ff:leases', now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[5]), ARGV[2])
+  end
+  if trouble then
+    redis.pcall('ZREM', prefix .. '-ff:leases', ARGV[2])
+    for i = #given - 1, 1, -2 do
+      local letter = string.sub(given[i], 1, 1)
+      if alone == 1 then
+        put_back(suspect, letter .. given[i + 1])
+      else
+        put_back(prefix .. '-queue-' .. names[letter], given[i + 1])
+      end
+    end
+    return trouble
   end
 end
 
-local flags = {}
-for i = 8, #ARGV do
-  flags[#flags + 1] = redis.call('HGET', prefix .. '-tasks-' .. ARGV[i], 'enabled')
-end
 local strikes = {}
-if #given > 0 and redis.call('EXISTS', prefix .. '-ff:strikes') == 1 then
+if #given > 0 and struck then
   for i = 2, #given, 2 do
     local n = redis.call('HGET', prefix .. '-ff:strikes', redis.sha1hex(given[i]))
     if n then
@@ -114,6 +151,9 @@ elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consum
   -- consumer that fell silent and goes on, does not know it before its next renewal.
   redis.call('ZREM', prefix .. '-ff:consumers', '') -- frees, and removes nothing: see renew.lua
   local t = redis.call('TIME')
-  redis.call('ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000), ARGV[1])
+  redis.call(
+    'ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[1]
+  )
+  redis.call('HSET', prefix .. '-ff:consumer-leases', ARGV[1], ARGV[5])
 end
-return {given, flags, suspects or redis.call('LLEN', suspect), strikes, alone, at, emptied}
+return {given, flags, suspects, strikes, alone, at, emptied}

@@ -1,13 +1,14 @@
 -- Take back what dead consumers held. Only what two sweeps of one sweeper saw unchanged: a server clock that jumps,
--- or a worker that was late once, costs nothing.
+-- or a worker that was late once, costs nothing. Each batch and each consumer is judged by its own lease, whatever that
+-- of the sweeper is: a batch's name ends with "-" and its lease in ms, a consumer's stands in ff:consumer-leases.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 strikes after which a run is suspect   2 strikes after which it is dead   3 ms after which a silent consumer's
---       inbox is taken   4 header line for the dead   5 if the server's clock went back: lease in ms, else 0
+-- ARGV  1 strikes after which a run is suspect   2 strikes after which it is dead   3 the sweeper's lease in ms, for
+--       what says none of its own   4 header line for the dead   5 "1" if the server's clock went back
 --       6 how many batches are confirmed, then they and the deadline that was seen   then how many consumers are
---       confirmed, then they and the time that was seen
--- returns {flat list of expired batch and deadline, flat list of silent consumer and time, runs taken back, the server's
---          time in ms}
+--       confirmed, then they and the deadline that was seen
+-- returns {flat list of expired batch, deadline and lease in ms, the same of silent consumers, runs taken back, the
+--          server's time in ms, lease in ms of the batch or consumer whose deadline is the first of all, or 0}
 -- called by  RedisTaskBroker.reap
 local prefix = KEYS[1]
 local leases = prefix .. '-ff:leases'
@@ -40,20 +41,52 @@ local function push_suspects()
   end
 end
 
-if tonumber(ARGV[5]) > 0 then
-  -- By the new time, nobody was seen later than now, and leases end within their length: the living prolong theirs
-  -- from there, and those of the dead do not wait until the clock is again where it was.
-  local latest = now + tonumber(ARGV[5])
-  redis.call('ZREM', leases, '') -- frees, and removes nothing: see renew.lua
-  for _, batch in ipairs(redis.call('ZRANGEBYSCORE', leases, '(' .. latest, '+inf')) do
-    redis.call('ZADD', leases, latest, batch)
+local function lease_of(key, name)
+  local own
+  if key == leases then
+    own = string.match(name, '%-(%d+)$')
+  else
+    own = redis.call('HGET', prefix .. '-ff:consumer-leases', name)
   end
-  for _, consumer in ipairs(redis.call('ZRANGEBYSCORE', consumers, '(' .. now, '+inf')) do
-    redis.call('ZADD', consumers, now, consumer)
+  return tonumber(own or ARGV[3])
+end
+
+-- A right that the user lacks, or a key of the wrong type, is found here, where nothing is taken yet.
+local function try_all()
+  local nothing = prefix .. '-ff:nothing'
+  redis.call('ZREM', leases, '') -- frees, and removes nothing: see renew.lua
+  redis.call('ZREM', consumers, '')
+  redis.call('UNLINK', nothing)
+  redis.call('LPOP', nothing)
+  redis.call('RPOP', nothing)
+  redis.call('HDEL', prefix .. '-ff:consumer-leases', '')
+  redis.call('HDEL', strikes, '')
+  redis.call('HINCRBY', strikes, '', 1)
+  redis.call('HDEL', strikes, '')
+  for _, name in pairs(names) do
+    redis.call('RPUSH', name, '')
+    redis.call('RPOP', name)
+  end
+  for _, name in ipairs({prefix .. '-ff:dead', prefix .. '-ff:suspect'}) do
+    redis.call('LPUSH', name, '')
+    redis.call('LPOP', name)
+  end
+end
+
+if ARGV[5] == '1' then
+  -- By the new time, leases end within their length: the living prolong theirs from there, and those of the dead do not
+  -- wait until the clock is again where it was.
+  redis.call('ZREM', leases, '')
+  for _, key in ipairs({leases, consumers}) do
+    for _, name in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. now, '+inf')) do
+      local latest = now + lease_of(key, name)
+      if tonumber(redis.call('ZSCORE', key, name)) > latest then redis.call('ZADD', key, latest, name) end
+    end
   end
 end
 
 local at = 7
+if tonumber(ARGV[6]) > 0 or tonumber(ARGV[7 + 2 * tonumber(ARGV[6])]) > 0 then try_all() end
 for _ = 1, tonumber(ARGV[6]) do
   local batch, seen = ARGV[at], ARGV[at + 1]
   at = at + 2
@@ -86,7 +119,7 @@ for _ = 1, confirmed do
   local consumer, seen = ARGV[at], ARGV[at + 1]
   at = at + 2
   local last = redis.call('ZSCORE', consumers, consumer)
-  if last and tonumber(last) == tonumber(seen) then
+  if last and tonumber(last) == tonumber(seen) and tonumber(last) <= now then
     suspects = {}
     for _, word in ipairs(words) do
       local inbox = prefix .. '-ff:inbox:' .. consumer .. ':' .. word
@@ -99,9 +132,26 @@ for _ = 1, confirmed do
     end
     push_suspects()
     redis.call('ZREM', consumers, consumer)
+    redis.call('HDEL', prefix .. '-ff:consumer-leases', consumer)
   end
 end
 
-local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
-local silent = redis.call('ZRANGEBYSCORE', consumers, '-inf', now - tonumber(ARGV[3]), 'WITHSCORES', 'LIMIT', 0, 200)
-return {expired, silent, taken, now}
+local function ended(key)
+  local found = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
+  local seen = {}
+  for i = 1, #found, 2 do
+    seen[#seen + 1] = found[i]
+    seen[#seen + 1] = found[i + 1]
+    seen[#seen + 1] = lease_of(key, found[i])
+  end
+  return seen
+end
+
+local first, shortest = math.huge, 0
+for _, key in ipairs({leases, consumers}) do
+  local found = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  if found[2] and tonumber(found[2]) < first then
+    first, shortest = tonumber(found[2]), lease_of(key, found[1])
+  end
+end
+return {ended(leases), ended(consumers), taken, now, shortest}

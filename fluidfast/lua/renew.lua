@@ -12,7 +12,7 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local deadline = now + tonumber(ARGV[2])
 -- A server that is full refuses a script at its first write, if that could grow: this one frees, and removes nothing.
 redis.call('ZREM', leases, '')
-redis.call('ZADD', prefix .. '-ff:consumers', now, ARGV[1])
+redis.call('ZADD', prefix .. '-ff:consumers', deadline, ARGV[1])
 local lost = {}
 local n = tonumber(ARGV[3])
 for i = 4, 3 + n do
@@ -27,4 +27,5 @@ for i = 4 + n, #ARGV, 2 do
   local id = string.match(ARGV[i + 1], '^%S+ (.*)$') or ARGV[i + 1]
   redis.call('PEXPIRE', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id, ARGV[2]) -- aio-fluid sees it for as long
 end
+redis.pcall('HSET', prefix .. '-ff:consumer-leases', ARGV[1], ARGV[2]) -- no reason for a renewal to fail
 return lost

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
-from broker_kit import put, with_options
+from broker_kit import half_a_lease_later, put, with_options
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -102,7 +102,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def sweep(self) -> int:
         taken = await self.sweeper.reap()
-        await asyncio.sleep(0.0012)  # more than half of the sweeper's lease
+        half_a_lease_later(self.sweeper)
         return taken
 
     def some_lease(self, data: st.DataObject) -> str:
@@ -332,7 +332,7 @@ def test_each_payload_is_in_exactly_one_place(
         url = with_options(url, shards=3)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         broker = TaskBroker.from_url(with_options(url, lease_seconds=100_000))
-        sweeper = TaskBroker.from_url(with_options(url, lease_seconds=0.002))
+        sweeper = TaskBroker.from_url(with_options(url, lease_seconds=30))
         try:
             run_state_machine_as_test(
                 lambda: machine(runner, broker, sweeper),

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from broker_kit import MEDIUM, places, with_options
+from broker_kit import MEDIUM, half_a_lease_later, places, with_options
 from consumer_kit import Notes, Start, are, clean, empty, gated, note, told
 from waiting import pass_time, until, within
 
@@ -204,17 +204,17 @@ class TestShutdown:
 async def take_back(consumer: TaskConsumer, url: str) -> int:
     """Let the leases of a consumer run out and be taken back before it can prolong them."""
     broker = consumer.broker
-    sweeper = TaskBroker.from_url(with_options(url, lease_seconds=0.002))
+    sweeper = TaskBroker.from_url(url)
     if isinstance(broker, MemoryTaskBroker):
         for lease in broker.store.leases.values():
-            lease.deadline = -1.0
+            lease.deadline = lease.seen = -1.0  # as a sweep half a lease ago saw it
     else:
         assert isinstance(broker, RedisTaskBroker)
         for batch in list(consumer.engine._leases):
             await broker.redis_cli.zadd(broker.keys.leases, {batch: 1})
+        assert await sweeper.reap() == 0
+        half_a_lease_later(sweeper)
     taken = await sweeper.reap()
-    await asyncio.sleep(0.0012)
-    taken += await sweeper.reap()
     await sweeper.close()
     return taken
 
