@@ -11,6 +11,14 @@ if redis.call('EXISTS', lease) == 1 then return end -- the reply to this very ca
 local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[ARGV[4]]
 local found = false
 local others = {}
+-- A refused command (a right that was taken away, say) undoes the steps before it: the run stays in the inbox.
+local function refused(reply)
+  return type(reply) == 'table' and reply.err
+end
+local function keep(payload)
+  if refused(redis.pcall('RPUSH', inbox, payload)) then redis.call('LPUSH', inbox, payload) end
+end
+local now = redis.call('TIME')
 local payload = redis.call('LPOP', inbox)
 while payload do
   if payload == ARGV[5] and not found then
@@ -20,8 +28,15 @@ while payload do
   end
   payload = redis.call('LPOP', inbox)
 end
-for _, other in ipairs(others) do redis.call('RPUSH', inbox, other) end
+for _, other in ipairs(others) do keep(other) end
 if not found then return end
-local now = redis.call('TIME')
-redis.call('HSET', lease, ARGV[4] .. '1', ARGV[5])
-redis.call('ZADD', prefix .. '-ff:leases', now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[3]), ARGV[2])
+local deadline = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[3])
+local reply = redis.pcall('ZADD', prefix .. '-ff:leases', deadline, ARGV[2])
+if not refused(reply) then
+  reply = redis.pcall('HSET', lease, ARGV[4] .. '1', ARGV[5])
+  if refused(reply) then redis.pcall('ZREM', prefix .. '-ff:leases', ARGV[2]) end
+end
+if refused(reply) then
+  keep(ARGV[5])
+  return reply
+end

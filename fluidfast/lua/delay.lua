@@ -15,6 +15,11 @@ if not redis.call('SET', KEYS[1] .. '-ff:producer:' .. ARGV[1], 1, 'NX', 'PX', A
   return 0
 end
 for i = 3, #ARGV, 2 do
-  added = added + redis.call('ZADD', KEYS[1] .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
+  local reply = redis.pcall('ZADD', KEYS[1] .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
+  if type(reply) == 'table' then -- refused, as the first of them: sent again, it must not count as seen
+    redis.call('DEL', KEYS[1] .. '-ff:producer:' .. ARGV[1])
+    return reply
+  end
+  added = added + reply
 end
 return added

@@ -28,7 +28,16 @@ else
     waiting = waiting + left
     while left > 0 do
       local n = math.min(left, 4000) -- Lua's stack takes just under 8000 values
-      redis.call('LPUSH', names[p], unpack(ARGV, at, at + n - 1))
+      local reply = redis.pcall('LPUSH', names[p], unpack(ARGV, at, at + n - 1))
+      if type(reply) == 'table' then
+        -- refused, as the first push is if the user lacks the right: sent again, the batch must not count as seen
+        if last then
+          redis.call('SET', mark, last, 'PX', ARGV[3])
+        else
+          redis.call('DEL', mark)
+        end
+        return reply
+      end
       at = at + n
       left = left - n
     end

@@ -15,7 +15,11 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, ARGV[1])
 for _, member in ipairs(due) do
   redis.call('ZREM', delayed, member) -- first, since it frees: so a server that is full lets the script go on
-  redis.call('LPUSH', names[string.sub(member, 1, 1)], string.sub(member, 2))
+  local reply = redis.pcall('LPUSH', names[string.sub(member, 1, 1)], string.sub(member, 2))
+  if type(reply) == 'table' then -- refused: it stays delayed
+    redis.call('ZADD', delayed, now, member)
+    return reply
+  end
 end
 first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 if #first == 0 then

@@ -16,10 +16,15 @@ for i = #ARGV, 3, -1 do
   if payload then
     redis.call('HDEL', lease, ARGV[i]) -- first, since it frees: so a server that is full lets the script go on
     local letter = string.sub(ARGV[i], 1, 1)
+    local reply
     if struck and tonumber(redis.call('HGET', strikes, redis.sha1hex(payload)) or 0) >= tonumber(ARGV[2]) then
-      redis.call('RPUSH', prefix .. '-ff:suspect', letter .. payload)
+      reply = redis.pcall('RPUSH', prefix .. '-ff:suspect', letter .. payload)
     else
-      redis.call('RPUSH', names[letter], payload)
+      reply = redis.pcall('RPUSH', names[letter], payload)
+    end
+    if type(reply) == 'table' then -- refused: it stays under the lease
+      redis.call('HSET', lease, ARGV[i], payload)
+      return reply
     end
     n = n + 1
   end

@@ -9,7 +9,8 @@
 --       replies: manager, payload
 --       slots: task, slot held under max_concurrency (FENCE RUN-ID, see acquire.lua)
 --       strikes: field of a run that had strikes and has survived
--- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed
+-- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed; or, if
+--         the runs are settled, but not all of the rest was done, why
 -- called by  RedisTaskBroker.settle
 local prefix = KEYS[1]
 local batch = ARGV[1]
@@ -40,7 +41,9 @@ local slots, n_slots = names(2)
 local survived, n_survived = names(1)
 
 -- What is needed of the lease is read first. Then what frees memory: a server that is full refuses a script only at its
--- first write, and only if that could grow.
+-- first write, and only if that could grow. Where something else is to be kept for it (a retry, a dead letter), that
+-- comes before the lease lets go of the run, and behind a harmless call of each command that may yet be refused. What
+-- follows when the runs are settled (infos, replies, slots) is done as far as the user's rights go.
 local corpses = {}
 for i = dead, dead + 2 * (n_dead - 1), 2 do
   corpses[i] = redis.call('HGET', lease, ARGV[i])
@@ -50,9 +53,33 @@ for i = survived, survived + n_survived - 1 do
   local payload = redis.call('HGET', lease, ARGV[i])
   if payload then marks[#marks + 1] = redis.sha1hex(payload) end
 end
+if n_retries + n_dead > 0 then
+  if whole then
+    redis.call('UNLINK', prefix .. '-ff:nothing')
+  else
+    local held = n_fields == 0
+    for i = fields, fields + n_fields - 1 do
+      held = held or redis.call('HGET', lease, ARGV[i])
+    end
+    if not held then return 1 end -- as below
+    redis.call('HDEL', lease, '')
+  end
+  redis.call('ZREM', leases, '')
+  local t = redis.call('TIME')
+  local now = t[1] * 1000 + math.floor(t[2] / 1000)
+  if n_retries > 0 then redis.call('ZADD', prefix .. '-ff:delayed', 'XX', 0, '') end
+  for i = dead, dead + 2 * (n_dead - 1), 2 do
+    if corpses[i] then
+      redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. corpses[i])
+    end
+  end
+  for i = retries, retries + 2 * (n_retries - 1), 2 do
+    redis.call('ZADD', prefix .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
+  end
+end
 if whole then
-  redis.call('ZREM', leases, batch)
   redis.call('UNLINK', lease)
+  redis.call('ZREM', leases, batch)
 else
   local settled = 0
   for i = fields, fields + n_fields - 1, 4000 do
@@ -65,34 +92,29 @@ else
     redis.call('ZREM', leases, batch)
   end
 end
-if n_retries > 0 then
-  local t = redis.call('TIME')
-  local now = t[1] * 1000 + math.floor(t[2] / 1000)
-  for i = retries, retries + 2 * (n_retries - 1), 2 do
-    redis.call('ZADD', prefix .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])
-  end
-end
-for i = dead, dead + 2 * (n_dead - 1), 2 do
-  if corpses[i] then
-    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. corpses[i])
-  end
+
+local refused
+local function also(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then refused = refused or reply.err end
+  return reply
 end
 for i = info, info + 4 * (n_info - 1), 4 do
-  redis.call('HSET', prefix .. '-tasks-' .. ARGV[i], 'last_run_end', ARGV[i + 1],
+  also('HSET', prefix .. '-tasks-' .. ARGV[i], 'last_run_end', ARGV[i + 1],
     'last_run_duration', ARGV[i + 2], 'last_run_state', ARGV[i + 3])
 end
 for i = replies, replies + 2 * (n_replies - 1), 2 do
   local key = prefix .. '-ff:reply:' .. ARGV[i]
-  redis.call('RPUSH', key, ARGV[i + 1])
-  redis.call('PEXPIRE', key, ARGV[2])
+  also('RPUSH', key, ARGV[i + 1])
+  also('PEXPIRE', key, ARGV[2])
 end
 for i = slots, slots + 2 * (n_slots - 1), 2 do
   local id = string.match(ARGV[i + 1], '^%S+ (.*)$') or ARGV[i + 1]
-  if redis.call('ZREM', prefix .. '-ff:slots:' .. ARGV[i], ARGV[i + 1]) == 1 then
-    redis.call('DEL', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id)
+  if also('ZREM', prefix .. '-ff:slots:' .. ARGV[i], ARGV[i + 1]) == 1 then
+    also('DEL', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id)
   end
 end
 for _, mark in ipairs(marks) do
-  redis.call('HDEL', prefix .. '-ff:strikes', mark)
+  also('HDEL', prefix .. '-ff:strikes', mark)
 end
-return 1
+return refused or 1

@@ -179,7 +179,7 @@ async def test_what_lay_in_the_inbox_of_the_dead_comes_back_as_soon_as_a_lease(r
     assert await left_of(alive, alive.keys.consumers, "dead") <= lease
     await alive.redis_cli.zadd(alive.keys.consumers, {"dead": await server_ms(alive)})
     began = monotonic()
-    while not await alive.reap():
+    while not await alive.reap():  # noqa: ASYNC110
         await asyncio.sleep(alive.reap_seconds())
     assert monotonic() - began >= lease / 2
     assert await take_all(alive) == [b"x"]
