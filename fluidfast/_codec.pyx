@@ -933,7 +933,7 @@ cdef class Codec:
         raw = PyBytes_FromStringAndSize(at, end - at)
         try:
             params = plan.params_of(raw)
-        except Exception:
+        except BaseException:
             return None                 # the general way says what is wrong
         run = make_run(identity, plan.task, prio, params, manager, listeners)
         run._state = QUEUED
@@ -977,7 +977,7 @@ cdef class Codec:
         raw = PyBytes_FromStringAndSize(<const char*>at + 20 + name_length, length - 30 - name_length)
         try:
             params = plan.decode_packed(raw)
-        except Exception:
+        except BaseException:
             return None                 # the general way says what is wrong
         identity = PyUnicode_New(32, 127)
         put_hex(<uint8_t*>PyUnicode_1BYTE_DATA(identity), at + 3)
@@ -1094,7 +1094,7 @@ cdef class Codec:
                 run.params = plan.params_of(b"{}" if raw == b"null" else raw)
         except PayloadError:
             raise
-        except Exception as exc:
+        except BaseException as exc:    # a validator may raise CancelledError or SystemExit: that is said of the params
             try:
                 value = FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
             except Exception as broken:

@@ -123,7 +123,7 @@ class ScheduleTasks(Worker):
                 previous = self.last_run.get(task.name)
                 try:
                     run = schedule(moment, previous)
-                except Exception:
+                except BaseException:  # it is a plain call: nobody can have cancelled it
                     if task.name not in self._broken:  # once, and not ten times a second
                         self._broken.add(task.name)
                         logger.exception("%s: the schedule of task %s failed", self.worker_name, task.name)

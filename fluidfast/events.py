@@ -4,10 +4,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from ._machine import Listeners
 from .states import STATES
+from .texts import printable
 
 if TYPE_CHECKING:
     from .run import TaskRun
@@ -137,6 +138,12 @@ class AsyncDispatcher(BaseDispatcher[MessageType, Callable[[MessageType], Awaita
         await handler(message)
 
 
+def is_current(task: "asyncio.Task[Any] | None") -> bool:
+    """Whether the event loop runs this task now. It does not in a coroutine that is closed, say because its loop is
+    gone: GeneratorExit that arrives there is not an error of the code that was awaited."""
+    return asyncio._get_running_loop() is not None and asyncio.current_task() is task
+
+
 def task_event(event: Event | str) -> Event:
     """Return the event, with "queue" (aio-fluid 1.2's name) read as "init". Its tag says so, so that handlers of both
     names have places of their own."""
@@ -146,15 +153,15 @@ def task_event(event: Event | str) -> Event:
 
 def _log_failure(run: "TaskRun", tag: str) -> None:
     """One line, with the traceback of the exception that is being handled."""
-    logger.exception("handler of event %s, tag %r, failed for run %s", run.state, tag, run.id)
+    logger.exception("handler of event %s, tag %r, failed for run %s", run.state, tag, printable(run.id))
 
 
 class TaskDispatcher(Dispatcher["TaskRun"]):
     """Tells plain functions of the states that runs enter. The event type is the state's name.
 
-    Handlers must not block: they are called where the state changes. A handler that raises is logged; neither the
-    other handlers nor the run notice. The event "queue" is another name of "init". Types that are no state are
-    accepted.
+    Handlers must not block: they are called where the state changes. A handler that raises, be it SystemExit or
+    CancelledError, is logged; neither the other handlers nor the run notice. The event "queue" is another name of
+    "init". Types that are no state are accepted.
 
     ``listeners`` knows for which states there is a handler, so that a state without one costs nothing.
     """
@@ -192,7 +199,7 @@ class TaskDispatcher(Dispatcher["TaskRun"]):
         for tag, handler in handlers.items():
             try:
                 handler(message)
-            except Exception:
+            except BaseException:  # nobody can have cancelled or closed a plain function: it is the handler's own
                 _log_failure(message, tag)
         return len(handlers)
 
@@ -218,13 +225,12 @@ class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):
         return task_event(event)
 
     async def _call(self, handler: Callable[["TaskRun"], Awaitable[None]], message: "TaskRun", tag: str) -> None:
+        task = asyncio.current_task()
         try:
             await handler(message)
-        except Exception:
-            _log_failure(message, tag)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # the caller is cancelled, and not only something that the handler waited for
+            if isinstance(exc, GeneratorExit) and not is_current(task):
                 raise
-            # nobody cancels the caller: it was something that the handler waited for
             _log_failure(message, tag)

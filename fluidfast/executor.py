@@ -8,6 +8,7 @@ from typing import Any
 
 from ._run import TaskRun
 from .errors import TaskAbortedError, TaskRunError
+from .events import is_current
 from .states import TaskState
 from .task import TaskExecutor, is_async
 
@@ -30,10 +31,19 @@ async def call(executor: TaskExecutor, argument: Any) -> Any:
     if is_async(executor):
         return await executor(argument)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(None, functools.partial(executor, argument))
+    result = await loop.run_in_executor(None, functools.partial(call_in_thread, executor, argument))
     if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
         result = await result
     return result
+
+
+def call_in_thread(executor: TaskExecutor, argument: Any) -> Any:
+    """Call a plain function. StopIteration and GeneratorExit come out as a RuntimeError, as the former does of a
+    coroutine (PEP 479): a future does not take the one, and the other closes the coroutines that await it."""
+    try:
+        return executor(argument)
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the task's function raised {type(exc).__name__}") from exc
 
 
 def raise_failed(result: Any, run: TaskRun[Any, Any]) -> None:
@@ -49,11 +59,13 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
 
     Raises:
         TaskAbortedError: the task aborted itself.
-        TaskRunError: its function set the run to failure.
+        TaskRunError: its function set the run to failure, or something that it awaited was cancelled.
         TimeoutError: it took longer than its ``timeout_seconds``.
         Exception: whatever the task raised.
     """
     run.set_state(TaskState.running)
+    caller = asyncio.current_task()
+    cancelled = 0 if caller is None else caller.cancelling()
     try:
         async with asyncio.timeout(run.task.timeout_seconds):
             executor = run.task.run_executor(in_process=in_process)
@@ -64,11 +76,15 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
     except TaskAbortedError:
         end(run, TaskState.aborted)
         raise
-    except asyncio.CancelledError:
-        end(run, TaskState.interrupted)
-        raise
-    except BaseException:
+    except asyncio.CancelledError as exc:
+        if caller is None or caller.cancelling() > cancelled:
+            end(run, TaskState.interrupted)
+            raise
         end(run, TaskState.failure)
+        raise TaskRunError("the task was cancelled from within") from exc
+    except BaseException as exc:
+        is_closed = isinstance(exc, GeneratorExit) and not is_current(caller)  # the event loop is gone
+        end(run, TaskState.interrupted if is_closed else TaskState.failure)
         raise
     end(run, TaskState.success)
     if run.is_failure:

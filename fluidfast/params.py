@@ -17,6 +17,7 @@ import msgspec
 from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, UnionType, type_info
 
 from .errors import ParamsError, TaskDecoratorError
+from .texts import error_text
 
 __all__ = ["Params", "ParamsAdapter", "adapter_for", "cause_of", "params_error"]
 
@@ -325,7 +326,7 @@ def pydantic_dataclass_adapter(model: Any) -> ParamsAdapter:
     )
 
 
-def params_error(task_name: str, exc: Exception, params: Any = None) -> ParamsError:
+def params_error(task_name: str, exc: BaseException, params: Any = None) -> ParamsError:
     """Says which field of a task's params is wrong, without repeating any value of theirs."""
     errors = getattr(exc, "errors", None)
     if callable(errors):  # pydantic
@@ -333,7 +334,7 @@ def params_error(task_name: str, exc: Exception, params: Any = None) -> ParamsEr
         field = ".".join(str(part) for part in first["loc"])
         why = str(first["msg"]) + (f" (and {len(others)} more)" if others else "")
     else:
-        why = str(exc)
+        why = error_text(exc) or type(exc).__name__
         found = PATH.search(why)
         missing = MISSING.search(why)
         field = (found.group(1) if found else "") or (missing.group(1) if missing else "")
@@ -343,7 +344,7 @@ def params_error(task_name: str, exc: Exception, params: Any = None) -> ParamsEr
     return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
 
 
-def cause_of(exc: Exception) -> Exception | None:
+def cause_of(exc: BaseException) -> BaseException | None:
     """What a ``params_error`` is chained to: not an error of pydantic's, whose text repeats the values, secrets too."""
     return None if callable(getattr(exc, "errors", None)) else exc
 

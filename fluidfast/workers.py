@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Generic, Self
 
 from .errors import WorkerStartError
-from .events import AsyncDispatcher, MessageType
+from .events import AsyncDispatcher, MessageType, is_current
 from .settings import get_settings
 
 __all__ = [
@@ -120,11 +120,13 @@ class _Life:
                 self.ended("forced shutdown", 1)
             else:
                 self.ended(str(error) or "cancelled", 2, error)
-        except Exception as error:
-            self.ended(str(error) or type(error).__name__, 2, error)
         except (KeyboardInterrupt, SystemExit) as error:
             self.ended(type(error).__name__, 2, error)
             raise
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not is_current(self.task):
+                raise
+            self.ended(str(error) or type(error).__name__, 2, error)
         else:
             self.ended("normal shutdown", 0)
 
