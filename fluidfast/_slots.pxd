@@ -6,6 +6,8 @@ cdef class Slot:
     cdef public object held             # what runs in it: Claimed, Group or None
     cdef public double deadline         # monotonic seconds
     cdef public double cancel_at        # its deadline, and once it was cancelled, when it is to be cancelled again
+    cdef public str name
+    cdef public bint spent              # its task has ended because a run left it changed
     cdef public str reason              # why we cancelled what it runs: "timeout", "lost", "shutdown"
     cdef bint logs
 
@@ -14,7 +16,10 @@ cdef class Slots:
     cdef public object _idle            # deque: futures of slots that wait for something to run
     cdef public object _room            # who waits for room
     cdef public list _slots
-    cdef public dict _executors
+    cdef public dict _executors         # id of a task's function -> (the function, what is awaited with a run)
+    cdef object _function               # of the last run
+    cdef object _executor
+    cdef public object _context         # what each slot's task starts with a copy of
     cdef public Listeners _listeners
     cdef public Ledger _settler
     cdef public Py_ssize_t concurrency
@@ -32,5 +37,6 @@ cdef class Slots:
     cdef Py_ssize_t want(self, Py_ssize_t coming) except -1
     cdef int wake(self) except -1
     cdef int vacate(self, Slot slot) except -1
+    cdef object executor_of(self, object function)
     cdef object start(self, Slot slot, Claimed held, double now)
     cdef int end(self, Claimed held, int state, bint logs) except -1

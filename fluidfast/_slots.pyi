@@ -1,5 +1,6 @@
 import asyncio
 from collections import deque
+from contextvars import Context
 from typing import Any, final
 
 from ._leases import Claimed
@@ -14,11 +15,14 @@ YIELD_SECONDS: float
 
 @final
 class Slot:
+    name: str
+    spent: bool
     task: asyncio.Task[None] | None
     held: Claimed | Group | None
     deadline: float
     cancel_at: float
     reason: str
+    def __init__(self, name: str = "") -> None: ...
 
 class Slots:
     concurrency: int
@@ -28,7 +32,8 @@ class Slots:
     _idle: deque[asyncio.Future[None]]
     _room: asyncio.Future[None] | None
     _slots: list[Slot]
-    _executors: dict[Any, Any]
+    _executors: dict[int, tuple[Any, Any]]
+    _context: Context
     _listeners: Listeners
     _settler: Settler
     _running: int
@@ -43,6 +48,7 @@ class Slots:
     def __init__(self, concurrency: int, settler: Settler, listeners: Listeners, sure_seconds: float) -> None: ...
     def _want(self, coming: int = 0) -> int: ...
     def _wake_slots(self) -> None: ...
+    def _begin(self, slot: Slot) -> None: ...
     def _vacate(self, slot: Slot) -> None: ...
     async def _work(self, slot: Slot) -> None: ...
     def _end(self, held: Claimed, state: int) -> None: ...

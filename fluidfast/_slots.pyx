@@ -1,6 +1,10 @@
 """The innermost loop of a consumer: a slot takes what is ready, runs it, and what became of it is noted.
 
 What happens once a batch, or when something goes wrong, is the engine's.
+
+Each run sees the context variables that the consumer started with. A slot's task serves run after run, so a run that
+leaves the context changed, or its task cancelled, is the last one of that task: another takes the slot over, in a fresh
+context. Other runs pay one comparison for that.
 """
 
 cimport cython
@@ -10,16 +14,24 @@ from ._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUC
 from ._run cimport TaskRun
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from functools import partial
 from time import monotonic
 
+from .backpressure import SLOT
 from .errors import TaskRunError
 from .executor import SET_TO_FAILURE, call
 from .task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
+
+cdef extern from "Python.h":
+    object PyContext_CopyCurrent()
+    int PyObject_RichCompareBool(object one, object other, int operator) noexcept
+    int Py_EQ
+    void PyErr_Clear()
 
 logger = logging.getLogger("fluidfast.engine")
 
@@ -42,7 +54,8 @@ cdef enum:
 cdef class Slot:
     """Room for one run at a time."""
 
-    def __init__(self):
+    def __init__(self, str name=""):
+        self.name = name
         self.deadline = 0.0
         self.cancel_at = FOREVER
         self.reason = ""
@@ -50,8 +63,8 @@ cdef class Slot:
 
 cdef class Slots:
     """Up to ``concurrency`` slots, each an asyncio task that awaits one handler after the other. The base of the
-    engine, which has the rarer ways: ``_work_group``, ``_may_start``, ``_broke``, ``_failed``, ``_pace``,
-    ``_shake_off``, ``_sweep_by``.
+    engine, which has the rarer ways: ``_work_group``, ``_may_start``, ``_broke``, ``_mishandled``, ``_failed``,
+    ``_pace``, ``_sweep_by``, ``_slot_ended``.
     """
 
     def __init__(self, Py_ssize_t concurrency, Ledger settler not None, Listeners listeners not None, sure_seconds):
@@ -63,6 +76,7 @@ cdef class Slots:
         self._idle = deque()
         self._slots = []
         self._executors = {}
+        self._context = contextvars.copy_context()
         self._sweep_at = FOREVER
 
     def _want(self, Py_ssize_t coming=0) -> int:
@@ -94,15 +108,27 @@ cdef class Slots:
         cdef Slot slot
         if not self._ready or self._draining:
             return 0
-        if self._idle:
+        while self._idle:
             waiter = self._idle.popleft()
-            if not waiter.done():
+            if not waiter.done():  # else its slot's task was cancelled, and another has taken its place
                 waiter.set_result(None)
-        elif len(self._slots) < self.concurrency:
-            slot = Slot()
+                return 0
+        if len(self._slots) < self.concurrency:
+            slot = Slot(f"task-worker-{len(self._slots) + 1}")
             self._slots.append(slot)
-            slot.task = asyncio.create_task(self._work(slot), name=f"task-worker-{len(self._slots)}")
+            self._begin(slot)
         return 0
+
+    def _begin(self, Slot slot not None) -> None:
+        """Give a slot a task, its first or another one, in the context that the consumer started with."""
+        context = self._context.copy()
+        context.run(SLOT.set, (self, slot))
+        slot.task = None
+        slot.spent = False
+        task = context.run(asyncio.create_task, self._work(slot), name=slot.name)
+        if slot.task is None:  # an eager one has set it
+            slot.task = task
+        task.add_done_callback(partial(self._slot_ended, slot))
 
     def _vacate(self, Slot slot not None) -> None:
         """Nothing runs in it any more."""
@@ -122,15 +148,15 @@ cdef class Slots:
 
     @cython.nonecheck(True)
     async def _work(self, Slot slot not None):
-        """A slot: runs what is ready, one after the other."""
+        """A slot: runs what is ready, one after the other, until a run leaves its task changed."""
         cdef Claimed held
         cdef Lease lease
         cdef bint asks
         cdef double now, yielded
         ready = self._ready
         loop = asyncio.get_running_loop()
-        task = slot.task
-        assert task is not None
+        task = slot.task = asyncio.current_task()
+        context = PyContext_CopyCurrent()
         now = yielded = monotonic()
         while True:
             if not ready or self._draining:  # what has not started then goes back
@@ -144,8 +170,11 @@ cdef class Slots:
                 self.wake()
             if type(taken) is not Claimed:
                 await self._work_group(slot, taken)
-                if task.cancelling():
-                    await self._shake_off(task)
+                taken = None
+                context = unchanged(context)
+                if context is None or task.cancelling():
+                    slot.spent = True
+                    return
                 now = yielded = monotonic()
                 continue
             held = taken
@@ -168,31 +197,18 @@ cdef class Slots:
                     executor = self.start(slot, held, now)
                     try:
                         await executor(held.run)
-                    except GeneratorExit:  # the event loop is gone
-                        raise
                     except BaseException as exc:
                         self._broke(slot, held, exc)
                     else:
-                        if slot.reason:
-                            task.uncancel()  # it finished although we cancelled it
                         self.end(held, SUCCESS, slot.logs)
-            except asyncio.CancelledError:
-                if not slot.reason:
-                    raise
-                # by us, before it started
-                if held.run.task.max_concurrency:
-                    self._limited[held.slot] = held.run.name  # it may have been granted
-                if slot.reason == "lost":
-                    self._settler.drop(held)
-                else:
-                    self._settler.give_back(held)
-            except Exception:  # ours, not the task's: nothing is said of the run, so it is delivered again
-                logger.exception("%s: run %s could not be handled", self.worker_name, held.run.name_id)
-                self._settler.drop(held)
+            except BaseException as exc:
+                self._mishandled(slot, held, exc)
             finally:
                 self.vacate(slot)
-            if task.cancelling():
-                await self._shake_off(task)
+            context = unchanged(context)
+            if context is None or task.cancelling():
+                slot.spent = True
+                return
             now = monotonic()
             if now - yielded > TURN:
                 await asyncio.sleep(0)
@@ -214,11 +230,18 @@ cdef class Slots:
         slot.logs = task.logger.isEnabledFor(INFO)
         if slot.logs:
             task.logger.info("%s - start", run.id)
-        function = task.executor
-        executor = self._executors.get(function)
-        if executor is None:
-            executor = self._executors[function] = function if is_async(function) else partial(call, function)
-        return executor
+        return self.executor_of(task.executor)
+
+    cdef object executor_of(self, object function):
+        """What to await with a run of this function. Kept by id, since a callable need not have a hash."""
+        if function is self._function:
+            return self._executor
+        known = self._executors.get(id(function))
+        if known is None:
+            executor = function if is_async(function) else partial(call, function)
+            known = self._executors[id(function)] = (function, executor)
+        self._function, self._executor = known
+        return self._executor
 
     def _end(self, Claimed held not None, int state) -> None:
         """A run has come to its end."""
@@ -240,3 +263,14 @@ cdef class Slots:
             run.task.logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
         self.finished += 1
         return self._settler.end(held)
+
+
+cdef object unchanged(object context):
+    """The context of this task, if its variables are still those of ``context``; None if a run has changed any."""
+    now = PyContext_CopyCurrent()
+    cdef int same = PyObject_RichCompareBool(now, context, Py_EQ)
+    if same > 0:
+        return now  # one that was set and reset is compared in a glance the next time
+    if same < 0:  # a value cannot be compared
+        PyErr_Clear()
+    return None

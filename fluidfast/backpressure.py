@@ -6,16 +6,21 @@ the broker, and again until there is room.
 """
 
 import asyncio
+from contextvars import ContextVar
+from typing import Any
 
 from .broker import TaskBroker
 from .config import TaskManagerConfig
 from .errors import QueueFullError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 
-__all__ = ["LOOK_SECONDS", "Backpressure"]
+__all__ = ["LOOK_SECONDS", "SLOT", "Backpressure"]
 
 LOOK_SECONDS = 0.02
 """How long a caller that is held waits before it looks again."""
+
+SLOT: ContextVar[Any] = ContextVar("fluidfast_slot", default=None)
+"""The engine and the slot in which the caller runs. The tasks and threads that a run starts inherit it."""
 
 
 class Backpressure:
@@ -48,7 +53,8 @@ class Backpressure:
     async def admit(self, count: int, size: int) -> None:
         """Wait until ``count`` runs more, of ``size`` bytes together, are within the limits.
 
-        Several that together are more bytes than may wait go when nothing else does.
+        Several that together are more bytes than may wait go when nothing else does. A run of a consumer of the same
+        broker is not held: it would keep its slot from making the room that it waits for.
 
         Raises:
             QueueFullError: they are not, and who is beyond the limits is refused, or was held for ``full_timeout``
@@ -73,6 +79,8 @@ class Backpressure:
         lock = self._lock[1]
         if not lock.locked() and self._has_room(count, size):
             return
+        if not self._raises and self._is_within_a_run():
+            return
         deadline = None if self._raises or self._timeout is None else loop.time() + self._timeout
         try:  # one asks, the others stand behind it in their order
             async with asyncio.timeout_at(deadline):
@@ -89,6 +97,15 @@ class Backpressure:
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             lock.release()
+
+    def _is_within_a_run(self) -> bool:
+        """Whether the caller is, or was started by, what a consumer of this broker in this process is running."""
+        engine: Any
+        slot: Any
+        engine, slot = SLOT.get() or (None, None)
+        if slot is None or slot.held is None:
+            return False
+        return engine.broker is self._broker or engine.broker.url == self._broker.url
 
     def _waiting(self) -> float:
         """Runs that wait, as far as is known here."""

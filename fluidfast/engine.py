@@ -11,6 +11,8 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +30,13 @@ from .errors import (
     TaskRunError,
     UnknownTaskError,
 )
+from .events import is_current
 from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
 from .task import Task
+from .texts import describe, printable
 from .workers import Worker
 
 if TYPE_CHECKING:
@@ -108,6 +112,8 @@ class Engine(Slots, Worker):
         self._quiet_next = 0.0
         self._waiting = False  # for something to claim
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._promote_timer: asyncio.TimerHandle | None = None
+        self._loops: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._promote_soon: asyncio.Event = asyncio.Event()
         self._prolonged_at = 0.0  # when the leases were last prolonged
@@ -127,6 +133,7 @@ class Engine(Slots, Worker):
     async def run(self) -> None:
         await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
         loop = self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
 
         def lost(batches: list[str]) -> None:
             loop.call_soon_threadsafe(self._lose_batches, batches)
@@ -140,21 +147,26 @@ class Engine(Slots, Worker):
                 self._prolonged_at = began
             return gone
 
+        def held() -> Held | None:
+            if loop.is_closed():  # without a word to its tasks: nobody goes on with what runs
+                keeper.stop()
+                return None
+            return self._held()
+
         keeper = LeaseKeeper(
             renew,
-            self._held,
+            held,
             lost,
             period_seconds=self.broker.options.lease_seconds / 3,
             soon=loop.call_soon_threadsafe,
             stalled=self.broker.yielder(self.id),
         )
         keeper.start()
-        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._reap_loop, self._promote_loop]
-        upkeep = [asyncio.create_task(loop(), name=f"{self.worker_name}-{loop.__name__}") for loop in loops]
-        claiming = asyncio.create_task(self._claim_loop(), name=f"{self.worker_name}-claim")
+        for work in (self._reap_loop, self._promote_loop, self._claim_loop):
+            self._start_loop(work)
         try:
             await self._wait_stop()
-            await self._drain(claiming)
+            await self._drain()
             # before the farewell: what it prolongs then would be known again, and nobody would ever say goodbye
             keeper.stop()
             await keeper.join(self.broker.options.lease_seconds)
@@ -162,19 +174,59 @@ class Engine(Slots, Worker):
         finally:
             self._ended = True
             keeper.stop()
-            claiming.cancel()
-            for slot in self._slots:
-                if slot.task is not None:
-                    slot.task.cancel()
-            for task in upkeep:
+            ending = [*self._loops.values(), *(slot.task for slot in self._slots if slot.task)]
+            for task in ending:
                 task.cancel()
-            ending = [claiming, *upkeep, *(slot.task for slot in self._slots if slot.task)]
-            _, hung = await asyncio.wait(ending, timeout=END_SECONDS)
+            # without a drain before, this is where what runs cleans up
+            _, hung = await asyncio.wait(ending, timeout=END_SECONDS if self._draining else CLEANUP_SECONDS)
             if hung:  # a handler that does not let itself be cancelled
                 logger.warning("%s: leaves %d tasks behind that do not end", self.worker_name, len(hung))
+            if not self._draining:
+                await self._let_go()
             await self._settler.close(END_SECONDS)  # with what has ended only now
-            if self._sweep_timer is not None:
-                self._sweep_timer.cancel()
+            for timer in (self._sweep_timer, self._promote_timer):
+                if timer is not None:
+                    timer.cancel()
+
+    def _ends(self) -> bool:
+        """Whether the engine ends, or the event loop, which cancels all of its tasks: then a slot that is cancelled
+        says nothing of its run, and is not replaced."""
+        task = self._worker_life.task
+        return self._ended or task is None or task.done() or task.cancelling() > 0
+
+    async def _let_go(self) -> None:
+        """Give back at once what has not started: the event loop ends, and nobody waits for a drain."""
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self.broker.idle_no_more(self.id)
+                await self._release_ready()
+        except (BrokerError, TimeoutError) as exc:
+            logger.warning("%s: cannot give back what it has not started: %s", self.worker_name, exc or "no answer")
+
+    def _start_loop(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        name = work.__name__
+        task = self._loops[name] = asyncio.create_task(work(), name=f"{self.worker_name}-{name}")
+        task.add_done_callback(partial(self._loop_ended, work))
+
+    def _loop_ended(self, work: Callable[[], Coroutine[Any, Any, None]], task: "asyncio.Task[None]") -> None:
+        """A loop of the engine has ended: start it again, unless it was to end."""
+        if not self._ends() and not self._draining:
+            self._log_end(task)
+            self._start_loop(work)
+
+    def _slot_ended(self, slot: Slot, task: "asyncio.Task[None]") -> None:
+        """A slot's task has ended: start another in its place, unless the engine ends."""
+        if not self._ends():
+            if not slot.spent:
+                self._log_end(task)
+            self._begin(slot)
+
+    def _log_end(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        why = "it was cancelled" if task.cancelled() else "it failed" if error else "it returned"
+        logger.error(
+            "%s: %s ended (%s); another takes its place", self.worker_name, task.get_name(), why, exc_info=error
+        )
 
     def hurry(self) -> None:
         """Do not wait for the end of the grace period: what runs when this consumer stops goes back at once."""
@@ -182,10 +234,11 @@ class Engine(Slots, Worker):
         if self._draining and self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    async def _drain(self, claiming: "asyncio.Task[None]") -> None:
+    async def _drain(self) -> None:
         """Stop claiming, give back what has not started, let the running finish within the grace period, give back
         what has not finished then."""
         self._draining = True
+        claiming = self._loops[self._claim_loop.__name__]
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         deadline = monotonic() + END_OF_WAITING_SECONDS
@@ -313,8 +366,12 @@ class Engine(Slots, Worker):
                             raise
                         if len(claim.items) < want:
                             await asyncio.sleep(0)  # no more is waiting there: these start before we look again
-                except asyncio.CancelledError:  # of the waiting, by _drain
-                    return
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if self._draining or self._ends() or task is None or task.cancelling():
+                        return
+                    logger.exception("%s: claiming failed; trying again", self.worker_name)  # something that it awaited
+                    await asyncio.sleep(0.5)
                 except BrokerConnectionError as exc:
                     if not failing:
                         logger.warning("%s: %s; trying again", self.worker_name, exc)
@@ -404,6 +461,10 @@ class Engine(Slots, Worker):
                 lease.unstarted -= 1
                 logger.error("%s: a run cannot be read and goes to the dead: %s", self.worker_name, exc)
                 self._settler.discard(item, str(exc))
+            except BaseException as exc:  # reading waits for nothing, so nobody can have cancelled it
+                lease.unstarted -= 1
+                logger.error("%s: a run cannot be read and goes to the dead", self.worker_name, exc_info=exc)
+                self._settler.discard(item, describe(exc))
             else:
                 if run.execute_after is not None and (after := run.execute_after.timestamp() * 1e6) > now:
                     lease.unstarted -= 1
@@ -441,18 +502,6 @@ class Engine(Slots, Worker):
 
     # -- executing
 
-    async def _shake_off(self, task: "asyncio.Task[None]") -> None:
-        """What a run did to its asyncio task, which is a slot's, is not to reach the next run."""
-        while not self._ended and task.cancelling():
-            while task.cancelling():
-                task.uncancel()
-            try:
-                await asyncio.sleep(0)  # a cancellation that has not arrived yet does so here
-            except asyncio.CancelledError:
-                pass
-        if self._ended:
-            raise asyncio.CancelledError
-
     def _collect(self, held: Claimed) -> None:
         """Put a run to the others of its task, which are executed together."""
         task: Task[Any] = held.run.task
@@ -489,8 +538,10 @@ class Engine(Slots, Worker):
                 if held.lease.lost:
                     self._settler.drop(held)
             await self._run_group(slot, [held for held in group.helds if not held.lease.lost])
-        except Exception:
-            logger.exception("%s: a batch could not be handled", self.worker_name)
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) and not is_current(slot.task):
+                raise
+            logger.error("%s: a batch could not be handled", self.worker_name, exc_info=exc)
             for held in group.helds:
                 if not held.run.is_done:
                     self._settler.drop(held)
@@ -512,20 +563,10 @@ class Engine(Slots, Worker):
         failed: Any = None
         try:
             failed = await call(task.executor, [held.run for held in helds])
-        except GeneratorExit:
-            raise
-        except asyncio.CancelledError:
-            if slot.reason and slot.task is not None:
-                slot.task.uncancel()
-            for held in reversed(helds):
-                self._cancelled(slot, held, uncancel=False)
-            return
         except BaseException as exc:
-            for held in helds:
-                self._conclude(held, exc)
+            for held in reversed(helds):  # the last claimed goes back first, if they go back
+                self._broke(slot, held, exc)
             return
-        if slot.reason and slot.task is not None:
-            slot.task.uncancel()
         errors = failed if isinstance(failed, Mapping) else {}
         for held in helds:
             self._conclude(held, errors.get(held.run.id))
@@ -562,14 +603,36 @@ class Engine(Slots, Worker):
         return not held.run.task.max_concurrency or await self._acquire(held)
 
     def _broke(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
-        """A run's function did not return. Raises CancelledError if it is this slot that is to end."""
-        if isinstance(exc, asyncio.CancelledError):
-            self._cancelled(slot, held)
-        elif isinstance(exc, TaskAbortedError):
+        """A run's function did not return. Raises GeneratorExit if the slot's coroutine is being closed."""
+        if isinstance(exc, GeneratorExit) and not is_current(slot.task):
+            raise exc  # the event loop is gone: the lease runs out
+        if isinstance(exc, TaskAbortedError):
             held.run.logger.info("%s - aborted - %s", held.run.id, exc)
             self._end(held, ABORTED)
+        elif isinstance(exc, asyncio.CancelledError) or self._interrupts(slot):
+            self._cancelled(slot, held, exc)
         else:
             self._conclude(held, exc)
+
+    def _interrupts(self, slot: Slot) -> bool:
+        """Whether what runs in a slot is cancelled because the consumer or the event loop ends."""
+        return slot.reason == "shutdown" or (self._ends() and slot.task is not None and slot.task.cancelling() > 0)
+
+    def _mishandled(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
+        """A run was cancelled before it started, or something of ours failed, of which nothing is said to the broker:
+        the run is delivered again."""
+        if isinstance(exc, GeneratorExit) and not is_current(slot.task):
+            raise exc
+        if not isinstance(exc, asyncio.CancelledError) or not (slot.reason or self._ends()):
+            logger.error("%s: run %s could not be handled", self.worker_name, printable(held.run.name_id), exc_info=exc)
+            self._settler.drop(held)
+            return
+        if held.run.task.max_concurrency:
+            self._limited[held.slot] = held.run.name  # it may have been granted
+        if slot.reason == "lost":
+            self._settler.drop(held)
+        else:
+            self._settler.give_back(held)
 
     async def _acquire(self, held: Claimed) -> bool:
         run = held.run
@@ -596,30 +659,26 @@ class Engine(Slots, Worker):
         """The run as it came: what a task did to its params is not what is tried again."""
         return self.broker.codec.decode(held.payload, self.manager, self._listeners)
 
-    def _cancelled(self, slot: Slot, held: Claimed, *, uncancel: bool = True) -> None:
+    def _cancelled(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
         run = held.run
         reason = slot.reason
-        if uncancel and reason and slot.task is not None:
-            slot.task.uncancel()
         if run.is_done and reason != "lost":
             self._conclude(held, None)
-            if not reason and (self._draining or not self.is_running()):
-                raise asyncio.CancelledError
         elif reason == "timeout":
             self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
         elif reason == "lost":
             run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
             self._settler.drop(held)
-        elif self._draining or reason == "shutdown" or not self.is_running():
+        elif reason == "shutdown" or self._draining or self._ends() or not self.is_running():
             run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.id)
             run._enter(INTERRUPTED)
             run._emit()
             self._settler.give_back(held)
-            if not reason:
-                raise asyncio.CancelledError
         else:
-            # The handler cancelled itself, or something in it did.
-            self._failed(held, asyncio.CancelledError("the task was cancelled from within"))
+            # The handler cancelled itself, or something that it awaited was cancelled.
+            error = asyncio.CancelledError("the task was cancelled from within").with_traceback(exc.__traceback__)
+            error.__cause__ = exc.__cause__ or exc.__context__
+            self._failed(held, error)
 
     def _failed(self, held: Claimed, exc: BaseException) -> None:
         run = held.run
@@ -754,8 +813,21 @@ class Engine(Slots, Worker):
                 logger.warning("%s: reaping failed, trying again: %s", self.worker_name, exc)
 
     def promote_in(self, seconds: float) -> None:
-        """Look for what is due in so many seconds; what others delay is seen within PROMOTE_SECONDS of its time."""
-        asyncio.get_running_loop().call_later(seconds + SETTLE_SECONDS, self._promote_soon.set)
+        """Look for what is due in so many seconds. One timer, for the earliest: each look says when the next is due,
+        and there is one within PROMOTE_SECONDS."""
+        if seconds >= PROMOTE_SECONDS:
+            return
+        loop = asyncio.get_running_loop()
+        when = loop.time() + seconds + SETTLE_SECONDS
+        if self._promote_timer is not None:
+            if self._promote_timer.when() <= when:
+                return
+            self._promote_timer.cancel()
+        self._promote_timer = loop.call_at(when, self._promote_now)
+
+    def _promote_now(self) -> None:
+        self._promote_timer = None
+        self._promote_soon.set()
 
     async def _promote_loop(self) -> None:
         while True:

@@ -39,6 +39,8 @@ class Notes(Ledger):
 class Compiled(Slots):
     def _pace(self, lease: Lease) -> None: ...
 
+    def _slot_ended(self, slot: Slot, task: asyncio.Task[None]) -> None: ...
+
     def _sweep_by(self, when: float) -> None:
         self._sweep_at = when
 
