@@ -7,7 +7,7 @@ those places, whatever dies in between.
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar
@@ -217,6 +217,17 @@ class TaskManagerStatus:
     status: dict[str, Any]
 
 
+def consumers_among(tasks: "Iterable[Collection[str] | None]", task_name: str) -> tuple[int, int] | None:
+    """How many consumers there are, and how many of them run a task, given the tasks that each runs.
+
+    ``tasks``: None for a consumer that does not say (of an older release); empty for one that only schedules. Returns
+    None if it may be one of those that do not say.
+    """
+    told = [names for names in tasks if names is None or names]
+    knowing = sum(names is not None and task_name in names for names in told)
+    return None if None in told and not knowing else (len(told), knowing)
+
+
 @dataclass
 class TaskManagersStatus:
     """All running managers, and runs waiting by priority."""
@@ -280,7 +291,7 @@ class Settlement:
 
     ``done``: fields that leave the broker (with what else is said of them below). ``whole``: the lease holds nothing
     else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``info``: task -> end
-    (ISO text), duration (seconds), state of its last run. ``replies``: manager id, payload of the finished run.
+    (ISO text), duration (seconds), state of its last run. ``replies``: address, payload of the finished run.
     ``slots``: task, slot (see ``acquire``). ``survived``: fields with strikes that did not kill their worker.
     """
 
@@ -500,8 +511,20 @@ class TaskBroker(ABC):
     # -- waiting for results
 
     @abstractmethod
-    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
-        """Payloads of finished runs that this manager waits for; empty after ``timeout`` seconds."""
+    async def replies(self, address: str, timeout: float) -> list[bytes]:
+        """Payloads of finished runs that were answered to this address; empty after ``timeout`` seconds.
+
+        They are removed once they are here. If the connection ends before, the next call gives them again; one that
+        was given may come twice. An address has one reader at a time.
+        """
+
+    async def consumers_of(self, task_name: str) -> tuple[int, int] | None:
+        """How many consumers are alive, and how many of them run this task. None: that cannot be told cheaply.
+
+        Raises:
+            BrokerError: the broker does not say.
+        """
+        return None
 
     # -- what is there
 

@@ -163,7 +163,8 @@ class TaskConsumer(TaskManager, Workers):
 
     async def _tell_status(self) -> None:
         try:
-            status = {"kind": self.type, "status": await self.status()}
+            tasks = sorted(self.registry) if self.engine._consumes() else []
+            status = {"kind": self.type, "status": await self.status(), "tasks": tasks}
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)

@@ -95,9 +95,9 @@ class Keys:
         """String with a TTL: the last sequence number that this producer pushed."""
         return f"{self.prefix}-ff:producer:{producer}"
 
-    def reply(self, manager_id: str) -> str:
-        """List with a TTL: finished runs that this manager waits for."""
-        return f"{self.prefix}-ff:reply:{manager_id}"
+    def reply(self, address: str) -> str:
+        """List with a TTL: finished runs that an event loop of one process waits for."""
+        return f"{self.prefix}-ff:reply:{address}"
 
     def slots(self, task_name: str) -> str:
         """Sorted set: slot (a run's batch and field, then its id) -> deadline in server milliseconds, of a task with

@@ -4,12 +4,10 @@ import asyncio
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
 from typing import Any, Literal, Never, Self, TypeVar
-
-import msgspec
 
 from ._clock import now_micros
 from ._front import QueueFront
@@ -24,7 +22,7 @@ from .errors import ConfigError, TaskAbortedError, TaskUsageError
 from .events import AsyncTaskDispatcher, Event, TaskDispatcher
 from .executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import Producer
+from .producer import Producer, shown_as_queue
 from .replies import Replies
 from .state import State
 from .states import TaskPriority, TaskState
@@ -103,13 +101,31 @@ class TaskManager(QueueFront):
     # -- life
 
     async def __aenter__(self) -> Self:
-        if not self._entered:  # ``startup`` of a consumer within its ``async with`` comes here a second time
-            self._entered = True
-            for context in self._async_contexts:
-                await self._stack.enter_async_context(context)
+        await self._enter()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
+        await self._leave(*exc_info)
+
+    async def _enter(self) -> None:
+        """Enter the contexts that were added. If one of them fails, close those before it, in reverse order."""
+        if self._entered:
+            return
+        self._entered = True
+        entered = AsyncExitStack()
+        try:
+            for context in self._async_contexts:
+                await entered.enter_async_context(context)
+        except BaseException:
+            self._entered = False
+            try:
+                await entered.__aexit__(*sys.exc_info())
+            finally:
+                await self.broker.close()  # a context may have used it
+            raise
+        self._stack.push_async_exit(entered)
+
+    async def _leave(self, *exc_info: Any) -> None:
         self._entered = False
         try:
             await self._stack.__aexit__(*exc_info)
@@ -120,13 +136,25 @@ class TaskManager(QueueFront):
             finally:
                 await self.broker.close()
 
+    @asynccontextmanager
+    async def _without_consuming(self) -> AsyncIterator[Self]:
+        """Enter the contexts and close them again, for one run in place or a look at the broker. A consumer does not
+        start."""
+        await self._enter()
+        try:
+            yield self
+        except BaseException:
+            await self._leave(*sys.exc_info())
+            raise
+        await self._leave(None, None, None)
+
     async def on_startup(self) -> None:
-        """Enter the contexts that were added."""
-        await self.__aenter__()
+        """Enter the contexts that were added. If one fails, those before it are closed, and a later start tries all."""
+        await self._enter()
 
     async def on_shutdown(self) -> None:
         """Close the contexts in reverse order, wait for what was queued, close the broker. Twice is harmless."""
-        await self.__aexit__(None, None, None)
+        await self._leave(None, None, None)
 
     async def enter_async_context(self, cm: Any) -> Any:
         """Enter an async context manager now; it is closed at shutdown. Returns what entering gives."""
@@ -223,14 +251,17 @@ class TaskManager(QueueFront):
 
     queue = gives_a_coroutine(QueueFront.queue)
 
+    @shown_as_queue
     async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
         await self._submit(run.prio, payload)
         return run
 
+    @shown_as_queue
     async def _when_there_is_room(self, run: TaskRun[Any, Any]) -> TaskRun[Any, Any]:
         await self._producer.make_room()
         return run
 
+    @shown_as_queue
     async def _queue(
         self,
         task: str | Task[Any],
@@ -348,23 +379,31 @@ class TaskManager(QueueFront):
         ``timeout``: seconds to wait, None: the task's own ``timeout_seconds``.
 
         Raises:
-            TimeoutError: it is not finished in time. It goes on all the same.
+            TimeoutError: it is not finished in time, and goes on all the same. The message names the task, the run and
+                the seconds, and says whether a consumer that knows the task is alive, where the broker can tell.
+            BrokerAuthError: the user may not read answers; the run is queued.
             Others: as ``queue``.
         """
         refuse_positional("queue_and_wait", misplaced)
         if timeout is not None:
             check_number("timeout", timeout, ConfigError, infinite=True)
         run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
-        run.extra = {"reply": msgspec.json.encode(self.manager_id)}
-        finished = self._replies.expect(run.id)
+        seconds = run.task.timeout_seconds if timeout is None else timeout
+        inbox = self._replies.here()
+        token, finished = inbox.expect(run)
+        limit = asyncio.timeout(None)
         try:
             await self._queue_run(run)
             if self.config.delivery == "buffered":  # else a run that was refused is waited for
                 await self.flush()
-            async with asyncio.timeout(run.task.timeout_seconds if timeout is None else timeout):
+            async with asyncio.timeout(seconds) as limit:
                 return await finished
+        except TimeoutError:
+            if not limit.expired():
+                raise
         finally:
-            self._replies.forget(run.id)
+            inbox.forget(token)
+        raise await self._replies.timed_out(run, seconds)
 
     async def execute(
         self,
@@ -407,7 +446,7 @@ class TaskManager(QueueFront):
         return asyncio.run(self._execute_and_exit(task, run_id=run_id, priority=priority, params=params, **kwargs))
 
     async def _execute_and_exit(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
-        async with self:
+        async with self._without_consuming():
             return await self.execute(task, in_process=True, **kwargs)
 
     @property

@@ -25,6 +25,7 @@ from .broker import (
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
+    consumers_among,
     run_id_of,
 )
 from .errors import BrokerURLError
@@ -313,7 +314,7 @@ class MemoryTaskBroker(TaskBroker):
         return any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1)
 
     async def farewell(self, consumer: str) -> None:
-        return None
+        self.store.statuses.pop(consumer, None)
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:
         now = monotonic()
@@ -329,20 +330,25 @@ class MemoryTaskBroker(TaskBroker):
         for task, slot in slots:
             self.store.slots.get(task, {}).pop(slot, None)
 
-    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+    async def replies(self, address: str, timeout: float) -> list[bytes]:
         store = self.store
-        if not store.replies.get(manager_id):
+        if not store.replies.get(address):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            store.reply_waiters[manager_id] = waiter
+            store.reply_waiters[address] = waiter
             try:
-                if not store.replies.get(manager_id):  # once more: as in wait
+                if not store.replies.get(address):  # once more: as in wait
                     async with asyncio.timeout(timeout):
                         await waiter
             except TimeoutError:
                 pass
             finally:
-                store.reply_waiters.pop(manager_id, None)
-        return list(store.replies.pop(manager_id, ()))
+                store.reply_waiters.pop(address, None)
+        return list(store.replies.pop(address, ()))
+
+    async def consumers_of(self, task_name: str) -> tuple[int, int] | None:
+        now = monotonic()
+        alive = [data for end, data in list(self.store.statuses.values()) if end > now]
+        return consumers_among((data.get("tasks") for data in alive), task_name)
 
     # -- what is there
 

@@ -8,7 +8,7 @@ together with whatever else came in that turn; what comes while a batch is in fl
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -29,6 +29,7 @@ SEND_SECONDS = 30.0
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Sending:
@@ -345,11 +346,19 @@ class Producer(Outbox):
         return f"<Producer of {self.broker.url}: {self.pending} pending>"
 
 
+def shown_as_queue(function: F) -> F:
+    """Let Python's warning of a forgotten ``await`` name what the caller wrote: ``TaskManager.queue``."""
+    function.__qualname__ = "TaskManager.queue"
+    return function
+
+
+@shown_as_queue
 async def done(value: T) -> T:
     """What is awaited of a run that waits for nothing."""
     return value
 
 
+@shown_as_queue
 async def refused(exc: Exception) -> NoReturn:
     """What is awaited of a run that was not handed over."""
     raise exc

@@ -33,6 +33,7 @@ from .broker import (
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
+    consumers_among,
     number_option,
 )
 from .errors import (
@@ -69,6 +70,10 @@ LOCK_SECONDS = 5.0
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
+MAX_REPLIES = 1000
+"""Finished runs that are read at a time."""
+MAX_ASKED = 100
+"""Consumers that are asked whether they run a task, at most: those that were seen last."""
 MAX_VISIBLE_SECONDS = 365 * 86400
 """For how long at most aio-fluid is shown a run of a task with ``max_concurrency`` that nobody renews."""
 GRANTED = {1: True, 0: False, -1: None}
@@ -81,6 +86,12 @@ NO_SHARD = -1
 DENIED = ("ACL failure in script", "The user executing the script can't")
 """What a server says of a command within a script that the user may not use: Redis 7.2 and Valkey, older ones."""
 TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
+
+
+class Told(msgspec.Struct):
+    """What is read of a manager's status here."""
+
+    tasks: list[str] | None = None
 
 
 class RedisTaskBroker(TaskBroker):
@@ -765,22 +776,34 @@ class RedisTaskBroker(TaskBroker):
         prefix = self.keys.task_run(task_name, "").encode()
         return [found for name, found in zip(names, ids, strict=True) if found is not None and name == prefix + found]
 
-    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+    async def replies(self, address: str, timeout: float) -> list[bytes]:
         link = self._reply_link
         if link is None or link.closed:
             link = self._reply_link = await self.blocking_link()
-        key = self.keys.reply(manager_id)
+        key = self.keys.reply(address)
+        seconds = f"{min(timeout, REPLY_SECONDS / 2):.3f}"
         try:
-            first = await link.call(pack(("BLPOP", key, f"{min(timeout, REPLY_SECONDS / 2):.3f}")))
-            if first is None:
+            # it moves the first to where it is: waits for one, and takes none away
+            if await link.call(pack(("BLMOVE", key, key, "LEFT", "LEFT", seconds))) is None:
                 return []
-            more = await link.call(pack(("LPOP", key, 1000)))
-            return [first[1], *(more or ())]
+            found: list[bytes] = await link.call(pack(("LRANGE", key, 0, MAX_REPLIES - 1)))
+            link.send(pack(("LPOP", key, len(found))), lambda reply, exc: None)  # if that is lost they come once more
+            return found
         except (ServerReply, LinkLost) as exc:
             raise self.error(exc) from exc
         except asyncio.CancelledError:
-            link.abort()  # it blocks still, and what it pops would be nobody's
+            link.abort()  # it blocks still, and nobody takes its answer
             raise
+
+    async def consumers_of(self, task_name: str) -> tuple[int, int] | None:
+        link = await self.link()
+        try:
+            ids = await link.call(pack(("ZRANGE", self.keys.consumers, -MAX_ASKED, -1)))
+            # one by one: an ACL ties GET to keys, and these are few
+            statuses = await asyncio.gather(*(link.call(pack(("GET", self.keys.manager(i.decode())))) for i in ids))
+        except (ServerReply, LinkLost) as exc:
+            raise self.error(exc, link) from exc
+        return consumers_among((tasks_of(status) for status in statuses if status is not None), task_name)
 
     async def blocking_link(self) -> Link:
         await self.patiently(self.link)
@@ -970,6 +993,14 @@ def heard(ended: "asyncio.Task[None]") -> None:
     """What it ended with is told to who waits for it, if somebody does."""
     if not ended.cancelled():
         ended.exception()
+
+
+def tasks_of(status: bytes) -> list[str] | None:
+    """The tasks that a consumer runs, as its status says; None: it does not say."""
+    try:
+        return msgspec.json.decode(status, type=Told).tasks
+    except msgspec.DecodeError:
+        return None
 
 
 def milliseconds(seconds: float) -> int:

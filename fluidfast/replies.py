@@ -1,75 +1,148 @@
-"""Waiting for runs: for those executed elsewhere, by a future per run id and one reader for all of a manager's; for
+"""Waiting for runs: for those executed elsewhere, by a future for each call and one reader for each event loop; for
 those executed here, by the events of their states."""
 
 import asyncio
 import logging
 from typing import Any
 
+import msgspec
+
 from ._clock import new_id
 from ._run import TaskRun
 from .broker import TaskBroker
-from .errors import BrokerError, TaskError
+from .errors import BrokerAuthError, BrokerError, TaskError
 from .states import FINISHED_STATES, TaskState
+from .texts import describe, printable
 
 __all__ = ["Replies", "TaskRunWaiter"]
 
 logger = logging.getLogger(__name__)
 
 READ_SECONDS = 2.0
+ASK_SECONDS = 1.0
+"""How long a caller that has timed out waits for the broker to say which consumers are alive."""
 
 
-class Replies:
-    """Finished runs that one manager waits for."""
+class Inbox:
+    """Finished runs that one event loop waits for. Its address names this loop of this process on the broker."""
 
     def __init__(self, broker: TaskBroker, manager: Any) -> None:
         self.broker = broker
         self.manager = manager
+        self.address = new_id()
         self.expected: dict[str, asyncio.Future[TaskRun[Any, Any]]] = {}
         self.reader: asyncio.Task[None] | None = None
 
-    def expect(self, run_id: str) -> "asyncio.Future[TaskRun[Any, Any]]":
-        """A future that gets the run with this id when it is finished."""
-        future: asyncio.Future[TaskRun[Any, Any]] = asyncio.get_running_loop().create_future()
-        self.expected[run_id] = future
-        if self.reader is None or self.reader.done() or self.reader.get_loop() is not future.get_loop():
-            self.reader = asyncio.create_task(self._read(), name="fluidfast-replies")
-        return future
+    def expect(self, run: TaskRun[Any, Any]) -> "tuple[str, asyncio.Future[TaskRun[Any, Any]]]":
+        """Have this run answered to this inbox. Return the call's token, and a future that gets the finished run.
 
-    def forget(self, run_id: str) -> None:
-        """Nobody waits for this run any more."""
-        self.expected.pop(run_id, None)
+        The token tells apart two calls that give the same run id.
+        """
+        token = new_id()
+        run.extra = {"reply": msgspec.json.encode(self.address), "reply_token": msgspec.json.encode(token)}
+        future: asyncio.Future[TaskRun[Any, Any]] = asyncio.get_running_loop().create_future()
+        self.expected[token] = future
+        if self.reader is None or self.reader.done():
+            self.reader = asyncio.create_task(self._read(), name="fluidfast-replies")
+        return token, future
+
+    def forget(self, token: str) -> None:
+        """Nobody waits for this call any more."""
+        self.expected.pop(token, None)
 
     async def _read(self) -> None:
         while self.expected:
             try:
-                payloads = await self.broker.replies(self.manager.manager_id, READ_SECONDS)
+                payloads = await self.broker.replies(self.address, READ_SECONDS)
             except BrokerError as exc:
+                if isinstance(exc, BrokerAuthError):  # waiting does not give the user the right
+                    self._fail(exc)
+                    return
                 logger.warning("waiting for finished runs: %s", exc)
                 await asyncio.sleep(0.5)
                 continue
+            except Exception as exc:
+                self._fail(exc)
+                return
             for payload in payloads:
                 self._deliver(payload)
+
+    def _fail(self, exc: Exception) -> None:
+        """Raise ``exc`` to everybody who waits: nothing reads the answers any more."""
+        expected, self.expected = self.expected, {}
+        for future in expected.values():
+            if not future.done():
+                future.set_exception(exc)
+                future.exception()  # its caller may have been cancelled
 
     def _deliver(self, payload: bytes) -> None:
         try:
             run = self.broker.codec.decode_finished(payload, self.manager, self.manager.dispatcher.listeners)
-        except TaskError as exc:
-            logger.warning("a finished run cannot be read: %s", exc)
+            token = msgspec.json.decode((run.extra or {}).get("reply_token", b'""'), type=str)
+        except (TaskError, msgspec.DecodeError) as exc:
+            logger.warning("a finished run cannot be read: %s", describe(exc))
             return
-        future = self.expected.pop(run.id, None)
-        if future is not None and not future.done():
+        future = self.expected.pop(token, None)
+        if future is not None and not future.done():  # else its caller has gone, or the answer was read twice
             future.set_result(run)
 
     async def close(self) -> None:
-        """Stop reading; who still waits gets CancelledError."""
+        """Stop reading; every caller that still waits gets CancelledError."""
         reader, self.reader = self.reader, None
         for future in self.expected.values():
             if not future.done():
                 future.cancel()
         self.expected.clear()
-        if reader is not None and not reader.done() and reader.get_loop() is asyncio.get_running_loop():
+        if reader is not None and not reader.done():
             reader.cancel()
             await asyncio.wait([reader])
+
+
+class Replies:
+    """Finished runs that one manager waits for: an inbox for each event loop that it is used in."""
+
+    def __init__(self, broker: TaskBroker, manager: Any) -> None:
+        self.broker = broker
+        self.manager = manager
+        self.inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
+
+    def here(self) -> Inbox:
+        """The inbox of the running event loop."""
+        loop = asyncio.get_running_loop()
+        inbox = self.inboxes.get(loop)
+        if inbox is None:
+            for closed in [known for known in list(self.inboxes) if known.is_closed()]:
+                self.inboxes.pop(closed, None)
+            inbox = self.inboxes[loop] = Inbox(self.broker, self.manager)
+        return inbox
+
+    async def timed_out(self, run: TaskRun[Any, Any], seconds: float) -> TimeoutError:
+        """The error of a caller that has waited for so long."""
+        text = f"task {printable(run.name)}, run {printable(run.id)}: not finished within {seconds:g} s"
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                alive = await self.broker.consumers_of(run.name)
+        except (BrokerError, TimeoutError):
+            alive = None
+        return TimeoutError(text if alive is None else f"{text}; {of_consumers(*alive)}")
+
+    async def close(self) -> None:
+        """Stop reading in this event loop; every caller in it that still waits gets CancelledError."""
+        inbox = self.inboxes.pop(asyncio.get_running_loop(), None)
+        if inbox is not None:
+            await inbox.close()
+
+
+def of_consumers(alive: int, knowing: int) -> str:
+    """Say whether somebody is there to run a task."""
+    if not alive:
+        return "no consumer has reported to this broker lately: start one"
+    if not knowing:
+        one = "the consumer that is running does" if alive == 1 else f"the {alive} consumers that are running do"
+        return f"{one} not know this task: register it there"
+    if knowing == 1:
+        return "a consumer that knows this task is running: the run waits or takes longer"
+    return f"{knowing} consumers that know this task are running: the run waits or takes longer"
 
 
 class TaskRunWaiter:

@@ -94,12 +94,12 @@ class Settler(Ledger):
     def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None:
         try:
             assert run.extra is not None
-            manager_id = msgspec.json.decode(run.extra["reply"], type=str)
+            address = msgspec.json.decode(run.extra["reply"], type=str)
             payload = run.queue_dump_json()
         except (TaskError, msgspec.DecodeError) as exc:
             logger.warning("%s: who waits for %s cannot be told: %s", self._who, run.name_id, exc)
         else:
-            settlement.replies.append((manager_id, payload))
+            settlement.replies.append((address, payload))
 
     def _free(self, held: Claimed) -> None:
         held.lease.settlement.slots += self._taken(held)

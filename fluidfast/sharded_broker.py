@@ -422,16 +422,19 @@ class ShardedRedisBroker(TaskBroker):
     async def free(self, slots: Sequence[tuple[str, str]]) -> None:
         await self.home.free(slots)
 
-    async def replies(self, manager_id: str, timeout: float) -> list[bytes]:
+    async def replies(self, address: str, timeout: float) -> list[bytes]:
         # A run is answered where it is settled, in the same step. What one shard has given while we were told of
         # another is in its task, and comes next time.
         answers = await self._in_time(
-            f"replies {manager_id}",
-            lambda shard: shard.replies(manager_id, timeout),
+            f"replies {address}",
+            lambda shard: shard.replies(address, timeout),
             timeout,
             asyncio.FIRST_COMPLETED,
         )
         return [payload for payloads in answers for payload in payloads]
+
+    async def consumers_of(self, task_name: str) -> tuple[int, int] | None:
+        return await self.home.consumers_of(task_name)
 
     # -- what is there
 

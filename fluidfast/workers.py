@@ -53,6 +53,7 @@ class _Life:
     """The task of one worker, who waits for its events, and how it ended. Apart, to leave subclasses their names."""
 
     __slots__ = (
+        "abandoned",
         "error",
         "error_delivered",
         "force_timer",
@@ -72,6 +73,7 @@ class _Life:
         self.watchers: list[Callable[[], None]] = []
         self.force_timer: asyncio.TimerHandle | None = None
         self.forced = False
+        self.abandoned = False
         self.error: BaseException | None = None
         self.error_delivered = False
 
@@ -83,6 +85,12 @@ class _Life:
 
     def is_over(self) -> bool:
         return self.task is None or self.task.done()
+
+    def abandon(self) -> None:
+        """Cancel the task because its start was cancelled: that is how it ends, and no error."""
+        if self.task is not None and not self.task.done():
+            self.abandoned = True
+            self.task.cancel()
 
     def changed(self) -> None:
         """Wake up whoever waits for the request to stop, or for the end. In the loop's thread."""
@@ -118,6 +126,8 @@ class _Life:
         except asyncio.CancelledError as error:
             if self.forced:
                 self.ended("forced shutdown", 1)
+            elif self.abandoned:
+                self.ended("its start was cancelled", 2)
             else:
                 self.ended(str(error) or "cancelled", 2, error)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -267,11 +277,11 @@ class Worker(ABC):
         """
         if self.has_started():
             raise WorkerStartError(f"worker {self._worker_name} already started: {self._worker_state.name}")
-        task = self._worker_life.begin()
+        self._worker_life.begin()
         try:
             await asyncio.sleep(0)  # the task goes first
         except asyncio.CancelledError:
-            task.cancel()
+            self._worker_life.abandon()
             raise
 
     def gracefully_stop(self) -> None:

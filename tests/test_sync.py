@@ -349,7 +349,7 @@ async def test_who_waits_when_it_is_closed(broker_url: str) -> None:
     """Hears of it, instead of waiting for ever."""
     with opened(broker_url) as manager, ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(manager.sync.queue_and_wait, mail, to=1, timeout=600)
-        await until(lambda: manager._replies.expected)
+        await until(lambda: any(inbox.expected for inbox in manager._replies.inboxes.values()))
         await asyncio.to_thread(manager.sync.close)
         with pytest.raises((concurrent.futures.CancelledError, asyncio.CancelledError)):
             await within(asyncio.to_thread(waiting.result, 10), 15)

@@ -535,14 +535,15 @@ ACL_LINES = (
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
     "(%W~{NAME}-ff:delayed +zadd) "
     "(~{NAME}-ff:producer:* +get +set +del +pexpire +watch) "  # what makes sending twice the same as once
-    "(~{NAME}-ff:reply:* +blpop +lpop) "  # queue_and_wait
+    "(~{NAME}-ff:reply:* +blmove +lrange +lpop) "  # queue_and_wait
+    "(%R~{NAME}-ff:consumers +zrange) (%R~{NAME}-manager-* +get) "  # which says who runs the task
     "(~{BARE}-ff:shards +get +set)",  # all give the same number of shards
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME} ~{NAME}-* ~tasks:* "
     "+client|setinfo +client|id +client|unblock +multi +exec +watch +script|load +evalsha +eval +time +wait +waitaof "
     "+get +set +del +unlink +exists +pexpire "
-    "+lindex +llen +lpush +rpush +lpop +rpop +blpop +blmove "
+    "+lindex +llen +lrange +lpush +rpush +lpop +rpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
     "+zadd +zrem +zscore +zcard +zrange +zrangebyscore "
     "(~{BARE}-ff:shards +get +set)",

@@ -307,8 +307,7 @@ async def test_cancelled_while_starting() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    with pytest.raises(asyncio.CancelledError):
-        await worker.wait_for_shutdown()
+    await worker.wait_for_shutdown()  # quietly: who cancelled the start knows
     assert worker.is_stopped()
 
 

@@ -6,7 +6,7 @@
 --       retries: ms from now, priority letter and new payload
 --       dead: field, header line
 --       info: task, last_run_end, last_run_duration, last_run_state (JSON texts)
---       replies: manager, payload
+--       replies: address, payload
 --       slots: task, slot held under max_concurrency (FENCE RUN-ID, see acquire.lua)
 --       strikes: field of a run that had strikes and has survived
 -- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed; or, if
