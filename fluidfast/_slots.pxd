@@ -8,6 +8,7 @@ cdef class Slot:
     cdef public double cancel_at        # its deadline, and once it was cancelled, when it is to be cancelled again
     cdef public str name
     cdef public bint spent              # its task has ended because a run left it changed
+    cdef public object job              # what runs of it in a thread: Job or None
     cdef public str reason              # why we cancelled what it runs: "timeout", "lost", "shutdown"
     cdef bint logs
 

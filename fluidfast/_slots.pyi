@@ -7,6 +7,7 @@ from ._leases import Claimed
 from ._machine import Listeners
 from .engine import Group
 from .settler import Settler
+from .threads import Job
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 
@@ -21,6 +22,7 @@ class Slot:
     held: Claimed | Group | None
     deadline: float
     cancel_at: float
+    job: Job | None
     reason: str
     def __init__(self, name: str = "") -> None: ...
 

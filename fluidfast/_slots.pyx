@@ -22,7 +22,7 @@ from time import monotonic
 
 from .backpressure import SLOT
 from .errors import TaskRunError
-from .executor import SET_TO_FAILURE, call
+from .executor import SET_TO_FAILURE
 from .task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
@@ -63,8 +63,8 @@ cdef class Slot:
 
 cdef class Slots:
     """Up to ``concurrency`` slots, each an asyncio task that awaits one handler after the other. The base of the
-    engine, which has the rarer ways: ``_work_group``, ``_may_start``, ``_broke``, ``_mishandled``, ``_failed``,
-    ``_pace``, ``_sweep_by``, ``_slot_ended``.
+    engine, which has the rarer ways: ``_work_group``, ``_may_start``, ``_in_thread``, ``_broke``, ``_mishandled``,
+    ``_failed``, ``_pace``, ``_sweep_by``, ``_slot_ended``.
     """
 
     def __init__(self, Py_ssize_t concurrency, Ledger settler not None, Listeners listeners not None, sure_seconds):
@@ -230,15 +230,17 @@ cdef class Slots:
         slot.logs = task.logger.isEnabledFor(INFO)
         if slot.logs:
             task.logger.info("%s - start", run.id)
-        return self.executor_of(task.executor)
+        executor = self.executor_of(task.executor)
+        return partial(self._in_thread, slot, task) if executor is None else executor
 
     cdef object executor_of(self, object function):
-        """What to await with a run of this function. Kept by id, since a callable need not have a hash."""
+        """What to await with a run of this function, None if it is a plain one. Kept by id, since a callable need not
+        have a hash."""
         if function is self._function:
             return self._executor
         known = self._executors.get(id(function))
         if known is None:
-            executor = function if is_async(function) else partial(call, function)
+            executor = function if is_async(function) else None
             known = self._executors[id(function)] = (function, executor)
         self._function, self._executor = known
         return self._executor

@@ -23,6 +23,8 @@ from .broker import Claim, Claimed
 from .errors import (
     BrokerConnectionError,
     BrokerError,
+    HungThreadsError,
+    NoThreadError,
     PayloadError,
     TaskAbortedError,
     TaskError,
@@ -31,12 +33,13 @@ from .errors import (
     UnknownTaskError,
 )
 from .events import is_current
-from .executor import SET_TO_FAILURE, call, retry_after_failure, retry_when_limited
+from .executor import SET_TO_FAILURE, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
-from .task import Task
+from .task import Task, is_async
 from .texts import describe, printable
+from .threads import Job, Threads
 from .workers import Worker
 
 if TYPE_CHECKING:
@@ -61,6 +64,10 @@ AGAIN_SECONDS = 1.0
 """After which a run asks again for a slot under ``max_concurrency`` that it should get."""
 CANCEL_AGAIN_SECONDS = 1.0
 """How long a run that was cancelled may go on before it is cancelled again."""
+HUNG_ROOM = 32
+"""Threads that may hang in plain functions beside those of the slots. Each one more takes a slot away."""
+HUNG_SECONDS = 5.0
+"""How long a consumer that has lost all of its slots that way waits for one of the functions to return."""
 HOLD_SECONDS = 0.5
 """How long something claimed may wait for a slot here before others get it."""
 QUIET_SECONDS = 2.0
@@ -107,6 +114,10 @@ class Engine(Slots, Worker):
         self._collectors: dict[str, Collector] = {}
         self._leases = self._settler.leases
         self._limited = self._settler.limited
+        self._threads = Threads(self._freed)
+        self._stuck: list[Slot] = []  # slots that wait until a hung thread is free
+        self._hung_timer: asyncio.TimerHandle | None = None
+        self._failure: Exception | None = None
         self._ended = False
         self._hurried = False
         self._quiet_next = 0.0
@@ -126,6 +137,7 @@ class Engine(Slots, Worker):
             "tasks_running": self._running,
             "tasks_claimed": len(self._ready),
             "tasks_finished": self.finished,
+            "threads_hung": len(self._threads.hung),
         }
 
     # -- life
@@ -184,9 +196,13 @@ class Engine(Slots, Worker):
             if not self._draining:
                 await self._let_go()
             await self._settler.close(END_SECONDS)  # with what has ended only now
-            for timer in (self._sweep_timer, self._promote_timer):
+            self._threads.close()
+            for timer in (self._sweep_timer, self._promote_timer, self._hung_timer):
                 if timer is not None:
                     timer.cancel()
+
+        if self._failure is not None:
+            raise self._failure
 
     def _ends(self) -> bool:
         """Whether the engine ends, or the event loop, which cancels all of its tasks: then a slot that is cancelled
@@ -219,7 +235,8 @@ class Engine(Slots, Worker):
         if not self._ends():
             if not slot.spent:
                 self._log_end(task)
-            self._begin(slot)
+            if slot not in self._stuck:
+                self._begin(slot)
 
     def _log_end(self, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()
@@ -562,7 +579,8 @@ class Engine(Slots, Worker):
                 held.run._emit()
         failed: Any = None
         try:
-            failed = await call(task.executor, [held.run for held in helds])
+            runs = [held.run for held in helds]
+            failed = await (task.executor(runs) if is_async(task.executor) else self._in_thread(slot, task, runs))
         except BaseException as exc:
             for held in reversed(helds):  # the last claimed goes back first, if they go back
                 self._broke(slot, held, exc)
@@ -602,6 +620,76 @@ class Engine(Slots, Worker):
             return False
         return not held.run.task.max_concurrency or await self._acquire(held)
 
+    # -- plain functions
+
+    async def _in_thread(self, slot: Slot, task: Task[Any], argument: Any) -> Any:
+        """Call a plain function, for what runs in a slot, in a thread of this consumer."""
+        try:
+            job = slot.job = self._threads.submit(task, argument)
+        except NoThreadError:
+            await asyncio.sleep(AGAIN_SECONDS)  # with its slot, or the run would come back at once
+            raise
+        try:
+            await job.waiter
+        except BaseException:
+            if self._threads.leave(job):
+                self._hangs(slot, job)
+            raise
+        finally:
+            slot.job = None
+        result = job.outcome()
+        if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
+            slot.deadline = slot.cancel_at = job.due
+            if job.due < self._sweep_at:
+                self._sweep_by(job.due)
+            result = await result
+        return result
+
+    async def join_threads(self, seconds: float) -> int:
+        """Wait for so many seconds until no plain function runs in a thread. Returns how many still do."""
+        return await self._threads.join(seconds)
+
+    def _hangs(self, slot: Slot, job: Job) -> None:
+        """The run in a slot has ended, and its function goes on in its thread."""
+        held = slot.held
+        if isinstance(held, Claimed) and self._limited.pop(held.slot, None) is not None:
+            job.slot = held.slot  # max_concurrency counts it until it has returned
+        if len(self._threads.hung) > HUNG_ROOM:
+            self._stuck.append(slot)
+            self.concurrency -= 1
+            if not self.concurrency and self._hung_timer is None:
+                self._hung_timer = asyncio.get_running_loop().call_later(HUNG_SECONDS, self._all_hang)
+        logger.warning(
+            "%s: task %s - its function goes on in its thread, which cannot be stopped; threads that hang: %s (room "
+            "for %d beside the slots, of which %d are left)",
+            self.worker_name, printable(job.task.name), self._threads.hung_by_task(), HUNG_ROOM, self.concurrency,
+        )  # fmt: skip
+
+    def _freed(self, job: Job) -> None:
+        """A function has returned after its run had ended."""
+        if job.slot:
+            self._settler.free([(job.task.name, job.slot)])
+        logger.info(
+            "%s: task %s - its function has returned after %.1f s; threads that hang: %s",
+            self.worker_name, printable(job.task.name), monotonic() - job.began, self._threads.hung_by_task() or "none",
+        )  # fmt: skip
+        if not self._stuck:
+            return
+        if self._hung_timer is not None:
+            self._hung_timer.cancel()
+            self._hung_timer = None
+        slot = self._stuck.pop()
+        self.concurrency += 1
+        if not self._ends() and slot.task is not None and slot.task.done():
+            self._begin(slot)
+
+    def _all_hang(self) -> None:
+        self._failure = HungThreadsError(
+            f"all threads hang in plain functions that go on after their timeouts ({self._threads.hung_by_task()}): "
+            "give what they wait for a timeout of its own, such as that of a socket"
+        )
+        self.gracefully_stop()
+
     def _broke(self, slot: Slot, held: Claimed, exc: BaseException) -> None:
         """A run's function did not return. Raises GeneratorExit if the slot's coroutine is being closed."""
         if isinstance(exc, GeneratorExit) and not is_current(slot.task):
@@ -609,6 +697,11 @@ class Engine(Slots, Worker):
         if isinstance(exc, TaskAbortedError):
             held.run.logger.info("%s - aborted - %s", held.run.id, exc)
             self._end(held, ABORTED)
+        elif isinstance(exc, NoThreadError):
+            held.run.logger.error("%s - not started, it goes back to its queue: %s", printable(held.run.id), exc)
+            held.run._enter(INTERRUPTED)
+            held.run._emit()
+            self._settler.give_back(held)
         elif isinstance(exc, asyncio.CancelledError) or self._interrupts(slot):
             self._cancelled(slot, held, exc)
         else:
@@ -773,7 +866,10 @@ class Engine(Slots, Worker):
             if slot.held is None:
                 continue
             if slot.cancel_at <= now:
-                self._cancel(slot, slot.reason or "timeout")
+                if slot.job is not None and not slot.reason and slot.job.due > now:
+                    slot.deadline = slot.cancel_at = slot.job.due  # its thread began after its slot
+                else:
+                    self._cancel(slot, slot.reason or "timeout")
             first = min(first, slot.cancel_at)
         if first < self._sweep_at:
             self._sweep_by(first)
@@ -783,6 +879,7 @@ class Engine(Slots, Worker):
         this consumer holds is for others."""
         batches = list(self._leases)
         slots = [(task, slot) for slot, task in list(self._limited.items())]
+        slots += [(job.task.name, job.slot) for job in list(self._threads.hung) if job.slot]
         # A run that is over its time by more than a lease should have ended.
         late = monotonic() - self.broker.options.lease_seconds
         hung: list[str] = []

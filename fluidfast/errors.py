@@ -14,6 +14,8 @@ __all__ = [
     "CpuBoundEntryPointError",
     "DisabledTaskError",
     "DurabilityUnsupportedError",
+    "HungThreadsError",
+    "NoThreadError",
     "NotDurableError",
     "OpenRoutesError",
     "ParamsError",
@@ -117,6 +119,14 @@ class CpuBoundEntryPointError(TaskError):
 
 class WorkerStartError(TaskError):
     """A worker was started twice."""
+
+
+class HungThreadsError(TaskError):
+    """All threads of a consumer hang in plain functions that go on after their timeout, so that it can run nothing."""
+
+
+class NoThreadError(TaskError):
+    """The system gave no thread for a plain function. Its run goes back to its queue. Handled within."""
 
 
 class BrokerError(TaskError):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,11 @@ class Retry:
 
 async def call(executor: TaskExecutor, argument: Any) -> Any:
     """Call a task's function with its run, or its runs if it takes a batch: a coroutine function here, any other in a
-    thread of the loop's pool."""
+    thread of the loop's pool, with a copy of the context."""
     if is_async(executor):
         return await executor(argument)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(None, functools.partial(call_in_thread, executor, argument))
+    result = await loop.run_in_executor(None, functools.partial(copy_context().run, call_in_thread, executor, argument))
     if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
         result = await result
     return result
@@ -55,7 +56,9 @@ def raise_failed(result: Any, run: TaskRun[Any, Any]) -> None:
 async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
     """Run a task here and now, and set the state that it ends in.
 
-    ``in_process``: also if it is CPU-bound and would have a process of its own.
+    ``in_process``: also if it is CPU-bound and would have a process of its own. A plain function runs in the default
+    thread pool of the event loop, whose size bounds how many do at once, and its time counts from this call. A consumer
+    has threads of its own.
 
     Raises:
         TaskAbortedError: the task aborted itself.

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
      "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
-     "cpubound"),
+     "threads", "cpubound"),
     # 5: the loop
     ("_slots", "engine"),
     # 6: what composes them

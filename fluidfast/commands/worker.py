@@ -5,8 +5,8 @@ import asyncio
 import logging
 import os
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import monotonic
 from typing import Any
 
@@ -25,14 +25,15 @@ logger = logging.getLogger("fluidfast.worker")
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LEFT_SECONDS = 0.1
-"""How long what has not ended by the end of the worker is waited for: threads, handlers that refuse to be cancelled."""
+"""How long the worker waits at its end for what has not ended: functions in threads, handlers that refuse to be
+cancelled."""
 
 EPILOG = """\
 The first SIGTERM or SIGINT drains: nothing more is claimed, what has not started goes back to its queue, what runs may
 finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), what has not finished then goes back as
 well. The second one does not wait for that, the third one kills.
 
-exit code: 0 after a drain, 1 after an error
+exit code: 0 after a drain, 1 after an error, such as plain functions that hang in all threads
 
 example: python -m fluidfast worker app:manager --concurrency 20
 """
@@ -122,8 +123,8 @@ async def consume(consumer: TaskConsumer, started: list[bool]) -> int:
     await broker.connect()
     if isinstance(broker, MemoryTaskBroker):
         logger.warning("%s is in this process only: this worker gets nothing that another process queues", broker.url)
-    threads = ThreadPoolExecutor(consumer.engine.concurrency + 4, thread_name_prefix="task-thread")
-    asyncio.get_running_loop().set_default_executor(threads)
+    pool = HandlersPool(consumer.engine.concurrency + 4, thread_name_prefix="handler-thread")
+    asyncio.get_running_loop().set_default_executor(pool)
 
     def drain() -> None:
         logger.info(
@@ -145,28 +146,45 @@ async def consume(consumer: TaskConsumer, started: list[bool]) -> int:
     try:
         await consumer.wait_for_shutdown()
     except Exception as exc:
-        raise CommandError(f"the worker failed: {type(exc).__name__}: {exc}") from exc
+        failure = CommandError(f"the worker failed: {type(exc).__name__}: {exc}")
+        await leave(consumer, pool, failure)
+        raise failure from exc
     logger.info("stopped after %d runs", consumer.engine.finished)
-    await leave(threads)
+    await leave(consumer, pool)
     return 0
 
 
-async def leave(threads: ThreadPoolExecutor) -> None:
-    """End the pool, and the process if something does not let itself be ended: what it did was given back or has timed
-    out, so that nothing that it does counts any more, and Python would wait for it."""
-    threads.shutdown(wait=False, cancel_futures=True)
+class HandlersPool(ThreadPoolExecutor):
+    """The event loop's default pool, for handlers that use ``asyncio.to_thread``. Knows which calls have not ended."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.calls: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        call = super().submit(function, *args, **kwargs)
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
+        return call
+
+
+async def leave(consumer: TaskConsumer, pool: HandlersPool, failure: CommandError | None = None) -> None:
+    """End the pool, and the process if something does not end: its run was given back or has timed out, so that nothing
+    of it counts any more, and Python would wait for it. Threads that are idle are no such thing."""
+    pool.shutdown(wait=False, cancel_futures=True)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     end = monotonic() + LEFT_SECONDS
-    alive = [thread for thread in threading.enumerate() if thread.name.startswith("task-thread")]
     if tasks:
         _, tasks = await asyncio.wait(tasks, timeout=LEFT_SECONDS)
-    for thread in alive:
-        thread.join(max(0.0, end - monotonic()))
-    if left := len(tasks) + sum(thread.is_alive() for thread in alive):
+    left = len(tasks) + await consumer.engine.join_threads(max(0.0, end - monotonic()))
+    left += len(wait(list(pool.calls), max(0.0, end - monotonic())).not_done)
+    if left:
         logger.warning("%d handlers do not end; they end with this process", left)
+        if failure is not None:
+            print(f"fluidfast: error: {one_line(failure)}", file=sys.stderr)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(0 if failure is None else 1)
