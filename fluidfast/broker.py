@@ -6,11 +6,12 @@ those places, whatever dies in between.
 
 import asyncio
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from . import settings
@@ -22,8 +23,10 @@ from .checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number, read_number
 from .errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, checked, place_of, same_function
+from .texts import printable
 
 __all__ = [
+    "BOUNDS",
     "Batch",
     "BrokerOptions",
     "BrokerURL",
@@ -31,7 +34,9 @@ __all__ = [
     "Claim",
     "Claimed",
     "Confirm",
+    "Kind",
     "Settlement",
+    "Sifter",
     "TaskBroker",
     "TaskManagerStatus",
     "TaskManagersStatus",
@@ -42,6 +47,15 @@ __all__ = [
 MAX_REAP_SECONDS = 15.0
 """A consumer sweeps at least this often, for consumers with shorter leases."""
 DURABILITIES = ("none", "replica", "fsync")
+
+Kind = Literal["dead", "failed"]
+"""Which list: runs that gave up, or runs of a task without ``retry`` that failed."""
+
+REASON = 1000
+"""Characters of a reason that are kept with a run that gave up."""
+PAGE_ENTRIES = 200
+PAGE_BYTES = 512 << 10
+"""Entries of a list, and bytes of them, that the server reads in one step."""
 
 BUILT_IN = {
     "memory": "fluidfast.memory_broker:MemoryTaskBroker",
@@ -146,6 +160,11 @@ def priorities(text: str) -> tuple[TaskPriority, ...]:
     return tuple(priority for priority in PRIORITIES if priority in named)
 
 
+BOUNDS = ("max_dead", "max_dead_bytes", "max_failed", "max_failed_bytes")
+BOUND: dict[str, Any] = {"most": 1 << 50, "whole": True}
+"""Range of each of them."""
+
+
 @dataclass
 class BrokerOptions:
     """What a broker's URL may say about it, and a manager's config over it.
@@ -159,7 +178,9 @@ class BrokerOptions:
     ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2). ``fleet``: ``mixed`` while aio-fluid's
     consumers run tasks with ``max_concurrency`` too: then what runs there counts, which takes aio-fluid's lock and a
     SCAN for each such run; ``own`` otherwise. ``busy_poll_us``: for how many microseconds at most the answer to a short
-    command is looked for before the event loop sleeps, 0: not at all.
+    command is looked for before the event loop sleeps, 0: not at all. ``max_dead``, ``max_dead_bytes``: how many dead
+    letters are kept, the newest of them; 0: none. ``max_failed``, ``max_failed_bytes``: the same of failed runs of
+    tasks without ``retry``.
     """
 
     name: str
@@ -171,6 +192,10 @@ class BrokerOptions:
     durability_seconds: float = 2.0
     fleet: str = "own"
     busy_poll_us: int = 100
+    max_dead: int = 1_000_000
+    max_dead_bytes: int = 256 << 20
+    max_failed: int = 100_000
+    max_failed_bytes: int = 64 << 20
 
     NAMES: ClassVar[tuple[str, ...]] = (
         "name",
@@ -182,6 +207,7 @@ class BrokerOptions:
         "durability_seconds",
         "fleet",
         "busy_poll_us",
+        *BOUNDS,
     )
 
     @classmethod
@@ -206,7 +232,12 @@ class BrokerOptions:
             durability_seconds=number_option(url, "durability_seconds", 2.0, least=0.001),
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
             busy_poll_us=number_option(url, "busy_poll_us", 100, most=1_000_000, whole=True),
+            **{name: number_option(url, name, getattr(cls, name), **BOUND) for name in BOUNDS},
         )
+
+    def bounds(self, kind: Kind) -> tuple[int, int]:
+        """How many entries of this kind are kept, and how many bytes of them."""
+        return getattr(self, f"max_{kind}"), getattr(self, f"max_{kind}_bytes")
 
 
 @dataclass
@@ -290,7 +321,8 @@ class Settlement:
     """What became of runs of one batch; all of it takes effect, or none.
 
     ``done``: fields that leave the broker (with what else is said of them below). ``whole``: the lease holds nothing
-    else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``info``: task -> end
+    else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``failed``: field,
+    reason of a failed run whose task has no ``retry``. ``info``: task -> end
     (ISO text), duration (seconds), state of its last run. ``replies``: address, payload of the finished run.
     ``slots``: task, slot (see ``acquire``). ``survived``: fields with strikes that did not kill their worker.
     """
@@ -304,6 +336,7 @@ class Settlement:
     replies: list[tuple[str, bytes]] = field(default_factory=list)
     slots: list[tuple[str, str]] = field(default_factory=list)
     survived: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -338,6 +371,33 @@ def run_id_of(slot: str) -> str:
     """Return the run's id in the name of a slot under ``max_concurrency`` (``FENCE RUN-ID``)."""
     fence, _, run_id = slot.partition(" ")
     return run_id or fence
+
+
+Exhume = tuple[str, bytes, int | None, bytes]
+"""An entry's header and payload, the priority number of the queue that it goes to (None: it goes away), and the payload
+that goes there."""
+
+
+class Sifter(ABC):
+    """Goes through a list of runs that gave up, a page at a time, oldest first, and takes some out.
+
+    It gives each entry that was there when it was entered, once, whatever others take out or add meanwhile. An async
+    context manager.
+    """
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+    @abstractmethod
+    async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
+        """Return the next page of entries; ``[]`` at the end."""
+
+    @abstractmethod
+    async def take(self, actions: Sequence[Exhume]) -> int:
+        """Remove entries of this page, and queue those that have a priority. Gives how many were there still."""
 
 
 class TaskBroker(ABC):
@@ -550,18 +610,35 @@ class TaskBroker(ABC):
         """Remove everything that this broker keeps. Gives how many keys that were."""
 
     @abstractmethod
-    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
-        """What gave up: header (milliseconds since the epoch, a space, the reason), payload. Newest first, or oldest
-        first; ``offset`` of them are passed over."""
+    async def dead(
+        self, limit: int = 100, offset: int = 0, *, oldest: bool = False, kind: Kind = "dead"
+    ) -> list[tuple[str, bytes]]:
+        """Read runs that gave up: header (milliseconds since the epoch, a space, the reason), payload. Newest first, or
+        oldest first; ``offset`` of them are passed over."""
 
     @abstractmethod
-    async def dead_length(self) -> int:
-        """How many gave up."""
+    async def dead_length(self, kind: Kind = "dead") -> int:
+        """Count the runs that gave up."""
 
     @abstractmethod
-    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
-        """Take entries of ``dead`` out: header, payload, priority number of the queue that they go to (None: away), and
-        the payload that goes there. Gives how many were there."""
+    async def dead_trimmed(self, kind: Kind = "dead") -> int:
+        """Count the entries that were dropped so far, because there were too many."""
+
+    @abstractmethod
+    def sifter(self, kind: Kind = "dead") -> "Sifter":
+        """Return a way through the runs that gave up, to take some of them out."""
+
+    async def exhume(self, actions: Sequence[Exhume], kind: Kind = "dead") -> int:
+        """Remove entries of ``dead``, and queue those that have a priority. Gives how many were there."""
+        left = list(actions)
+        taken = 0
+        async with self.sifter(kind) as sifter:
+            while left and (page := await sifter.turn()):
+                there = set(page)
+                chosen = [action for action in left if action[:2] in there]
+                left = [action for action in left if action[:2] not in there]
+                taken += await sifter.take(chosen)
+        return taken
 
     @abstractmethod
     async def delayed_length(self) -> int:
@@ -734,8 +811,15 @@ class TaskBroker(ABC):
         lease_seconds: float | None = None,
         max_payload_bytes: int | None = None,
         durability: str | None = None,
+        **bounds: int | None,
     ) -> None:
-        """What a manager's config says over the URL. Raises ConfigError."""
+        """What a manager's config says over the URL. Raises ConfigError.
+
+        ``bounds``: ``max_dead`` and the others of ``BOUNDS``.
+        """
+        for name, value in bounds.items():
+            if value is not None:
+                setattr(self.options, name, check_number(name, value, ConfigError, **BOUND))
         if durability is not None:
             if durability not in DURABILITIES:
                 raise ConfigError(f"durability is {durability!r}, it must be one of {', '.join(DURABILITIES)}")
@@ -746,3 +830,8 @@ class TaskBroker(ABC):
             check_number("max_payload_bytes", max_payload_bytes, ConfigError, **PAYLOAD_BYTES)
             self.options.max_payload_bytes = max_payload_bytes
             self.codec = Codec(self.registry, msgpack=self.codec.msgpack, max_bytes=max_payload_bytes)
+
+
+def header(reason: str) -> str:
+    """Return the first line of an entry of what gave up: when, in milliseconds since the epoch, and why."""
+    return f"{int(time.time() * 1000)} {printable(' '.join(reason.split())[:REASON], REASON)}"

@@ -13,6 +13,7 @@ __all__ = ["TaskManagerConfig"]
 
 RUNS: dict[str, Any] = {"least": 1, "most": 10**9, "whole": True}
 BYTES: dict[str, Any] = {"least": 1, "most": 1 << 50, "whole": True}
+KEPT: dict[str, Any] = {"most": 1 << 50, "whole": True}
 NUMBERS: dict[str, dict[str, Any]] = {
     "max_concurrent_tasks": MAX_CONCURRENT,
     "sleep_millis": {"most": 1000 * CENTURY},
@@ -23,6 +24,10 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "max_queue_length": RUNS,
     "max_queue_bytes": BYTES,
     "full_timeout": {"infinite": True},
+    "max_dead": KEPT,
+    "max_dead_bytes": KEPT,
+    "max_failed": KEPT,
+    "max_failed_bytes": KEPT,
 }
 """Fields that take a number, and their ranges; None is always one where the field allows it."""
 
@@ -40,6 +45,9 @@ class TaskManagerConfig:
     ``max_payload_bytes``: largest run, encoded (None: the URL's, else 1 MiB).
     ``durability``: what a queued batch waits for beside the server's answer: ``"none"``, ``"replica"`` or ``"fsync"``
     (None: the URL's, else none); see ``BrokerOptions``. A batch that waits in vain raises NotDurableError.
+    ``max_dead``, ``max_dead_bytes``: how many dead letters the broker keeps, and how many bytes of them, the newest
+    (None: the URL's, else 1,000,000 and 256 MiB; 0: none). ``max_failed``, ``max_failed_bytes``: the same of failed
+    runs of tasks without ``retry`` (None: the URL's, else 100,000 and 64 MiB).
     ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns
     when the
     run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once
@@ -64,6 +72,10 @@ class TaskManagerConfig:
     lease_seconds: float | None = None
     max_payload_bytes: int | None = None
     durability: str | None = None
+    max_dead: int | None = None
+    max_dead_bytes: int | None = None
+    max_failed: int | None = None
+    max_failed_bytes: int | None = None
     delivery: str = "confirmed"
     buffer_runs: int = 50_000
     buffer_bytes: int = 64 << 20

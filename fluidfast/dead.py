@@ -1,25 +1,30 @@
-"""Dead letters: runs that gave up, and how to look at them, queue them again, or let them go.
+"""Dead letters: runs that gave up, and how to look at them, requeue them, or purge them.
 
-In the list are: payloads that are no run, runs of a task that no consumer's registry had, params that did not fit, runs
-whose ``retry`` is used up, and runs that killed their worker three times. Their bytes are as they came.
+There are two lists. ``dead`` has payloads that are no run, runs of a task that no consumer's registry had, params that
+did not fit, runs whose ``retry`` is used up, and runs that killed their worker three times. ``failed`` has failed runs
+of tasks without a ``retry``. Their bytes are as they came. Both are bounded, and drop the oldest entries.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from time import monotonic
 from typing import Any
 
 import msgspec
 
-from .broker import TaskBroker
+from .broker import PAGE_ENTRIES, Kind, TaskBroker
+from .checks import check_number
 from .states import PRIORITIES, TaskPriority
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["KINDS", "DeadLetter", "DeadLetters"]
 
-PAGE = 100
+KINDS: tuple[Kind, ...] = ("dead", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +32,28 @@ class DeadLetter:
     """One entry. ``header`` and ``payload`` are it; the rest is read out of them, as far as it can be read.
 
     ``id``: 16 hex digits of the entry's SHA-1. ``at``: when it gave up, UTC. ``attempts``: retries after a failure.
+    ``kind``: ``"dead"``, or ``"failed"`` if its task has no ``retry``.
     """
 
     header: str
     payload: bytes = field(repr=False)  # may hold secrets
     fields: dict[str, Any] = field(repr=False)
+    kind: Kind = "dead"
 
     @classmethod
-    def read(cls, header: str, payload: bytes) -> "DeadLetter":
+    def read(cls, header: str, payload: bytes, kind: Kind = "dead") -> "DeadLetter":
         """An entry as the broker gives it."""
-        return cls(header, payload, read_fields(payload))
+        return cls(header, payload, read_fields(payload), kind)
 
     @property
     def id(self) -> str:
         return hashlib.sha1(entry(self.header, self.payload), usedforsecurity=False).hexdigest()[:16]
+
+    @property
+    def milliseconds(self) -> int:
+        """When it gave up, in milliseconds since the epoch; 0 if that cannot be read."""
+        text = self.header.partition(" ")[0]
+        return int(text) if len(text) < 16 and text.isascii() and text.isdecimal() else 0
 
     @property
     def at(self) -> datetime | None:
@@ -83,27 +96,39 @@ Match = Callable[[DeadLetter], bool]
 
 
 class DeadLetters:
-    """The dead letters of one broker: ``manager.dead``."""
+    """The dead letters of one broker: ``manager.dead``. ``kind``: of this list only (None: of both)."""
 
     def __init__(self, broker: TaskBroker) -> None:
         self.broker = broker
 
-    async def count(self) -> int:
-        """How many there are."""
-        return await self.broker.dead_length()
+    async def count(self, kind: Kind | None = None) -> int:
+        """Count them."""
+        return sum([await self.broker.dead_length(kind) for kind in kinds_of(kind)])
 
-    async def list(self, limit: int = 100, offset: int = 0) -> "list[DeadLetter]":
+    async def trimmed(self, kind: Kind | None = None) -> int:
+        """Count the entries that were dropped so far, because there were more than the broker keeps."""
+        return sum([await self.broker.dead_trimmed(kind) for kind in kinds_of(kind)])
+
+    async def list(self, limit: int = 100, offset: int = 0, *, kind: Kind | None = None) -> "list[DeadLetter]":
         """The newest ``limit`` of them, past the newest ``offset``."""
-        return [DeadLetter.read(header, payload) for header, payload in await self.broker.dead(limit, offset)]
+        if kind is not None:
+            return [DeadLetter.read(*entry, kind) for entry in await self.broker.dead(limit, offset, kind=kind)]
+        if limit <= 0:
+            return []
+        both = [await self.list(offset + limit, kind=kind) for kind in KINDS]
+        return list(
+            islice(heapq.merge(*both, key=lambda letter: letter.milliseconds, reverse=True), offset, offset + limit)
+        )
 
     async def get(self, id: str) -> DeadLetter | None:
         """The entry whose id, or whose run's id, begins with this; None if there is none."""
-        offset = 0
-        while id and (page := await self.list(PAGE, offset)):
-            for letter in page:
-                if letter.id.startswith(id) or letter.run_id.startswith(id):
-                    return letter
-            offset += len(page)
+        for kind in KINDS:
+            offset = 0
+            while id and (page := await self.list(PAGE_ENTRIES, offset, kind=kind)):
+                for letter in page:
+                    if letter.id.startswith(id) or letter.run_id.startswith(id):
+                        return letter
+                offset += len(page)
         return None
 
     async def requeue(
@@ -112,15 +137,20 @@ class DeadLetters:
         *,
         task: str | None = None,
         reason: str | None = None,
+        kind: Kind | None = None,
         rate: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> int:
-        """Queue entries again, oldest first, with their attempts counted from nought. Returns how many.
+        """Requeue entries, oldest first, with their attempts reset to zero. Returns how many.
 
-        ``ids``: these entries (ids of entries or of runs; None: all). ``task``: of this task. ``reason``: whose reason
-        contains this. ``rate``: at most so many a second. What is no run is pushed as it is.
+        Only entries that were there at the beginning: what gives up again meanwhile stays. What others requeue or
+        purge at the same time is theirs. ``ids``: these entries (ids of entries or of runs; None: all). ``task``: of
+        this task. ``reason``: whose reason contains this. ``rate``: at most so many a second. What is no run is pushed
+        as it is.
         """
-        return await self._act(matching(ids, task, reason), True, rate, progress)
+        if rate is not None:
+            check_number("rate", rate, ValueError, above=True)
+        return await self._act(matching(ids, task, reason), kinds_of(kind), True, rate, progress)
 
     async def purge(
         self,
@@ -128,44 +158,54 @@ class DeadLetters:
         *,
         task: str | None = None,
         reason: str | None = None,
+        kind: Kind | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> int:
         """Remove entries, chosen as in ``requeue``, for good. Returns how many."""
-        return await self._act(matching(ids, task, reason), False, None, progress)
+        return await self._act(matching(ids, task, reason), kinds_of(kind), False, None, progress)
 
     async def _act(
-        self, match: Match, requeue: bool, rate: float | None, progress: Callable[[int], object] | None
+        self,
+        match: Match,
+        kinds: Sequence[Kind],
+        requeue: bool,
+        rate: float | None,
+        progress: Callable[[int], object] | None,
     ) -> int:
         done = 0
         started = monotonic()
-        size = PAGE if rate is None else max(1, min(PAGE, int(rate / 10)))
-        left = await self.count()  # what comes while we work is not for us
-        passed = 0
-        while left > 0:
-            page = [DeadLetter.read(*entry) for entry in await self.broker.dead(min(size, left), passed, oldest=True)]
-            if not page:
-                break
-            left -= len(page)
-            chosen = [letter for letter in page if match(letter)]
-            passed += len(page) - len(chosen)
-            if not chosen:
-                continue
-            done += await self.broker.exhume(
-                [
-                    (
-                        letter.header,
-                        letter.payload,
-                        PRIORITIES.index(letter.priority) if requeue else None,
-                        afresh(letter.payload) if requeue else b"",
-                    )
-                    for letter in chosen
-                ]
-            )
-            if progress is not None:
-                progress(done)
-            if rate is not None and (ahead := done / rate - (monotonic() - started)) > 0:
-                await asyncio.sleep(ahead)
+        step = PAGE_ENTRIES if rate is None else max(1, min(PAGE_ENTRIES, int(rate / 10)))
+        async with AsyncExitStack() as stack:
+            sifters = [await stack.enter_async_context(self.broker.sifter(kind)) for kind in kinds]
+            for sifter in sifters:
+                while page := await sifter.turn():
+                    letters = [DeadLetter.read(*entry) for entry in page]
+                    chosen = [letter for letter in letters if match(letter)]
+                    for first in range(0, len(chosen), step):
+                        done += await sifter.take(
+                            [
+                                (
+                                    letter.header,
+                                    letter.payload,
+                                    PRIORITIES.index(letter.priority) if requeue else None,
+                                    afresh(letter.payload) if requeue else b"",
+                                )
+                                for letter in chosen[first : first + step]
+                            ]
+                        )
+                        if progress is not None:
+                            progress(done)
+                        if rate is not None and (ahead := done / rate - (monotonic() - started)) > 0:
+                            await asyncio.sleep(ahead)
         return done
+
+
+def kinds_of(kind: Kind | None) -> tuple[Kind, ...]:
+    if kind is None:
+        return KINDS
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, it must be one of {', '.join(KINDS)}")
+    return (kind,)
 
 
 def matching(ids: Collection[str] | None, task: str | None, reason: str | None) -> Match:
@@ -181,7 +221,7 @@ def matching(ids: Collection[str] | None, task: str | None, reason: str | None) 
 
 def entry(header: str, payload: bytes) -> bytes:
     """An entry as it stands in the list."""
-    return header.encode() + b"\n" + payload
+    return header.encode("utf-8", "surrogateescape") + b"\n" + payload
 
 
 def is_packed(payload: bytes) -> bool:

@@ -38,7 +38,7 @@ from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
 from .task import Task, is_async
-from .texts import describe, printable
+from .texts import describe, error_text, printable
 from .threads import Job, Threads
 from .workers import Worker
 
@@ -73,6 +73,10 @@ HOLD_SECONDS = 0.5
 QUIET_SECONDS = 2.0
 """How long a busy consumer stops claiming so that it can run a suspect alone; if it is not idle by then, another
 may be."""
+SHOWN = 700
+"""Characters of an exception's text in the reason of a dead letter; where it was raised stands behind them."""
+BREAKS = "\n\r\t"
+"""Characters that become a space there."""
 RUNNING, SUCCESS, FAILURE, ABORTED, RATE_LIMITED, INTERRUPTED = 2, 3, 4, 5, 6, 7
 
 
@@ -695,7 +699,7 @@ class Engine(Slots, Worker):
         if isinstance(exc, GeneratorExit) and not is_current(slot.task):
             raise exc  # the event loop is gone: the lease runs out
         if isinstance(exc, TaskAbortedError):
-            held.run.logger.info("%s - aborted - %s", held.run.id, exc)
+            held.run.logger.info("%s - aborted - %s", printable(held.run.id), error_text(exc))
             self._end(held, ABORTED)
         elif isinstance(exc, NoThreadError):
             held.run.logger.error("%s - not started, it goes back to its queue: %s", printable(held.run.id), exc)
@@ -758,7 +762,7 @@ class Engine(Slots, Worker):
         if run.is_done and reason != "lost":
             self._conclude(held, None)
         elif reason == "timeout":
-            self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"))
+            self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"), timed_out=True)
         elif reason == "lost":
             run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
             self._settler.drop(held)
@@ -773,28 +777,32 @@ class Engine(Slots, Worker):
             error.__cause__ = exc.__cause__ or exc.__context__
             self._failed(held, error)
 
-    def _failed(self, held: Claimed, exc: BaseException) -> None:
+    def _failed(self, held: Claimed, exc: BaseException, *, timed_out: bool = False) -> None:
         run = held.run
-        retry = retry_after_failure(self._as_claimed(held), exc, self._now())
-        if isinstance(exc, TimeoutError) and str(exc).startswith("it took"):
-            run.logger.error("%s - timeout - %s", run.id, exc)
+        policy = run.task.retry
+        retry = None if policy is None else retry_after_failure(self._as_claimed(held), exc, self._now())
+        identity = printable(run.id)
+        if timed_out:
+            run.logger.error("%s - timeout - %s", identity, exc)
         elif isinstance(exc, TaskRunError):
-            run.logger.error("%s - failure - %s", run.id, exc)
+            run.logger.error("%s - failure - %s", identity, error_text(exc))
         else:
-            run.logger.error("%s - failure", run.id, exc_info=exc)
+            run.logger.error("%s - failure", identity, exc_info=exc)
         if retry is None:
             self._end(held, FAILURE)
-            if run.task.retry is not None:
-                tail = " < ".join(innermost_frames(exc, 3))
-                self._settler.bury(
-                    held, f"{type(exc).__name__} after {run.retry_attempt} retries: {exc} (at {tail or '?'})"
-                )
+            frames = innermost_frames(exc, 3)
+            where = f" (at {' < '.join(frames)})" if frames else ""
+            if policy is None:
+                self._settler.fail(held, f"{describe(exc, SHOWN, keep=BREAKS)}{where}")
+            else:
+                name, text = printable(type(exc).__name__), error_text(exc, SHOWN, keep=BREAKS)
+                self._settler.bury(held, f"{name} after {run.retry_attempt} retries: {text}{where}")
             return
         told = run.is_done
         run._enter(FAILURE)
         if not told:
             run._emit()
-        run.logger.warning("%s - retry %d in %.1f s", run.id, retry.run.retry_attempt, retry.delay)
+        run.logger.warning("%s - retry %d in %.1f s", identity, retry.run.retry_attempt, retry.delay)
         self._retry(held, retry.delay, retry.run)
 
     # -- settling
@@ -803,7 +811,9 @@ class Engine(Slots, Worker):
         try:
             payload = self.broker.codec.encode(again)
         except TaskError as exc:  # what it counts made it larger than it may be
-            held.run.logger.error("%s - cannot be tried again, it goes to the dead: %s", held.run.id, exc)
+            held.run.logger.error(
+                "%s - cannot be tried again, it goes to the dead: %s", printable(held.run.id), error_text(exc)
+            )
             self._end(held, FAILURE)
             self._settler.bury(held, f"cannot be tried again: {exc}")
             return

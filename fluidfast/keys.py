@@ -86,10 +86,27 @@ class Keys:
         """List: what may be poison, claimed alone. Priority letter and payload."""
         return f"{self.prefix}-ff:suspect"
 
+    def gave_up(self, kind: str) -> str:
+        """List, newest first: runs that gave up (``dead``), or that failed without a retry (``failed``).
+
+        An entry is a header line (milliseconds, reason), a newline, the payload's bytes.
+        """
+        return f"{self.prefix}-ff:{kind}"
+
     @property
     def dead(self) -> str:
-        """List: what gave up. A header line (milliseconds, reason), a newline, the payload's bytes."""
-        return f"{self.prefix}-ff:dead"
+        """``gave_up("dead")``."""
+        return self.gave_up("dead")
+
+    @property
+    def kept(self) -> str:
+        """Hash with a TTL of a year: bytes in each list of ``gave_up``, and how many entries it has dropped."""
+        return f"{self.prefix}-ff:kept"
+
+    @property
+    def sifts(self) -> str:
+        """Hash with a TTL: cursors of those who go through a list of ``gave_up`` to requeue or purge."""
+        return f"{self.prefix}-ff:sifts"
 
     def producer(self, producer: str) -> str:
         """String with a TTL: the last sequence number that this producer pushed."""

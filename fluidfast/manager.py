@@ -13,7 +13,7 @@ from ._clock import now_micros
 from ._front import QueueFront
 from ._run import TaskRun
 from .backpressure import Backpressure
-from .broker import TaskBroker, TaskRegistry
+from .broker import BOUNDS, TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .checks import check_number
 from .config import TaskManagerConfig
@@ -82,6 +82,7 @@ class TaskManager(QueueFront):
             lease_seconds=self.config.lease_seconds,
             max_payload_bytes=self.config.max_payload_bytes,
             durability=self.config.durability,
+            **{name: getattr(self.config, name) for name in BOUNDS},
         )
         self.manager_id = self.broker.new_uuid()
         self._listeners = self.dispatcher.listeners
@@ -451,7 +452,7 @@ class TaskManager(QueueFront):
 
     @property
     def dead(self) -> DeadLetters:
-        """Runs that gave up: ``list``, ``get``, ``requeue``, ``purge``."""
+        """Runs that gave up, and runs that failed without a retry: ``list``, ``get``, ``requeue``, ``purge``."""
         return DeadLetters(self.broker)
 
     # -- events

@@ -5,12 +5,12 @@ with the process, and another process that names it has one of its own: nothing 
 """
 
 import asyncio
-import time
+import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -18,14 +18,19 @@ from ._clock import new_id, now_micros
 from ._leases import numbered
 from ._pqueue import PriorityQueue
 from .broker import (
+    PAGE_ENTRIES,
     BrokerURL,
     Channel,
     Claim,
+    Exhume,
+    Kind,
     Settlement,
+    Sifter,
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
     consumers_among,
+    header,
     run_id_of,
 )
 from .errors import BrokerURLError
@@ -36,7 +41,6 @@ __all__ = ["MemoryTaskBroker"]
 
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
-DEAD_KEPT = 10_000
 
 
 class Store:
@@ -48,7 +52,8 @@ class Store:
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.strikes: dict[bytes, int] = {}
         self.suspects: deque[tuple[int, bytes]] = deque()
-        self.dead: deque[tuple[str, bytes]] = deque(maxlen=DEAD_KEPT)
+        self.dead = Kept()
+        self.failed = Kept()
         self.replies: dict[str, deque[bytes]] = {}
         self.reply_waiters: dict[str, asyncio.Future[None]] = {}
         self.info: dict[str, dict[str, Any]] = {}
@@ -57,6 +62,97 @@ class Store:
         self.aborted: dict[str, tuple[float, str]] = {}
         self.firsts: dict[str, float] = {}
         self.locks: dict[str, MemoryLock] = {}
+
+    def kept(self, kind: Kind) -> "Kept":
+        """The list of runs that gave up, or of those that failed."""
+        return self.dead if kind == "dead" else self.failed
+
+
+class Kept:
+    """Entries of what gave up, by a number that rises: header and payload. It drops the oldest.
+
+    Others may take entries out at the same time, in other threads: each is given to one of them.
+    """
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[int, tuple[str, bytes]] = OrderedDict()  # which a dict is slower than at its front
+        self.bytes = 0
+        self.trimmed = 0
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def push(self, reason: str, payload: bytes, bounds: tuple[int, int]) -> None:
+        entry = (header(reason), payload)
+        most, most_bytes = bounds
+        with self._lock:
+            self._last += 1
+            self.entries[self._last] = entry
+            self.bytes += size(entry)
+            while self.entries and (len(self.entries) > most or self.bytes > most_bytes):
+                self.bytes -= size(self.entries.popitem(last=False)[1])
+                self.trimmed += 1
+
+    def pop(self, number: int) -> bool:
+        """Whether it was there."""
+        with self._lock:
+            entry = self.entries.pop(number, None)
+            self.bytes -= 0 if entry is None else size(entry)
+        return entry is not None
+
+    def numbers(self) -> list[int]:
+        """From the oldest to the newest."""
+        with self._lock:
+            return list(self.entries)
+
+    def clear(self) -> None:
+        with self._lock:
+            self.entries.clear()
+            self.bytes = 0
+
+
+def size(entry: tuple[str, bytes]) -> int:
+    return len(entry[0]) + 1 + len(entry[1])
+
+
+class MemorySifter(Sifter):
+    """Goes through what was there at the beginning, by number."""
+
+    def __init__(self, kept: Kept, push: Callable[[int, bytes], object]) -> None:
+        self.kept = kept
+        self.push = push
+        self.numbers: deque[int] = deque()
+        self.page: dict[tuple[str, bytes], list[int]] = {}
+
+    async def __aenter__(self) -> Self:
+        self.numbers.extend(self.kept.numbers())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.numbers.clear()
+
+    async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = []
+        self.page = {}
+        while self.numbers and len(found) < limit:
+            number = self.numbers.popleft()
+            if (entry := self.kept.entries.get(number)) is not None:
+                self.page.setdefault(entry, []).append(number)
+                found.append(entry)
+        return found
+
+    async def take(self, actions: Sequence[Exhume]) -> int:
+        count = 0
+        for head, payload, priority, again in actions:
+            numbers = self.page.get((head, payload))
+            if not numbers or not self.kept.pop(numbers.pop(0)):
+                continue
+            count += 1
+            if priority is not None:
+                self.push(priority, again)
+        return count
 
 
 class Lease:
@@ -190,9 +286,10 @@ class MemoryTaskBroker(TaskBroker):
         held = lease.held
         for field in settlement.survived:
             store.strikes.pop(held.get(field, b""), None)
-        for field, reason in settlement.dead:
-            if field in held:
-                store.dead.appendleft((header(reason), held[field]))
+        if settlement.dead:
+            self._keep("dead", settlement.dead, held)
+        if settlement.failed:
+            self._keep("failed", settlement.failed, held)
         if settlement.whole:
             del store.leases[settlement.batch]
         else:
@@ -210,6 +307,11 @@ class MemoryTaskBroker(TaskBroker):
                 waiter.get_loop().call_soon_threadsafe(wake, waiter)
         await self.free(settlement.slots)
         return True
+
+    def _keep(self, kind: Kind, gave_up: Sequence[tuple[str, str]], held: Mapping[str, bytes]) -> None:
+        for field, reason in gave_up:
+            if (payload := held.get(field)) is not None:
+                self.store.kept(kind).push(reason, payload, self.options.bounds(kind))
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
         lease = self.store.leases.get(batch)
@@ -269,7 +371,8 @@ class MemoryTaskBroker(TaskBroker):
                 strikes = store.strikes[payload] = store.strikes.get(payload, 0) + 1
                 if strikes >= DEAD_AFTER:
                     del store.strikes[payload]
-                    store.dead.appendleft((header(f"its worker died {DEAD_AFTER} times while holding it"), payload))
+                    why = f"its worker died {DEAD_AFTER} times while holding it"
+                    store.dead.push(why, payload, self.options.bounds("dead"))
                 elif strikes >= SUSPECT_AFTER:
                     suspects.append((priority, payload))
                 else:
@@ -366,33 +469,33 @@ class MemoryTaskBroker(TaskBroker):
         count += len(store.leases) + len(store.info) + len(store.statuses) + len(store.aborted) + len(store.replies)
         store.queue.clear()
         store.queue.clear_delayed()
-        for kept in (store.leases, store.strikes, store.suspects, store.dead, store.replies, store.info, store.slots):
+        for kept in (store.leases, store.strikes, store.suspects, store.replies, store.info, store.slots):
             kept.clear()
+        store.dead.clear()
+        store.failed.clear()
         store.statuses.clear()
         store.aborted.clear()
         store.firsts.clear()
         return count
 
-    async def dead_length(self) -> int:
-        return len(self.store.dead)
+    async def dead_length(self, kind: Kind = "dead") -> int:
+        return len(self.store.kept(kind))
 
-    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
-        count = 0
-        for head, payload, priority, again in actions:
-            try:
-                self.store.dead.remove((head, payload))
-            except ValueError:
-                continue
-            count += 1
-            if priority is not None:
-                self.push(priority, again)
-        return count
+    async def dead_trimmed(self, kind: Kind = "dead") -> int:
+        return self.store.kept(kind).trimmed
 
-    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
-        entries = list(self.store.dead)
-        if oldest:
-            entries.reverse()
-        return entries[offset : offset + max(0, limit)]
+    def sifter(self, kind: Kind = "dead") -> Sifter:
+        return MemorySifter(self.store.kept(kind), self.push)
+
+    async def dead(
+        self, limit: int = 100, offset: int = 0, *, oldest: bool = False, kind: Kind = "dead"
+    ) -> list[tuple[str, bytes]]:
+        kept = self.store.kept(kind)
+        numbers = kept.numbers()
+        if not oldest:
+            numbers.reverse()
+        found = (kept.entries.get(number) for number in numbers[offset : offset + max(0, limit)])
+        return [entry for entry in found if entry is not None]
 
     async def delayed_length(self) -> int:
         return self.store.queue.delayed_length()
@@ -496,7 +599,3 @@ class MemoryLock:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.release()
-
-
-def header(reason: str) -> str:
-    return f"{int(time.time() * 1000)} {' '.join(reason.split())}"

@@ -9,7 +9,6 @@ statuses) goes through redis-py, as ``redis_cli``.
 import asyncio
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -26,14 +25,19 @@ from ._clock import new_id
 from ._leases import paired
 from ._resp import pack
 from .broker import (
+    PAGE_BYTES,
+    PAGE_ENTRIES,
     BrokerURL,
     Channel,
     Claim,
+    Kind,
     Settlement,
+    Sifter,
     TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
     consumers_among,
+    header,
     number_option,
 )
 from .errors import (
@@ -48,6 +52,7 @@ from .errors import (
 )
 from .keys import DEFAULT_NAME, Keys
 from .redis_channel import RedisChannel, is_durable
+from .redis_dead import RedisSifter, parted
 from .redis_link import Link, LinkLost, ServerReply
 from .redis_lock import BrokerLock
 from .redis_servers import OPTIONS, ServerFinder, finder
@@ -117,6 +122,7 @@ class RedisTaskBroker(TaskBroker):
             raise BrokerURLError(f"broker {self.url}: this is a broker of one shard, TaskBroker.from_url gives several")
         self.keys = Keys(self.name if shard in (None, NO_SHARD) else f"{self.name}:{shard}")
         self._alone = shard is None
+        self.parts = 1  # over how many shards what is bounded is spread
         self._agreed = False
         self._prefix = self.keys.prefix.encode()
         self.server = self.new_server()
@@ -595,9 +601,11 @@ class RedisTaskBroker(TaskBroker):
         arguments.append(len(s.retries))
         for seconds, priority, payload in s.retries:
             arguments += (milliseconds(seconds), LETTERS[priority].encode() + payload)
-        arguments.append(len(s.dead))
+        arguments.append(len(s.dead) + len(s.failed))
         for field, reason in s.dead:
-            arguments += (field, header(reason))
+            arguments += (field, "dead", header(reason))
+        for field, reason in s.failed:
+            arguments += (field, "failed", header(reason))
         arguments.append(len(s.info))
         for task, (end, duration, state) in s.info.items():
             arguments += (task, f'"{end}"', msgspec.json.encode(timedelta(seconds=duration)), f'"{state}"')
@@ -608,11 +616,18 @@ class RedisTaskBroker(TaskBroker):
         for task, slot in s.slots:
             arguments += (task, slot)
         arguments += (len(s.survived), *s.survived)
+        if s.dead or s.failed:
+            arguments += (*self.bounds("dead"), *self.bounds("failed"))
         answer = await self.script("settle", *arguments)
         if isinstance(answer, bytes):
             reason = printable(answer.decode(errors="replace"))
             logger.error("broker %s: runs are settled, but not all of their records: %s", self.url, reason)
         return bool(answer)
+
+    def bounds(self, kind: Kind) -> tuple[int, int]:
+        """How many entries of what gave up this shard keeps, and how many bytes of them."""
+        count, size = self.options.bounds(kind)
+        return -(-count // self.parts), -(-size // self.parts)
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
         await self.adopt()
@@ -688,7 +703,7 @@ class RedisTaskBroker(TaskBroker):
             "reap", SUSPECT_AFTER, DEAD_AFTER, milliseconds(self.options.lease_seconds),
             header(f"its worker died {DEAD_AFTER} times while holding it"), int(self._went_back),
             len(batches), *(part for pair in batches for part in pair),
-            len(consumers), *(part for pair in consumers for part in pair),
+            len(consumers), *(part for pair in consumers for part in pair), *self.bounds("dead"),
         )  # fmt: skip
         self._seen_expired = sightings(self._seen_expired, expired, now)
         self._seen_silent = sightings(self._seen_silent, silent, now)
@@ -859,24 +874,36 @@ class RedisTaskBroker(TaskBroker):
 
         return int(await self.redis(action))
 
-    async def dead_length(self) -> int:
-        return int(await self.redis(lambda: self.redis_cli.llen(self.keys.dead)))
+    async def dead_length(self, kind: Kind = "dead") -> int:
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=False)
+            pipe.llen(self.keys.gave_up(kind))
+            pipe.hget(self.keys.kept, f"{kind}:gone")
+            return await pipe.execute()
 
-    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
-        flat: list[Any] = []
-        for head, payload, priority, again in actions:
-            flat += (head.encode() + b"\n" + payload, "x" if priority is None else LETTERS[priority], again)
-        return int(await self.script("exhume", *flat))
+        length, gone = await self.redis(action)
+        return max(0, int(length) - int(gone or 0))
 
-    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
-        if limit <= 0:
-            return []
-        first, last = (-offset - limit, -offset - 1) if oldest else (offset, offset + limit - 1)
-        entries = await self.redis(lambda: self.redis_cli.lrange(self.keys.dead, first, last))
-        if oldest:
-            entries.reverse()
-        split = (entry.partition(b"\n") for entry in entries)
-        return [(head.decode("utf-8", "replace"), payload) for head, _, payload in split]
+    async def dead_trimmed(self, kind: Kind = "dead") -> int:
+        return int(await self.redis(lambda: self.redis_cli.hget(self.keys.kept, f"{kind}:trimmed")) or 0)
+
+    def sifter(self, kind: Kind = "dead") -> Sifter:
+        return RedisSifter(self, kind)
+
+    async def dead(
+        self, limit: int = 100, offset: int = 0, *, oldest: bool = False, kind: Kind = "dead"
+    ) -> list[tuple[str, bytes]]:
+        gone = await self.redis(lambda: self.redis_cli.hget(self.keys.kept, f"{kind}:gone"))
+        # places where an entry was taken out are passed over one by one, as long as there are any
+        at, skip = (0, offset) if int(gone or 0) else (offset, 0)
+        entries: list[bytes] = []
+        while (left := limit + skip - len(entries)) > 0:
+            page = await self.script("look", kind, at, min(left, PAGE_ENTRIES), PAGE_BYTES, int(oldest))
+            at += len(page)
+            entries += [entry for entry in page if entry]
+            if not page:
+                break
+        return [parted(entry) for entry in entries[skip:]]
 
     async def delayed_length(self) -> int:
         return int(await self.redis(lambda: self.redis_cli.zcard(self.keys.delayed)))
@@ -1005,12 +1032,6 @@ def tasks_of(status: bytes) -> list[str] | None:
 
 def milliseconds(seconds: float) -> int:
     return max(0, math.ceil(seconds * 1000))
-
-
-def header(reason: str) -> bytes:
-    """First line of an entry in the dead list: when, and why, on one line."""
-    line = " ".join(reason.split())
-    return f"{int(time.time() * 1000)} {line}"[:1000].encode("utf-8", "replace")
 
 
 class Sighting(NamedTuple):

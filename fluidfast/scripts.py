@@ -9,8 +9,10 @@ __all__ = ["NAMES", "Script", "load"]
 
 NAMES = (
     "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",
-    "farewell", "exhume",
+    "farewell", "look", "sift", "exhume",
 )  # fmt: skip
+WITH_KEPT = ("settle", "reap", "exhume")
+"""Scripts that write the lists of what gave up; ``lua/kept.lua`` stands in front of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +27,7 @@ class Script:
 @cache
 def load(name: str) -> Script:
     """The script in ``lua/NAME.lua``."""
-    text = resources.files("fluidfast.lua").joinpath(f"{name}.lua").read_bytes()
+    folder = resources.files("fluidfast.lua")
+    files = ("kept", name) if name in WITH_KEPT else (name,)
+    text = b"".join(folder.joinpath(f"{file}.lua").read_bytes() for file in files)
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

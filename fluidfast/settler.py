@@ -64,6 +64,10 @@ class Settler(Ledger):
         """It goes to the dead letters. To be said before, or right after, it is ``finished``."""
         held.lease.settlement.dead.append((held.field, reason))
 
+    def fail(self, held: Claimed, reason: str) -> None:
+        """It goes to the failed runs, as it has no retry. To be said as ``bury`` is."""
+        held.lease.settlement.failed.append((held.field, reason))
+
     def discard(self, held: Claimed, reason: str) -> None:
         """It is no run; its bytes go to the dead letters."""
         self.bury(held, reason)

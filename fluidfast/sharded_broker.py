@@ -19,12 +19,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from zlib import crc32
 
 import msgspec
 
-from .broker import Batch, BrokerURL, Channel, Claim, Confirm, Settlement, TaskBroker, TaskManagersStatus, option
+from .broker import (
+    PAGE_ENTRIES,
+    Batch,
+    BrokerURL,
+    Channel,
+    Claim,
+    Confirm,
+    Exhume,
+    Kind,
+    Settlement,
+    Sifter,
+    TaskBroker,
+    TaskManagersStatus,
+    option,
+)
 from .errors import BrokerConnectionError, BrokerError, BrokerURLError
 from .keys import DEFAULT_NAME
 from .redis_broker import NO_SHARD, RedisTaskBroker
@@ -80,6 +94,7 @@ class ShardedRedisBroker(TaskBroker):
         for shard in self.shards:
             shard.options = self.options
             shard.registry = self.registry
+            shard.parts = len(self.shards)
         self.home = self.shards[0]
         self.redis_cli = self.home.redis_cli
         self._agreed = False
@@ -465,22 +480,22 @@ class ShardedRedisBroker(TaskBroker):
             self._agreed = False
         return count
 
-    async def dead_length(self) -> int:
-        return sum(await self._each(lambda shard: shard.dead_length()))
+    async def dead_length(self, kind: Kind = "dead") -> int:
+        return sum(await self._each(lambda shard: shard.dead_length(kind)))
 
-    async def dead(self, limit: int = 100, offset: int = 0, *, oldest: bool = False) -> list[tuple[str, bytes]]:
+    async def dead_trimmed(self, kind: Kind = "dead") -> int:
+        return sum(await self._each(lambda shard: shard.dead_trimmed(kind)))
+
+    async def dead(
+        self, limit: int = 100, offset: int = 0, *, oldest: bool = False, kind: Kind = "dead"
+    ) -> list[tuple[str, bytes]]:
         if limit <= 0:
             return []
-        parts = await self._each(lambda shard: shard.dead(offset + limit, oldest=oldest))
+        parts = await self._each(lambda shard: shard.dead(offset + limit, oldest=oldest, kind=kind))
         return list(islice(heapq.merge(*parts, key=died_at, reverse=not oldest), offset, offset + limit))
 
-    async def exhume(self, actions: Sequence[tuple[str, bytes, int | None, bytes]]) -> int:
-        left = list(actions)
-        for shard in self.shards:
-            # one by one, to know which are still to be looked for on the next
-            taken = await asyncio.gather(*(shard.exhume([action]) for action in left))
-            left = [action for action, found in zip(left, taken, strict=True) if not found]
-        return len(actions) - len(left)
+    def sifter(self, kind: Kind = "dead") -> Sifter:
+        return ShardedSifter([shard.sifter(kind) for shard in self.shards])
 
     async def delayed_length(self) -> int:
         return sum(await self._each(lambda shard: shard.delayed_length()))
@@ -534,6 +549,31 @@ class ShardedRedisBroker(TaskBroker):
 
     async def first(self, key: str, seconds: float) -> bool:
         return await self.shards[self.number_of(key)].first(key, seconds)
+
+
+class ShardedSifter(Sifter):
+    """Goes through one shard after the other."""
+
+    def __init__(self, sifters: Sequence[Sifter]) -> None:
+        self.sifters = sifters
+        self.at = 0
+
+    async def __aenter__(self) -> Self:
+        await asyncio.gather(*(sifter.__aenter__() for sifter in self.sifters))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.gather(*(sifter.__aexit__(*exc_info) for sifter in self.sifters))
+
+    async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
+        while self.at < len(self.sifters):
+            if page := await self.sifters[self.at].turn(limit):
+                return page
+            self.at += 1
+        return []
+
+    async def take(self, actions: Sequence[Exhume]) -> int:
+        return await self.sifters[self.at].take(actions)
 
 
 @dataclass(slots=True)

@@ -35,17 +35,18 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def error_text(exc: BaseException, limit: int = MAX_ERROR) -> str:
-    """Return the text of an exception, safe to show; also of one whose ``__str__`` fails."""
+def error_text(exc: BaseException, limit: int = MAX_ERROR, *, keep: str = "") -> str:
+    """Return the text of an exception, safe to show; also of one whose ``__str__`` fails. ``keep``: as in
+    ``printable``."""
     try:
         text = str(exc)
     except Exception as failure:
         return f"<its text is not available: __str__ raised {type(failure).__name__}>"
-    return printable(text, limit)
+    return printable(text, limit, keep=keep)
 
 
-def describe(exc: BaseException, limit: int = MAX_ERROR) -> str:
+def describe(exc: BaseException, limit: int = MAX_ERROR, *, keep: str = "") -> str:
     """Return ``Type: text`` of an exception, safe to show; only the type if there is no text."""
     name = printable(type(exc).__name__)
-    text = error_text(exc, limit)
+    text = error_text(exc, limit, keep=keep)
     return f"{name}: {text}" if text else name

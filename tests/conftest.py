@@ -179,7 +179,7 @@ def loop_factory(pytestconfig: pytest.Config) -> Callable[[], asyncio.AbstractEv
 
 class LeakCheck:
     def __init__(self) -> None:
-        self.allowed: list[str] = ["*}-ff:shards"]  # a broker keeps its number of shards
+        self.allowed: list[str] = ["*}-ff:shards", "*-ff:failed"]  # a broker keeps its number of shards, failed runs
 
     def allow(self, *globs: str) -> None:
         """Keys that are meant to stay, such as "*-tasks-*", the registry of tasks."""

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_codec", "_leases", "events", "workers", "broker"),
     # 3: the brokers
     ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_lock",
-     "redis_broker", "sharded_broker"),
+     "redis_dead", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
      "threads", "cpubound"),

@@ -6,10 +6,10 @@
 -- ARGV  1 strikes after which a run is suspect   2 strikes after which it is dead   3 the sweeper's lease in ms, for
 --       what says none of its own   4 header line for the dead   5 "1" if the server's clock went back
 --       6 how many batches are confirmed, then they and the deadline that was seen   then how many consumers are
---       confirmed, then they and the deadline that was seen
+--       confirmed, then they and the deadline that was seen   at the end: at most how many dead, and bytes of them, are kept
 -- returns {flat list of expired batch, deadline and lease in ms, the same of silent consumers, runs taken back, the
 --          server's time in ms, lease in ms of the batch or consumer whose deadline is the first of all, or 0}
--- called by  RedisTaskBroker.reap
+-- called by  RedisTaskBroker.reap, with kept.lua
 local prefix = KEYS[1]
 local leases = prefix .. '-ff:leases'
 local consumers = prefix .. '-ff:consumers'
@@ -25,7 +25,7 @@ local suspects
 local function take_back(letter, payload)
   local struck = redis.call('HINCRBY', strikes, redis.sha1hex(payload), 1)
   if struck >= tonumber(ARGV[2]) then
-    redis.call('LPUSH', prefix .. '-ff:dead', ARGV[4] .. '\n' .. payload)
+    keep(prefix, 'dead', {ARGV[4] .. '\n' .. payload}, tonumber(ARGV[#ARGV - 1]), tonumber(ARGV[#ARGV]))
     redis.call('HDEL', strikes, redis.sha1hex(payload))
   elseif struck >= tonumber(ARGV[1]) then
     suspects[#suspects + 1] = letter .. payload
@@ -71,6 +71,7 @@ local function try_all()
     redis.call('LPUSH', name, '')
     redis.call('LPOP', name)
   end
+  try_keep(prefix)
 end
 
 if ARGV[5] == '1' then

@@ -4,14 +4,15 @@
 -- ARGV  1 batch   2 ms to keep a reply   then seven lists, each with its length in front:
 --       fields that are settled (length "*": all that the lease holds, and no fields follow)
 --       retries: ms from now, priority letter and new payload
---       dead: field, header line
+--       dead: field, dead or failed (the list that keeps it), header line
 --       info: task, last_run_end, last_run_duration, last_run_state (JSON texts)
 --       replies: address, payload
 --       slots: task, slot held under max_concurrency (FENCE RUN-ID, see acquire.lua)
 --       strikes: field of a run that had strikes and has survived
+--       at the end, if anything is dead: at most how many and how many bytes of them are kept, dead and failed
 -- returns 1, or 0 if the batch holds no lease (another consumer has, or had, these runs) and nothing was changed; or, if
 --         the runs are settled, but not all of the rest was done, why
--- called by  RedisTaskBroker.settle
+-- called by  RedisTaskBroker.settle, with kept.lua
 local prefix = KEYS[1]
 local batch = ARGV[1]
 local lease = prefix .. '-ff:lease:' .. batch
@@ -34,7 +35,7 @@ else
   fields, n_fields = names(1)
 end
 local retries, n_retries = names(2)
-local dead, n_dead = names(2)
+local dead, n_dead = names(3)
 local info, n_info = names(4)
 local replies, n_replies = names(2)
 local slots, n_slots = names(2)
@@ -44,9 +45,10 @@ local survived, n_survived = names(1)
 -- first write, and only if that could grow. Where something else is to be kept for it (a retry, a dead letter), that
 -- comes before the lease lets go of the run, and behind a harmless call of each command that may yet be refused. What
 -- follows when the runs are settled (infos, replies, slots) is done as far as the user's rights go.
-local corpses = {}
-for i = dead, dead + 2 * (n_dead - 1), 2 do
-  corpses[i] = redis.call('HGET', lease, ARGV[i])
+local corpses = {dead = {}, failed = {}}
+for i = dead, dead + 3 * (n_dead - 1), 3 do
+  local payload = redis.call('HGET', lease, ARGV[i])
+  if payload then table.insert(corpses[ARGV[i + 1]], ARGV[i + 2] .. '\n' .. payload) end
 end
 local marks = {}
 for i = survived, survived + n_survived - 1 do
@@ -54,6 +56,7 @@ for i = survived, survived + n_survived - 1 do
   if payload then marks[#marks + 1] = redis.sha1hex(payload) end
 end
 if n_retries + n_dead > 0 then
+  local full = n_dead > 0 and is_full(prefix)
   if whole then
     redis.call('UNLINK', prefix .. '-ff:nothing')
   else
@@ -68,10 +71,10 @@ if n_retries + n_dead > 0 then
   local t = redis.call('TIME')
   local now = t[1] * 1000 + math.floor(t[2] / 1000)
   if n_retries > 0 then redis.call('ZADD', prefix .. '-ff:delayed', 'XX', 0, '') end
-  for i = dead, dead + 2 * (n_dead - 1), 2 do
-    if corpses[i] then
-      redis.call('LPUSH', prefix .. '-ff:dead', ARGV[i + 1] .. '\n' .. corpses[i])
-    end
+  if n_dead > 0 then
+    try_keep(prefix)
+    keep(prefix, 'dead', corpses.dead, tonumber(ARGV[#ARGV - 3]), tonumber(ARGV[#ARGV - 2]))
+    keep(prefix, 'failed', corpses.failed, tonumber(ARGV[#ARGV - 1]), tonumber(ARGV[#ARGV]), full)
   end
   for i = retries, retries + 2 * (n_retries - 1), 2 do
     redis.call('ZADD', prefix .. '-ff:delayed', now + tonumber(ARGV[i]), ARGV[i + 1])

@@ -36,7 +36,7 @@ from fluidfast.commands.ledger import Oracle, Verdict
 from fluidfast.dead import read_fields
 
 APP = Path(__file__).with_name("worker_app.py")
-ALLOWED_KEYS = ("*-tasks-*",)
+ALLOWED_KEYS = ("*-tasks-*", "*-ff:failed")
 """What may stay for ever: aio-fluid's table of tasks."""
 
 
