@@ -145,7 +145,7 @@ class RedisTaskBroker(TaskBroker):
         self._seen_expired: dict[bytes, Sighting] = {}
         self._seen_silent: dict[bytes, Sighting] = {}
         self._shortest_lease = math.inf  # in seconds, of whoever's lease ends first
-        self._server_ahead = -math.inf  # of our monotonic clock, in seconds: at least, when we looked last
+        self._server_ahead = -math.inf, math.inf  # of our monotonic clock, in seconds: at least, at most
         self._went_back = False
         self._none_delayed = False  # when we looked last
 
@@ -705,12 +705,14 @@ class RedisTaskBroker(TaskBroker):
             len(batches), *(part for pair in batches for part in pair),
             len(consumers), *(part for pair in consumers for part in pair), *self.bounds("dead"),
         )  # fmt: skip
-        self._seen_expired = sightings(self._seen_expired, expired, now)
-        self._seen_silent = sightings(self._seen_silent, silent, now)
-        self._shortest_lease = shortest / 1000 or math.inf
         # whatever time the answer took, and whenever within it the server looked at its clock
-        self._went_back = server_ms / 1000 - now < self._server_ahead - JUMP_SECONDS
-        self._server_ahead = server_ms / 1000 - monotonic()
+        at_least, at_most = self._server_ahead
+        self._server_ahead = server_ms / 1000 - monotonic(), server_ms / 1000 - now
+        self._went_back = self._server_ahead[1] < at_least - JUMP_SECONDS
+        leapt = self._server_ahead[0] > at_most + JUMP_SECONDS
+        self._seen_expired = sightings(self._seen_expired, expired, now, leapt)
+        self._seen_silent = sightings(self._seen_silent, silent, now, leapt)
+        self._shortest_lease = shortest / 1000 or math.inf
         if self._went_back:
             logger.warning("broker %s: the server's clock went back: leases are counted by its new time", self.url)
         if taken:
@@ -1041,13 +1043,18 @@ class Sighting(NamedTuple):
     confirmed_at: float
 
 
-def sightings(before: dict[bytes, Sighting], flat: list[Any], now: float) -> dict[bytes, Sighting]:
-    """Deadlines that a sweep saw passed: flat triples of name, deadline and lease in ms."""
+def sightings(before: dict[bytes, Sighting], flat: list[Any], now: float, leapt: bool) -> dict[bytes, Sighting]:
+    """Note the deadlines that a sweep saw passed: flat triples of name, deadline and lease in ms.
+
+    Those that are still the same half a lease later are confirmed; a whole lease later if the server's clock ``leapt``
+    forward, since then every deadline has passed, and the living need the time to renew that their lease gives them.
+    """
     after = {}
     for name, deadline, lease_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
         known = before.get(name)
         if known is None or known.deadline != deadline:
-            known = Sighting(deadline, now + lease_ms / 2000)  # more than a third, in which the living renew
+            # half of it is more than the third in which the living renew
+            known = Sighting(deadline, now + lease_ms / (1000 if leapt else 2000))
         after[name] = known
     return after
 

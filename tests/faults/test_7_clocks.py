@@ -87,9 +87,8 @@ def test_the_servers_clock_jumps(
 ) -> None:
     with Clock(tmp_path) as clock:
         fleet = shifted(clock)
-        fleet.set_lease(0.6)
         fleet.workers(2, note=True, config={"max_concurrent_tasks": 10})
-        running = fleet.producer(count=40, ms=900)  # longer than a lease: it lives by being renewed
+        running = fleet.producer(count=40, ms=1300)  # longer than a lease: it lives by being renewed
         until(lambda: fleet.oracle.count(STARTED) >= 20, 20, "work is going on")
         clock.set(hours * HOUR)
         delayed = fleet.producer(count=20, delay=1.0)

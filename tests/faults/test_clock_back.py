@@ -1,5 +1,9 @@
-"""The server's clock goes back an hour, and a worker is dead: what it held is not left for that hour, and nothing of
-the living is taken. That the living keep theirs through a jump is in ``test_7_clocks.py``."""
+"""The server's clock jumps while a worker is dead and another lives; that a whole fleet bears it is in
+``test_7_clocks.py``.
+
+An hour back: what the dead one held is not left for that hour, and nothing of the living one is taken. An hour forward:
+the living one has its whole lease to renew.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from clocks import Clock
 from servers import RedisServer, find_servers, select_servers
 from waiting import until, within
 
-from fluidfast.broker import TaskBroker
+from fluidfast import redis_broker
+from fluidfast.broker import Settlement, TaskBroker
 from fluidfast.errors import BrokerFullError
 from fluidfast.redis_broker import RedisTaskBroker
 
@@ -84,4 +89,34 @@ async def test_a_clock_that_is_right_shortens_no_lease(start_server: Callable[..
     await until(many)
     assert await longer.release(claim.batch, [claim.items[0].field]) == 1
     for broker in (longer, shorter):
+        await broker.close()
+
+
+async def test_the_living_have_a_whole_lease_after_a_leap(
+    start_server: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every deadline has passed then: a worker that renews late, but within its lease, loses nothing."""
+    lease = 30.0
+    server = start_server()
+    url = with_options(server.url, lease_seconds=lease)
+    worker, sweeper = TaskBroker.from_url(url), TaskBroker.from_url(url)
+    assert isinstance(sweeper, RedisTaskBroker)
+    now = time.monotonic()
+    monkeypatch.setattr(redis_broker, "monotonic", lambda: now)
+    await put(worker, b"of the living", b"of the dead")
+    living, dead = await worker.claim("living", 1), await worker.claim("dead", 1)
+    assert await sweeper.reap() == 0
+    # seen from the sweeper's own clock, the server's is an hour further
+    now -= HOUR
+    for batch in (living.batch, dead.batch):
+        await sweeper.redis_cli.zincrby(sweeper.keys.leases, -HOUR * 1000, batch)
+    assert await sweeper.reap() == 0
+    now += 0.9 * lease
+    assert await sweeper.reap() == 0
+    assert await worker.renew("living", [living.batch]) == []
+    now += 0.2 * lease
+    assert await sweeper.reap() == 1
+    assert await places(sweeper) == {"leased": 1, "medium": 1}
+    assert await worker.settle(Settlement(living.batch, whole=True))
+    for broker in (worker, sweeper):
         await broker.close()
