@@ -3,14 +3,15 @@
     ENTRY exec NAME --log --run-id ID --params -
 
 The params go down the child's stdin, never into its argv, where every user of the machine could read them. What the
-child
-prints comes out of this process, line by line. How it ended is its exit code, and for an aborted run the reason on the
-broker.
+child prints comes out of this process, line by line. How it ended is its exit code, for an aborted run the reason on
+the broker, and for a success a word on a pipe of its own: a process that ends well without having executed its run is
+a failure.
 """
 
 import asyncio
 import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from ._run import TaskRun
 from .common import cpu_env
 from .errors import TaskAbortedError, TaskRunError
 from .params import adapter_for
+from .texts import printable
 
-__all__ = ["cpu_bound_command", "exec_args", "run_in_subprocess", "strip_serve"]
+__all__ = ["confirm_executed", "cpu_bound_command", "exec_args", "run_in_subprocess", "strip_serve"]
 
 ABORTED_EXIT = 79
 """Exit code of a child whose task aborted itself; the reason is on the broker, if that is one that outlives
@@ -43,8 +45,11 @@ def strip_serve(command: Sequence[str]) -> list[str]:
 
 
 def exec_args(ctx: TaskRun[Any, Any]) -> list[str]:
-    """What makes an entry point execute this run. The params are not among it, they are read from stdin."""
-    return ["exec", ctx.name, "--log", "--run-id", ctx.id, "--params", "-"]
+    """What makes an entry point execute this run. The params are not among it, they are read from stdin.
+
+    The id is there to be seen, with ``=`` as it may begin with a dash, and escaped as it may hold anything.
+    """
+    return ["exec", ctx.name, "--log", f"--run-id={printable(ctx.id)}", "--params", "-"]
 
 
 def cpu_bound_command(ctx: TaskRun[Any, Any]) -> list[str]:
@@ -62,15 +67,35 @@ async def run_in_subprocess(ctx: TaskRun[Any, Any]) -> None:
     """
     params = adapter_for(ctx.task.params_model).encode(ctx.params)
     command = cpu_bound_command(ctx)
-    # A session of its own, so that what the task starts is ended with it.
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=child_environment(ctx),
-        start_new_session=True,
-    )
+    word = secrets.token_bytes(8)
+    read_end, write_end = os.pipe()
+    try:
+        try:
+            # A session of its own, so that what the task starts is ended with it.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(write_end,),
+                env=child_environment(ctx, write_end, word),
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_end)
+        await until_ended(process, params)
+        executed = read_now(read_end) == word
+    finally:
+        os.close(read_end)
+    reason = await ctx.task_manager.broker.get_task_aborted(ctx.id)
+    if reason is not None or process.returncode == ABORTED_EXIT:
+        raise TaskAbortedError(reason or "aborted in its own process")
+    if process.returncode or not executed:
+        raise TaskRunError(how_it_ended(ctx, process.returncode or 0))
+
+
+async def until_ended(process: asyncio.subprocess.Process, params: bytes) -> None:
+    """Feed a child, pass on what it prints, and wait for its end. Cancelled, end it."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -90,17 +115,22 @@ async def run_in_subprocess(ctx: TaskRun[Any, Any]) -> None:
             for stream in streams:
                 stream.cancel()
             await asyncio.gather(*streams, return_exceptions=True)
-    reason = await ctx.task_manager.broker.get_task_aborted(ctx.id)
-    if reason is not None or process.returncode == ABORTED_EXIT:
-        raise TaskAbortedError(reason or "aborted in its own process")
-    if process.returncode:
-        raise TaskRunError(how_it_ended(ctx, process.returncode))
 
 
-def child_environment(ctx: TaskRun[Any, Any]) -> dict[str, str]:
-    """This process's environment, what says that it is a child, what the run is beside its params, and the task's
-    own."""
+def read_now(pipe: int) -> bytes:
+    """What is in a pipe; nothing if somebody may still write to it."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 100)
+    except BlockingIOError:
+        return b""
+
+
+def child_environment(ctx: TaskRun[Any, Any], pipe: int, word: bytes) -> dict[str, str]:
+    """This process's environment, what says that it is a child, what the run is beside its params, where and with which
+    word the child confirms that it executed it, and the task's own."""
     record = {
+        "id": ctx.id,
         "priority": str(ctx.priority),
         "rate_limit_attempt": ctx.rate_limit_attempt,
         "retry_attempt": ctx.retry_attempt,
@@ -108,17 +138,29 @@ def child_environment(ctx: TaskRun[Any, Any]) -> dict[str, str]:
         "root_run_id": ctx.root_run_id,
     }
     env = {"PYTHONUNBUFFERED": "1", **os.environ}  # unbuffered: its lines are relayed as they come
-    return {**env, **cpu_env(), RECORD: json.dumps(record), PARENT: str(os.getpid()), **ctx.task.env}
+    return {
+        **env,
+        **cpu_env(),
+        RECORD: json.dumps([record, pipe, word.hex()]),
+        PARENT: str(os.getpid()),
+        **ctx.task.env,
+    }
 
 
 def how_it_ended(ctx: TaskRun[Any, Any], code: int) -> str:
+    name = printable(ctx.name_id)
     if code < 0:
         try:
-            return f"the process of {ctx.name_id} was killed by {signal.Signals(-code).name} (exit code {code})"
+            return f"the process of {name} was killed by {signal.Signals(-code).name} (exit code {code})"
         except ValueError:
-            return f"the process of {ctx.name_id} was killed by signal {-code} (exit code {code})"
+            return f"the process of {name} was killed by signal {-code} (exit code {code})"
+    if code == 0:
+        return (
+            f"the process of {name} ended with exit code 0 and has not executed the run: its entry point has to "
+            "execute it when it is called with exec (TaskManagerCLI does), and the task must not end the process"
+        )
     hint = "; is its entry point a TaskManagerCLI, which has the exec command?" if code == 2 else ""
-    return f"the process of {ctx.name_id} ended with exit code {code}{hint}"
+    return f"the process of {name} ended with exit code {code}{hint}"
 
 
 async def feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
@@ -180,7 +222,31 @@ def send(process: asyncio.subprocess.Process, number: int) -> None:
 
 def record_of_this_process() -> dict[str, Any]:
     """What the parent said about the run beside its params: fields of the run, for ``model_copy``."""
-    return dict(json.loads(os.environ.pop(RECORD, "{}")))
+    global _confirmation
+    text = os.environ.pop(RECORD, None)
+    if text is None:
+        return {}
+    record, pipe, word = json.loads(text)
+    try:
+        os.set_inheritable(pipe, False)  # what the task starts has no part in it
+    except OSError:  # something between us and the parent has closed it
+        pass
+    _confirmation = (printable(record["id"]), pipe, bytes.fromhex(word))
+    return dict(record)
+
+
+_confirmation: tuple[str, int, bytes] | None = None
+"""The id of this process's run, the pipe and the word to confirm it with."""
+
+
+def confirm_executed(run_id: str) -> None:
+    """Tell the parent that this process's run was executed. Of other runs it is told nothing."""
+    record_of_this_process()
+    if _confirmation is not None and _confirmation[0] == printable(run_id):
+        try:
+            os.write(_confirmation[1], _confirmation[2])
+        except OSError:  # the parent is gone
+            pass
 
 
 def die_with_parent() -> None:

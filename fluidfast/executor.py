@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._run import TaskRun
+from .common import is_in_cpu_process
+from .cpubound import confirm_executed
 from .errors import TaskAbortedError, TaskRunError
 from .events import is_current
 from .states import TaskState
@@ -92,6 +94,8 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
     end(run, TaskState.success)
     if run.is_failure:
         raise TaskRunError(SET_TO_FAILURE)
+    if in_process and is_in_cpu_process():
+        confirm_executed(run.id)
 
 
 def end(run: TaskRun[Any, Any], state: TaskState) -> None:

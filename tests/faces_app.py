@@ -11,7 +11,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,43 @@ async def plain(ctx: TaskRun) -> None:
     """An ordinary task."""
 
 
-TASKS = (look, hold, give_up, fail, leave, plain)
+@task(cpu_bound=True)
+def quiet(ctx: TaskRun) -> None:
+    """Do nothing."""
+
+
+@task(cpu_bound=True)
+def ends(ctx: TaskRun[Told]) -> None:
+    """End the process as if all were well, or say that this run is not."""
+    if ctx.params.secret == "_exit":
+        os._exit(0)
+    if ctx.params.secret == "exit":
+        sys.exit(0)
+    ctx.set_state("failure")
+
+
+@task(cpu_bound=True)
+def has_children(ctx: TaskRun) -> None:
+    """Start a process that looks at what it has inherited, and one that stays."""
+    program = """
+import os
+assert not {"FLUIDFAST_RUN", "FLUIDFAST_PARENT"} & set(os.environ)
+for number in range(3, 100):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    raise SystemExit(f"{number} is open")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, close_fds=False)
+    if os.fork() == 0:
+        for number in (0, 1, 2):
+            os.close(number)
+        time.sleep(5)
+        os._exit(0)
+
+
+TASKS = (look, hold, give_up, fail, leave, plain, quiet, ends, has_children)
 
 
 def registered(manager: TaskManager) -> TaskManager:
