@@ -35,6 +35,7 @@ from .errors import (
 from .events import is_current
 from .executor import SET_TO_FAILURE, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
+from .process import consumer_began, consumer_ended
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .states import STATES
 from .task import Task, is_async
@@ -180,6 +181,7 @@ class Engine(Slots, Worker):
         keeper.start()
         for work in (self._reap_loop, self._promote_loop, self._claim_loop):
             self._start_loop(work)
+        consumer_began()
         try:
             await self._wait_stop()
             await self._drain()
@@ -188,6 +190,7 @@ class Engine(Slots, Worker):
             await keeper.join(self.broker.options.lease_seconds)
             await self._say_farewell()
         finally:
+            consumer_ended()
             self._ended = True
             keeper.stop()
             ending = [*self._loops.values(), *(slot.task for slot in self._slots if slot.task)]

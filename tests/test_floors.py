@@ -13,8 +13,8 @@ ROOT = Path(fluidfast.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     # 0: the ground; nothing of ours, but for the exceptions
-    ("_version", "errors", "texts", "checks", "states", "state", "common", "keys", "settings", "lua", "scripts",
-     "_pqueue", "_clock", "_resp"),
+    ("_version", "errors", "texts", "checks", "states", "state", "common", "keys", "settings", "process", "lua",
+     "scripts", "_pqueue", "_clock", "_resp"),
     # 1: what a run is
     ("_machine", "params", "schedule", "record", "_run", "run", "task", "config"),
     # 2: bytes, events, and what a broker promises
@@ -23,8 +23,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_lock",
      "redis_dead", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
-    ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "executor",
-     "threads", "cpubound"),
+    ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "cpubound",
+     "executor", "threads"),
     # 5: the loop
     ("_slots", "engine"),
     # 6: what composes them

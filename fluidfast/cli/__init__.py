@@ -30,6 +30,7 @@ from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskEr
 from ..executor import execute as execute_run
 from ..manager import TaskManager
 from ..params import adapter_for, params_error
+from ..process import open_standard_streams
 from ..run import TaskRun
 from ..states import TaskState
 from ..task import Task
@@ -349,6 +350,7 @@ def serve(ctx: click.Context, host: str, port: int, reload: bool) -> None:
         import uvicorn
     except ImportError as exc:
         raise click.ClickException("serve needs uvicorn: pip install 'fluidfast[http]'") from exc
+    open_standard_streams()
     cli = cli_of(ctx)
     app: Any
     options = cli.log_config

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..common import is_in_cpu_process
 from ..errors import TaskError
+from ..process import open_standard_streams
 from . import bench, chaos, child, dead, queue, worker
 from .display import one_line
 from .loops import loop_name
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Gives the exit code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C."""
+    open_standard_streams()
     top = parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given:

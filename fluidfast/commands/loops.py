@@ -2,16 +2,22 @@
 
 import asyncio
 import gc
+import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from time import monotonic
+from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["ease_collector", "loop_name", "on_signals", "run_loop"]
+__all__ = ["STOP_SIGNALS", "StopSignals", "ease_collector", "loop_name", "on_signals", "run_loop"]
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_STOP_SECONDS = 1.0
+"""A signal that a whole group of processes may get belongs to the last step if it comes so soon after that."""
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -45,17 +51,48 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def on_signals(*actions: Callable[[], object]) -> None:
-    """At the first SIGINT or SIGTERM call the first action, at the second the second; after the last the default."""
-    loop = asyncio.get_running_loop()
-    left = list(actions)
+class StopSignals:
+    """Steps towards the end of a process, one for each signal; see ``on_signals``."""
 
-    def received() -> None:
-        left.pop(0)()
-        if not left:
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    def __init__(
+        self, actions: Sequence[Callable[[], object]], to_groups: Sequence[int], before_kill: Callable[[], object]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.actions = actions
+        self.to_groups = to_groups
+        self.before_kill = before_kill
+        self.step = 0
+        self.stepped_at = 0.0
+        for number in STOP_SIGNALS:
+            # not by the loop's add_signal_handler: Python calls this also while a handler blocks the loop
+            signal.signal(number, self.received)
 
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, received)
+    def received(self, number: int, _: FrameType | None) -> None:
+        """Take the next step, unless the signal belongs to the last one."""
+        if self.step and number in self.to_groups and monotonic() - self.stepped_at < SAME_STOP_SECONDS:
+            return
+        self.go_to(self.step + 1, number)
+
+    def go_to(self, step: int, number: int = signal.SIGTERM) -> None:
+        """Take all steps up to this one that have not been taken."""
+        while self.step < step:
+            self.step += 1
+            self.stepped_at = monotonic()
+            if self.step > len(self.actions):
+                self.before_kill()
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+                return
+            with suppress(RuntimeError):  # the loop is closed, and the process about to end
+                self.loop.call_soon_threadsafe(self.actions[self.step - 1])
+
+
+def on_signals(
+    *actions: Callable[[], object], to_groups: Sequence[int] = (), before_kill: Callable[[], object] = lambda: None
+) -> StopSignals:
+    """Have each SIGINT or SIGTERM call the next action in the event loop; one more kills this process.
+
+    ``to_groups``: signals that this process may get together with its supervisor or its workers, by one stop of a
+    service manager: within a second of the last step they belong to it. ``before_kill``: called in the signal handler.
+    """
+    return StopSignals(actions, to_groups, before_kill)

@@ -1,7 +1,8 @@
 """``worker --processes N``: keeps N worker processes alive, and ends them together.
 
-A worker that dies is replaced, logged and counted. Workers notice the end of the supervisor (a pipe that only it holds
-open closes) and drain, so none is left behind, however it ends.
+A worker that dies is replaced, logged and counted. Workers take orders through a pipe of their own that only the
+supervisor holds open. When that closes, the supervisor is gone, however it ended: they drain, and end after the grace
+period whatever they run.
 """
 
 import asyncio
@@ -12,12 +13,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 
-from .loops import on_signals
+from .loops import StopSignals, on_signals
 from .target import CommandError, first_of
 
-__all__ = ["NOT_STARTED", "die_with_supervisor", "supervise"]
+__all__ = ["NOT_STARTED", "Orders", "orders_of_a_supervisor", "supervise"]
 
 logger = logging.getLogger("fluidfast.supervisor")
 
@@ -29,6 +30,12 @@ FAILURES = 3
 QUICK_SECONDS = 3.0
 """After a worker that ended sooner than this, the next one waits for longer."""
 MAX_PAUSE_SECONDS = 5.0
+DRAIN, HURRY = 1, 2
+"""Orders, and the steps of ``on_signals`` that they mean."""
+END_SECONDS = 3.0
+"""How long a worker without a supervisor may take to end after its grace period."""
+ENDED_EARLY = (-signal.SIGTERM, -signal.SIGINT, 130)
+"""How a worker ends that is told to stop before it has begun."""
 
 
 class Supervisor:
@@ -40,13 +47,18 @@ class Supervisor:
         self.replaced = 0
         self.failures = 0  # in a row
         self.codes: list[int] = []
-        self.children: set[asyncio.subprocess.Process] = set()
+        self.children: dict[asyncio.subprocess.Process, int] = {}  # with the write end of each one's pipe
+        self.order = 0
         self.stopping = asyncio.Event()
-        self.read_end, self.write_end = os.pipe()
 
     async def run(self) -> int:
         """Until all processes have ended. Gives 0 if all that were told to stop did so cleanly."""
-        on_signals(lambda: self.tell("draining"), lambda: self.tell("hurrying"))
+        on_signals(
+            lambda: self.tell(DRAIN, "draining"),
+            lambda: self.tell(HURRY, "hurrying"),
+            to_groups=[signal.SIGTERM],
+            before_kill=self.kill,
+        )
         logger.info("supervising %d worker processes", self.count)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -54,43 +66,31 @@ class Supervisor:
                     tasks.create_task(self.keep(number))
         except ExceptionGroup as group:  # before Python 3.11.4 except* makes a group of what is raised in it
             raise first_of(group, CommandError) or group from None
-        finally:
-            os.close(self.write_end)
-            os.close(self.read_end)
         logger.info("all workers have ended; %d had been replaced", self.replaced)
         return 1 if any(self.codes) else 0
 
-    def tell(self, doing: str) -> None:
-        """Pass a signal on."""
+    def tell(self, order: int, doing: str) -> None:
+        """Give an order to all workers, and to those that are just being started."""
+        self.order = order
         self.stopping.set()
         logger.info("%s %d workers", doing, len(self.children))
+        for write_end in self.children.values():
+            send(write_end, order)
+
+    def kill(self) -> None:
+        """Kill all workers."""
         for child in self.children:
             with suppress(ProcessLookupError):
-                child.send_signal(signal.SIGTERM)
+                child.kill()
 
     async def keep(self, number: int) -> None:
         """Keep one process alive."""
         pause = 0.1
         while not self.stopping.is_set():
             started = monotonic()
-            child = await asyncio.create_subprocess_exec(
-                *self.command,
-                pass_fds=(self.read_end,),
-                env={**os.environ, PIPE: str(self.read_end)},
-                start_new_session=True,  # a terminal's Ctrl-C is for us, and we pass it on once
-            )
-            self.children.add(child)
-            try:
-                code = await child.wait()
-            except asyncio.CancelledError:
-                with suppress(ProcessLookupError):
-                    child.terminate()
-                await child.wait()
-                raise
-            finally:
-                self.children.discard(child)
+            code, pid = await self.live()
             if self.stopping.is_set():
-                self.codes.append(code)
+                self.codes.append(0 if code in ENDED_EARLY else code)
                 return
             quick = monotonic() - started < QUICK_SECONDS
             self.failures = self.failures + 1 if code == NOT_STARTED else 0
@@ -100,11 +100,40 @@ class Supervisor:
             pause = min(MAX_PAUSE_SECONDS, pause * 2) if quick else 0.1
             logger.warning(
                 "worker %d (process %d) %s; replacing it in %.1f s (%d so far)",
-                number, child.pid, ending(code), pause, self.replaced,
+                number, pid, ending(code), pause, self.replaced,
             )  # fmt: skip
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self.stopping.wait()
+
+    async def live(self) -> tuple[int, int]:
+        """Run one process until it ends. Gives its exit code and its id."""
+        read_end, write_end = os.pipe()
+        try:
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *self.command,
+                    pass_fds=(read_end,),
+                    env={**os.environ, PIPE: str(read_end)},
+                    start_new_session=True,  # a terminal's Ctrl-C is for us, and we pass it on once
+                )
+            finally:
+                os.close(read_end)
+            self.children[child] = write_end
+            try:
+                if self.order:
+                    send(write_end, self.order)
+                code = await child.wait()
+            finally:
+                del self.children[child]
+        finally:
+            os.close(write_end)  # if the process lives, it ends by itself now
+        return code, child.pid
+
+
+def send(write_end: int, order: int) -> None:
+    with suppress(BrokenPipeError):  # it has just ended
+        os.write(write_end, bytes([order]))
 
 
 def ending(code: int) -> str:
@@ -118,18 +147,43 @@ async def supervise(count: int, arguments: Sequence[str]) -> int:
     return await Supervisor((sys.executable, "-m", "fluidfast", *arguments), count).run()
 
 
-def die_with_supervisor() -> bool:
-    """In a worker: drain when the supervisor is gone. False, and nothing, if there is none."""
+class Orders:
+    """In a worker: follows the supervisor's orders from a thread, which works on while a handler blocks the loop."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self.signals: StopSignals | None = None
+        self.grace_seconds = 0.0
+        threading.Thread(target=self.follow, name="fluidfast-supervisor-watch", daemon=True).start()
+
+    def obeyed_by(self, signals: StopSignals, grace_seconds: float) -> None:
+        """From here on orders are steps of these, and until then what ends this process."""
+        self.grace_seconds = grace_seconds
+        self.signals = signals
+
+    def follow(self) -> None:
+        with suppress(OSError):
+            while order := os.read(self.pipe, 1):
+                self.obey(order[0])
+        # nobody holds the other end: the supervisor is gone
+        self.obey(DRAIN)
+        sleep(self.grace_seconds + END_SECONDS)
+        os._exit(1)  # what still runs blocks the loop, or ignores that it was cancelled: its lease runs out
+
+    def obey(self, order: int) -> None:
+        signals = self.signals
+        if signals is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            with suppress(RuntimeError):  # the loop is closed, and this process about to end
+                signals.loop.call_soon_threadsafe(signals.go_to, order)
+
+
+def orders_of_a_supervisor() -> Orders | None:
+    """In a worker: follow the supervisor's orders from here on. None if there is no supervisor."""
     text = os.environ.pop(PIPE, None)
     if text is None:
-        return False
+        return None
     pipe = int(text)
     os.set_inheritable(pipe, False)
-
-    def watch() -> None:
-        with suppress(OSError):
-            os.read(pipe, 1)  # nothing is ever written: it ends when nobody holds the other end
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="fluidfast-supervisor-watch", daemon=True).start()
-    return True
+    return Orders(pipe)

@@ -7,16 +7,18 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 from ..consumer import TaskConsumer
 from ..errors import TaskError
 from ..memory_broker import MemoryTaskBroker
+from ..process import keep_writing
 from ..settings import get_settings
 from .display import one_line
-from .loops import loop_name, on_signals, run_loop
-from .supervisor import NOT_STARTED, die_with_supervisor, supervise
+from .loops import STOP_SIGNALS, loop_name, on_signals, run_loop
+from .supervisor import NOT_STARTED, Orders, orders_of_a_supervisor, supervise
 from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
 
 __all__ = ["add", "run"]
@@ -31,7 +33,8 @@ cancelled."""
 EPILOG = """\
 The first SIGTERM or SIGINT drains: nothing more is claimed, what has not started goes back to its queue, what runs may
 finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), what has not finished then goes back as
-well. The second one does not wait for that, the third one kills.
+well. The second one does not wait for that, the third one kills. With --processes the supervisor tells its workers, so
+that a SIGTERM to all of them is one stop, and a SIGTERM within a second of another one is the same stop.
 
 exit code: 0 after a drain, 1 after an error, such as plain functions that hang in all threads
 
@@ -74,6 +77,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    keep_writing()
+    orders = orders_of_a_supervisor()
     found = load(options.manager)
     start_logging(options.log_level)
     if options.processes > 1:
@@ -85,12 +90,11 @@ def run(options: argparse.Namespace) -> int:
         if options.log_level is not None:
             arguments += ["--log-level", options.log_level]
         return run_loop(supervise(options.processes, arguments))
-    supervised = die_with_supervisor()
     started: list[bool] = []
     try:
-        return run_loop(work(found, options.manager, options.concurrency, started))
+        return run_loop(work(found, options.manager, options.concurrency, started, orders))
     except (CommandError, TaskError) as exc:
-        if started or not supervised:
+        if started or orders is None:
             raise
         print(f"fluidfast: error: {one_line(exc)}", file=sys.stderr)
         return NOT_STARTED
@@ -108,17 +112,17 @@ def start_logging(level: str | None) -> None:
         root.setLevel(level)
 
 
-async def work(found: Any, text: str, concurrency: int | None, started: list[bool]) -> int:
+async def work(found: Any, text: str, concurrency: int | None, started: list[bool], orders: Orders | None) -> int:
     manager = as_manager(found, text)
     consumer = as_consumer(manager, concurrency)
     try:
-        return await consume(consumer, started)
+        return await consume(consumer, started, orders)
     finally:
         if manager is not consumer:  # tasks may have queued with it
             await manager.on_shutdown()
 
 
-async def consume(consumer: TaskConsumer, started: list[bool]) -> int:
+async def consume(consumer: TaskConsumer, started: list[bool], orders: Orders | None) -> int:
     broker = consumer.broker
     await broker.connect()
     if isinstance(broker, MemoryTaskBroker):
@@ -136,7 +140,9 @@ async def consume(consumer: TaskConsumer, started: list[bool]) -> int:
         logger.warning("stopping now: what runs goes back to its queue")
         consumer.engine.hurry()
 
-    on_signals(drain, hurry)
+    signals = on_signals(drain, hurry, to_groups=STOP_SIGNALS if orders is not None else ())
+    if orders is not None:
+        orders.obeyed_by(signals, consumer.engine.grace_seconds)
     await consumer.startup()
     started.append(True)
     logger.info(
@@ -185,6 +191,7 @@ async def leave(consumer: TaskConsumer, pool: HandlersPool, failure: CommandErro
         if failure is not None:
             print(f"fluidfast: error: {one_line(failure)}", file=sys.stderr)
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed by what the tasks do, or none
+                stream.flush()
         os._exit(0 if failure is None else 1)

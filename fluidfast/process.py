@@ -1,0 +1,91 @@
+"""What this process is to the system: its standard streams, and the signals of the children that it forks."""
+
+import io
+import os
+import signal
+import sys
+from typing import Any
+
+__all__ = ["consumer_began", "consumer_ended", "keep_writing", "open_standard_streams"]
+
+# -- standard streams
+
+
+def open_standard_streams() -> None:
+    """Open ``/dev/null`` for each of stdin, stdout and stderr that this process was started without.
+
+    Else the next file or socket gets its number: what is printed goes there, and uvloop aborts when it closes that.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+class Forgiving(io.FileIO):
+    """A file whose writes never fail. What it could not write is gone."""
+
+    def write(self, data: Any, /) -> int:
+        size = len(memoryview(data).cast("B"))
+        try:
+            return super().write(data) or size
+        except OSError:
+            return size
+
+
+def keep_writing() -> None:
+    """Have stdout and stderr drop what they cannot write: the reader may be gone, or the disk full, and no run should
+    fail for that."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        if not isinstance(old, io.TextIOWrapper):
+            continue
+        raw = Forgiving(old.fileno(), "wb", closefd=False)
+        new = io.TextIOWrapper(
+            raw if isinstance(old.buffer, io.RawIOBase) else io.BufferedWriter(raw),  # raw: PYTHONUNBUFFERED
+            encoding=old.encoding,
+            errors=old.errors,
+            line_buffering=old.line_buffering,
+            write_through=old.write_through,
+        )
+        setattr(sys, name, new)
+
+
+# -- forked children
+
+_consumers = 0
+"""How many consumers run in this process."""
+_registered = False
+
+
+def consumer_began() -> None:
+    """From here on a child that is forked gets the default handlers of SIGINT and SIGTERM.
+
+    Those of an event loop, or of a server, only tell the parent's loop, which does not run in the child: it would
+    ignore ``Process.terminate()``, and a ``multiprocessing.Pool`` would never end.
+    """
+    global _consumers, _registered
+    _consumers += 1
+    if not _registered:
+        _registered = True
+        os.register_at_fork(after_in_child=_forked)
+
+
+def consumer_ended() -> None:
+    """Undo one ``consumer_began``."""
+    global _consumers
+    _consumers -= 1
+
+
+def _forked() -> None:
+    global _consumers
+    if not _consumers:
+        return
+    _consumers = 0
+    signal.set_wakeup_fd(-1)  # it is a socket of the parent's loop
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, default)
