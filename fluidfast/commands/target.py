@@ -7,7 +7,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -186,6 +187,7 @@ def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
         for kind, async_handlers in manager._async_handlers._handlers.items():
             for tag, async_handler in async_handlers.items():
                 consumer.register_async_handler(Event(kind, tag), async_handler)
+        consumer._async_contexts.insert(0, closing(manager))
         for context in manager._async_contexts:
             consumer.add_async_context_manager(context)
         consumer._plugins += manager._plugins
@@ -196,6 +198,15 @@ def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
     if concurrency is not None:
         consumer.config.max_concurrent_tasks = consumer.engine.concurrency = concurrency
     return consumer
+
+
+@asynccontextmanager
+async def closing(manager: TaskManager) -> AsyncIterator[None]:
+    """Close a manager at the end: tasks and handlers may have queued runs with it."""
+    try:
+        yield
+    finally:
+        await manager.on_shutdown()
 
 
 def say_what_is_left_out(manager: TaskManager) -> None:

@@ -113,16 +113,7 @@ def start_logging(level: str | None) -> None:
 
 
 async def work(found: Any, text: str, concurrency: int | None, started: list[bool], orders: Orders | None) -> int:
-    manager = as_manager(found, text)
-    consumer = as_consumer(manager, concurrency)
-    try:
-        return await consume(consumer, started, orders)
-    finally:
-        if manager is not consumer:  # tasks may have queued with it
-            await manager.on_shutdown()
-
-
-async def consume(consumer: TaskConsumer, started: list[bool], orders: Orders | None) -> int:
+    consumer = as_consumer(as_manager(found, text), concurrency)
     broker = consumer.broker
     await broker.connect()
     if isinstance(broker, MemoryTaskBroker):
