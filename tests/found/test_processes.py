@@ -130,7 +130,7 @@ def test_the_supervisor_s_second_stop_hurries_and_the_third_kills(app: Path, red
         until(lambda: running.stderr.count("stopping now") == 2, "both workers to hurry")
         running.signal(signal.SIGINT)
         assert running.end(5) == -signal.SIGINT
-    until(lambda: not any(map(is_alive, children)), "the end of the workers")
+    until(lambda: not any(map(is_alive, children)), "the end of the workers", 5)  # not after the grace period
 
 
 def test_workers_that_are_still_being_imported_are_told_too(app: Path, redis_url: str) -> None:
