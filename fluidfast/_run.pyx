@@ -78,8 +78,8 @@ cdef int priority_number(object priority) except -1:
             return number
     if not isinstance(priority, str):
         raise TaskUsageError(        # not its repr: these are params, which may hold secrets
-            f"unknown priority of type {type(priority).__name__}, expected one of {', '.join(_priorities)}; if these are "
-            "the run's params, give them by name: params=..., or each as a keyword"
+            f"unknown priority of type {type(priority).__name__}, expected one of {', '.join(_priorities)}; if these "
+            "are the run's params, give them by name: params=..., or each as a keyword"
         )
     found = _priority_numbers.get(priority)
     if found is None:

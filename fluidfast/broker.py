@@ -767,6 +767,27 @@ class TaskBroker(ABC):
         await self._queue_payload(priority, payload)
         return True
 
+    @abstractmethod
+    async def push_after(
+        self, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        """Queue a payload and set a mark to ``at``, unless the mark is there and is not ``after``. All in one step.
+
+        Gives whether this call queued it, and what the mark is now. It is forgotten after ``seconds``. After an error
+        the same call may be made again.
+
+        Raises:
+            NotDurableError, BrokerError: as ``push_once``.
+        """
+
+    @abstractmethod
+    async def marks(self, *names: str) -> list[int]:
+        """The marks of these names; 0 for one that is not there."""
+
+    @abstractmethod
+    async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
+        """Set marks to a value, to be forgotten after ``seconds``."""
+
     async def _queue_payload(self, priority: int, payload: bytes) -> None:
         if not self.push(priority, payload):
             groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])

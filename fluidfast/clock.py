@@ -1,9 +1,13 @@
 """The clock: fires schedules, each due time once, however many schedulers look at it.
 
-Every scheduler evaluates the schedules by itself, on each heartbeat, without the broker. What is due goes through
-``push_once``: the broker queues a run and remembers its due time in one step, so a second scheduler adds nothing, and
-one
-that is killed has queued the run or left it to the others. A broker that is not there is asked again on each heartbeat.
+Every scheduler evaluates the schedules by itself, on each heartbeat, without the broker. The broker queues a run that
+is due and remembers its due time in one step, so a second scheduler adds nothing, and one that is killed has queued the
+run or left it to the others. A broker that is not there is asked again on each heartbeat.
+
+Calendar times go through ``push_once``, under a key that names the time. Intervals go through ``push_after``: the
+broker keeps when each was fired last, and a scheduler that knows of an older time learns the newer one, and counts from
+it. Until when somebody looked at a calendar is a mark on the broker, too: a scheduler that starts makes up for times
+that went by since then.
 """
 
 import asyncio
@@ -14,9 +18,10 @@ from time import monotonic
 from typing import Any
 
 from ._run import TaskRun
+from .checks import CENTURY, check_number
 from .config import TaskManagerConfig
 from .consumer import TaskConsumer
-from .errors import BrokerConnectionError, BrokerError, NotDurableError
+from .errors import BrokerConnectionError, BrokerError, ConfigError, NotDurableError
 from .manager import TaskManager
 from .schedule import CronRun, Scheduler, crontab, every
 from .settings import get_settings
@@ -27,11 +32,15 @@ __all__ = ["ScheduleTasks", "TaskScheduler"]
 
 logger = logging.getLogger(__name__)
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-CATCH_UP = timedelta(minutes=10)
-"""Calendar minutes that went by between two looks (a blocked event loop) are made up for, if they are not more."""
 REMEMBER_SECONDS = 7200.0
-"""How long a due time of the calendar is remembered as fired: how far clocks of two schedulers may be apart."""
+"""How long a due time of the calendar is remembered as fired: how far clocks of two schedulers may be apart, and longer
+than ``catch_up_seconds`` may be."""
+LOOKED_SECONDS = 20.0
+"""How often the broker is told until when calendars were looked at."""
+LOOKED_KEPT_SECONDS = 7 * 86400.0
+"""How long it remembers that."""
 DISABLED_SECONDS = 1.0
 """How long a disabled task that is due is left alone before the broker is asked again."""
 
@@ -45,7 +54,9 @@ class Due:
     remember_seconds: float
     since: float
     previous: CronRun | None
-    """What was the task's last run before."""
+    """The task's last run before."""
+    at: int = 0
+    """Of an interval: its time in microseconds since the epoch."""
     init: TaskRun[Any, Any] | None = None
     queued: TaskRun[Any, Any] | None = None
     payload: bytes = b""
@@ -63,6 +74,7 @@ class ScheduleTasks(Worker):
         super().__init__(stopping_grace_period=stopping_grace_period)
         self.task_manager = task_manager
         self.heartbeat = get_settings().scheduler_heartbeat_millis / 1000 if heartbeat is None else heartbeat
+        self.catch_up = timedelta(seconds=task_manager.config.catch_up_seconds)
         self.last_run: dict[str, CronRun] = {}
         """Task name -> the due time that was seen last."""
         self.fired = 0
@@ -71,6 +83,10 @@ class ScheduleTasks(Worker):
         self._quiet: dict[str, float] = {}  # task name -> until when (monotonic seconds) it is not looked at
         self._broken: set[str] = set()
         self._looked: datetime | None = None
+        self._first_look: dict[str, datetime] = {}  # name of a mark -> when this scheduler looked first
+        self._unread: set[str] = set()  # marks that are to be read
+        self._fired: dict[str, int] = {}  # name of a mark -> what it is, as far as is known
+        self._tell_at = 0.0  # when the broker is to be told of our looks (monotonic seconds)
         self._failing = False
 
     async def run(self) -> None:
@@ -80,7 +96,7 @@ class ScheduleTasks(Worker):
                 if self.task_manager.config.schedule_tasks:
                     self.look(datetime.now(UTC))
                     # apart, so that a broker that takes its time does not keep us from looking
-                    if self._due and (firing is None or firing.done()):
+                    if (self._due or self._has_to_tell()) and (firing is None or firing.done()):
                         firing = asyncio.create_task(self.fire(), name=f"{self.worker_name}-fire")
                 await self._wait_stop(self.heartbeat)
             try:
@@ -108,29 +124,34 @@ class ScheduleTasks(Worker):
     def look(self, now: datetime) -> None:
         """Note what is due at ``now`` (aware). Asks nobody."""
         moments = [now]
-        if self._looked is not None and MINUTE <= now - self._looked <= CATCH_UP:
-            missed = self._looked.replace(second=0, microsecond=0) + MINUTE
-            while missed < now.replace(second=0, microsecond=0):
-                moments.insert(-1, missed)
-                missed += MINUTE
+        if self._looked is not None and MINUTE <= now - self._looked <= self.catch_up:
+            moments = [*minutes_between(self._looked, now), now]
         self._looked = now
         for task in self.task_manager.registry.periodic():
             schedule = task.schedule
             assert schedule is not None
+            if isinstance(schedule, crontab | every) and (mark := mark_of(task)) not in self._first_look:
+                self._first_look[mark] = now
+                self._unread.add(task.name)
             if self._quiet and self._quiet.get(task.name, 0.0) > monotonic():
                 continue
             for moment in moments if isinstance(schedule, crontab) else (now,):
                 previous = self.last_run.get(task.name)
-                try:
-                    run = schedule(moment, previous)
-                except BaseException:  # it is a plain call: nobody can have cancelled it
-                    if task.name not in self._broken:  # once, and not ten times a second
-                        self._broken.add(task.name)
-                        logger.exception("%s: the schedule of task %s failed", self.worker_name, task.name)
-                    continue
+                run = self._evaluate(task, schedule, moment, previous)
                 if run is not None:
                     self.last_run[task.name] = run
                     self._note(task, schedule, run, moment, previous)
+
+    def _evaluate(
+        self, task: Task[Any], schedule: Scheduler, moment: datetime, previous: CronRun | None
+    ) -> CronRun | None:
+        try:
+            return schedule(moment, previous)
+        except BaseException:  # it is a plain call: nobody can have cancelled it
+            if task.name not in self._broken:  # once, and not ten times a second
+                self._broken.add(task.name)
+                logger.exception("%s: the schedule of task %s failed", self.worker_name, task.name)
+            return None
 
     def _note(
         self, task: Task[Any], schedule: Scheduler, run: CronRun, moment: datetime, previous: CronRun | None
@@ -139,29 +160,35 @@ class ScheduleTasks(Worker):
             # One interval that is owed is enough; those of other schedules have a meaning each.
             for key in [key for key, due in self._due.items() if due.task.name == task.name]:
                 del self._due[key]
-            width = max(schedule.delta.total_seconds(), self.heartbeat)
             # whole seconds are counted by the run, which does not drift with the moments of the looks
             exact = moment if schedule.delta.microseconds or not schedule.delta else run.datetime
-            number = int(exact.timestamp() // width)
-            remember_seconds = max(120.0, 3 * width)
+            number = at = micros_of(exact)
+            remember_seconds = max(120.0, 3 * (schedule.delta + schedule.jitter).total_seconds())
         else:
-            number = int(run.datetime.timestamp())
+            number, at = int(run.datetime.timestamp()), 0
             remember_seconds = REMEMBER_SECONDS
         key = f"schedule:{task.name}:{number}"
-        self._due[key] = Due(task, key, remember_seconds, monotonic(), previous)
+        self._due[key] = Due(task, key, remember_seconds, monotonic(), previous, at)
 
     # -- firing
 
     async def fire(self) -> None:
         """Queue what is due and was fired by nobody. What the broker cannot take now stays due; raises nothing."""
-        dues = list(self._due.values())
-        if not dues:
-            return
         try:
-            infos = await self.task_manager.broker.get_tasks_info(*{due.task.name for due in dues})
+            if self._unread:
+                await self._read_marks()
+            if await self._fire_dues():
+                await self._tell_looks()
+                self._failing = False
         except Exception as exc:
             self._failed(exc)
-            return
+
+    async def _fire_dues(self) -> bool:
+        """False: the broker is not there, which was said."""
+        dues = list(self._due.values())
+        if not dues:
+            return True
+        infos = await self.task_manager.broker.get_tasks_info(*{due.task.name for due in dues})
         enabled = {info.name: info.enabled for info in infos}
         for due in dues:
             if due.key not in self._due:
@@ -173,8 +200,8 @@ class ScheduleTasks(Worker):
                 self._due.pop(due.key, None)
                 logger.error("%s: gave up %s, the broker was not there for too long", self.worker_name, due.key)
             elif not await self._fire(due):
-                return
-        self._failing = False
+                return False
+        return True
 
     def _forget_disabled(self, due: Due) -> None:
         """As if it had not been due, so that it is if the task is enabled in time."""
@@ -187,14 +214,13 @@ class ScheduleTasks(Worker):
 
     async def _fire(self, due: Due) -> bool:
         """False: the broker is not there, it makes no sense to go on."""
-        manager = self.task_manager
         try:
             if due.queued is None:
                 self._make_run(due)
             assert due.init is not None
             assert due.queued is not None
             try:
-                is_ours = await manager.broker.push_once(due.key, due.remember_seconds, due.queued.prio, due.payload)
+                is_ours = await self._push(due, due.queued.prio)
             except NotDurableError as exc:  # it is queued, and by us
                 logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
                 is_ours = True
@@ -213,15 +239,88 @@ class ScheduleTasks(Worker):
             due.queued._emit()
         return True
 
+    async def _push(self, due: Due, priority: int) -> bool:
+        broker = self.task_manager.broker
+        if not due.at:
+            return await broker.push_once(due.key, due.remember_seconds, priority, due.payload)
+        mark = mark_of(due.task)
+        after = self._fired.get(mark, 0)
+        self._fired[mark] = due.at  # also if it is queued and an error says that it is not as safe as it should be
+        try:
+            is_ours, fired = await broker.push_after(mark, after, due.at, due.remember_seconds, priority, due.payload)
+        except NotDurableError:
+            raise
+        except BaseException:
+            self._fired[mark] = after
+            raise
+        if not is_ours:
+            self._count_from(due.task, fired)
+        return is_ours
+
     def _make_run(self, due: Due) -> None:
         manager = self.task_manager
         run = manager.create_task_run(due.task)
         delay = due.task.randomize() if due.task.randomize else 0
+        check_number("randomize", delay, ConfigError, least=-CENTURY)
         if delay > 0:
             run.execute_after = datetime.now(UTC) + timedelta(seconds=delay)
         due.init = run.model_copy()
         due.payload = manager.broker.codec.submit(run)
         due.queued = run
+
+    # -- what the broker remembers
+
+    async def _read_marks(self) -> None:
+        """Learn when intervals were fired last, and until when calendars were looked at, before we looked."""
+        registry = self.task_manager.registry
+        tasks = [registry[name] for name in self._unread if name in registry]
+        values = await self.task_manager.broker.marks(*map(mark_of, tasks))
+        for task, value in zip(tasks, values, strict=True):
+            if value and isinstance(task.schedule, every):
+                self._count_from(task, value)
+            elif value and isinstance(task.schedule, crontab):
+                self._make_up(task, task.schedule, datetime.fromtimestamp(value / 1e6, UTC))
+            self._unread.discard(task.name)
+        self._unread.intersection_update(registry)
+
+    def _count_from(self, task: Task[Any], fired: int) -> None:
+        """An interval was fired at this time by another scheduler: the next one counts from it."""
+        schedule = task.schedule
+        if not isinstance(schedule, every):
+            return
+        for key in [key for key, due in self._due.items() if due.task.name == task.name]:
+            del self._due[key]
+        self._fired[mark_of(task)] = fired
+        moment = datetime.fromtimestamp(fired / 1e6, UTC)
+        # a clock that was wrong may have fired it in what is the future to us
+        self.last_run[task.name] = schedule.fired_at(moment if self._looked is None else min(moment, self._looked))
+
+    def _make_up(self, task: Task[Any], schedule: crontab, looked: datetime) -> None:
+        """Note the calendar times after somebody looked last and before we looked first, within the window."""
+        first = self._first_look[mark_of(task)]
+        for moment in minutes_between(max(looked, first - self.catch_up), first):
+            run = self._evaluate(task, schedule, moment, None)
+            if run is not None:
+                logger.info("%s: making up for %s of task %s", self.worker_name, run.datetime, task.name)
+                self._note(task, schedule, run, moment, None)
+
+    def _has_to_tell(self) -> bool:
+        return bool(self._unread) or (monotonic() >= self._tell_at and bool(self._first_look))
+
+    async def _tell_looks(self) -> None:
+        """Tell the broker now and then until when calendars were looked at, but for those that have to be fired yet."""
+        if not self._has_to_tell():
+            return
+        self._tell_at = monotonic() + LOOKED_SECONDS
+        if self._looked is None or not self.catch_up:
+            return
+        owed = {due.task.name for due in self._due.values()} | self._unread
+        names = [
+            mark_of(task)
+            for task in self.task_manager.registry.periodic()
+            if isinstance(task.schedule, crontab) and task.name not in owed
+        ]
+        await self.task_manager.broker.set_marks(names, micros_of(self._looked), LOOKED_KEPT_SECONDS)
 
     def _failed(self, exc: Exception) -> None:
         if not isinstance(exc, BrokerError):
@@ -229,6 +328,23 @@ class ScheduleTasks(Worker):
         elif not self._failing:
             logger.warning("%s: cannot fire what is due, trying again: %s", self.worker_name, exc)
         self._failing = True
+
+
+def mark_of(task: Task[Any]) -> str:
+    """Name of the mark on the broker that a task's schedule counts from."""
+    return f"{'fired' if isinstance(task.schedule, every) else 'looked'}:{task.name}"
+
+
+def micros_of(moment: datetime) -> int:
+    """Microseconds since the epoch of an aware datetime."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def minutes_between(start: datetime, end: datetime) -> list[datetime]:
+    """The full minutes after that of ``start`` and before that of ``end``."""
+    first = start.replace(second=0, microsecond=0) + MINUTE
+    last = end.replace(second=0, microsecond=0)
+    return [first + number * MINUTE for number in range(max(0, (last - first) // MINUTE))]
 
 
 class TaskScheduler(TaskConsumer):

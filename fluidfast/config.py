@@ -28,6 +28,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "max_dead_bytes": KEPT,
     "max_failed": KEPT,
     "max_failed_bytes": KEPT,
+    "catch_up_seconds": {"most": 3600},
 }
 """Fields that take a number, and their ranges; None is always one where the field allows it."""
 
@@ -38,6 +39,8 @@ class TaskManagerConfig:
 
     ``broker_url``: where runs are kept (``""``: FLUID_BROKER_URL, else ``memory://``).
     ``schedule_tasks``, ``consume_tasks``: whether a scheduler fires and a consumer consumes.
+    ``catch_up_seconds``: calendar times (``crontab``) that went by while no scheduler looked, because of a restart or a
+    blocked event loop, are fired if they are not longer ago; 0: they are skipped. At most 3600.
     ``max_concurrent_tasks``: runs at the same time in one consumer.
     ``sleep_millis``: how long an idle consumer of a broker without wake-ups would sleep, in milliseconds; ours are
     woken and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
@@ -66,6 +69,7 @@ class TaskManagerConfig:
 
     schedule_tasks: bool = field(default_factory=lambda: not is_in_cpu_process())
     consume_tasks: bool = True
+    catch_up_seconds: float = 600.0
     max_concurrent_tasks: int = field(default_factory=lambda: get_settings().max_concurrent_tasks)
     sleep_millis: float = field(default_factory=lambda: get_settings().sleep_millis)
     broker_url: str = ""

@@ -130,6 +130,11 @@ class Keys:
         """String with a TTL: a lock, in a Cluster. Elsewhere its key is its bare name, as aio-fluid's is."""
         return f"{self.prefix}-ff:lock:{name}"
 
+    def mark(self, name: str) -> str:
+        """String with a TTL, a number: when a schedule fired last (``fired:TASK``), or until when somebody looked at it
+        (``looked:TASK``), in microseconds since the epoch."""
+        return f"{self.prefix}-ff:mark:{name}"
+
     def first(self, key: str) -> str:
         """String with a TTL: somebody was the first to do this (a due time of a schedule)."""
         return f"{self.prefix}-ff:first:{key}"

@@ -61,6 +61,7 @@ class Store:
         self.statuses: dict[str, tuple[float, dict[str, Any]]] = {}
         self.aborted: dict[str, tuple[float, str]] = {}
         self.firsts: dict[str, float] = {}
+        self.marks: dict[str, tuple[int, float]] = {}
         self.locks: dict[str, MemoryLock] = {}
 
     def kept(self, kind: Kind) -> "Kept":
@@ -555,6 +556,26 @@ class MemoryTaskBroker(TaskBroker):
             return False
         firsts[key] = now + seconds
         return True
+
+    async def push_after(
+        self, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        (present,) = await self.marks(mark)
+        if present not in (0, after):
+            return False, present
+        self.store.marks[mark] = at, monotonic() + seconds
+        self.push(priority, payload)
+        return True, at
+
+    async def marks(self, *names: str) -> list[int]:
+        now = monotonic()
+        marks = self.store.marks
+        for old in [name for name, (_, end) in marks.items() if end <= now]:
+            del marks[old]
+        return [marks.get(name, (0, 0.0))[0] for name in names]
+
+    async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
+        self.store.marks.update(dict.fromkeys(names, (value, monotonic() + seconds)))
 
     async def close(self) -> None:
         return None

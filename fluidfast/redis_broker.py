@@ -501,6 +501,32 @@ class RedisTaskBroker(TaskBroker):
             raise self.not_durable(1)
         return bool(pushed)
 
+    async def push_after(
+        self, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        (pushed, found), durable = await self.durably(
+            "fire", mark, after, at, milliseconds(seconds), PRIORITIES[priority], payload
+        )
+        if pushed and not durable:
+            raise self.not_durable(1)
+        return bool(pushed), int(found)
+
+    async def marks(self, *names: str) -> list[int]:
+        if not names:
+            return []
+        keys = [self.keys.mark(name) for name in names]
+        return [int(value or 0) for value in await self.redis(lambda: self.redis_cli.mget(keys))]
+
+    async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=False)
+            for name in names:
+                pipe.set(self.keys.mark(name), value, px=milliseconds(seconds))
+            return await pipe.execute()
+
+        if names:
+            await self.redis(action)
+
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
         flat: list[Any] = [new_id(), DELAY_MS]
         for seconds, priority, payload in entries:

@@ -109,8 +109,12 @@ class every(Scheduler):
         elif self._since(last_run, timestamp) < self._delta:
             return None
         self._delta = self.next_delta()
-        run = _run_of(timestamp, timestamp.second, timestamp.tzinfo or UTC)
-        self._fired = run, timestamp
+        return self.fired_at(timestamp)
+
+    def fired_at(self, moment: datetime) -> CronRun:
+        """The run of an aware ``moment``, from which the next ``delta`` counts. For runs that another process fired."""
+        run = _run_of(moment, moment.second, moment.tzinfo or UTC)
+        self._fired = run, moment
         return run
 
     def _since(self, last_run: CronRun, timestamp: datetime) -> timedelta:

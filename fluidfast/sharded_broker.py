@@ -221,6 +221,18 @@ class ShardedRedisBroker(TaskBroker):
         await self.agree()
         return await self.shards[self.number_of(key)].push_once(key, seconds, priority, payload)
 
+    async def push_after(
+        self, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        await self.agree()
+        return await self.home.push_after(mark, after, at, seconds, priority, payload)
+
+    async def marks(self, *names: str) -> list[int]:
+        return await self.home.marks(*names)
+
+    async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
+        await self.home.set_marks(names, value, seconds)
+
     async def _queue_payload(self, priority: int, payload: bytes) -> None:
         await self.agree()
         await self._next()._queue_payload(priority, payload)

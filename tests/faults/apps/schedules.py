@@ -22,6 +22,7 @@ async def note(ctx: TaskRun) -> None:
 
 each_second = task(schedule=every(timedelta(seconds=1)), name="each_second")(note)
 each_other = task(schedule=every(timedelta(seconds=2)), name="each_other")(note)
+PERIODS = {"each_second": 1, "each_other": 2}
 each_minute = task(schedule=crontab(), name="each_minute")(note)
 
 
@@ -37,6 +38,20 @@ def take_notes() -> None:
         return is_ours
 
     RedisTaskBroker.push_once = push_noted  # type: ignore[method-assign]
+    push_after = RedisTaskBroker.push_after
+
+    async def push_after_noted(
+        self: RedisTaskBroker, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        name = mark.partition(":")[2]
+        key = f"schedule:{name}:{at // (1_000_000 * PERIODS[name])}"
+        ledger().note(f"try {key} {read_fields(payload)['id']}")
+        is_ours, fired = await push_after(self, mark, after, at, seconds, priority, payload)
+        if is_ours:
+            ledger().note(f"fired {key}")
+        return is_ours, fired
+
+    RedisTaskBroker.push_after = push_after_noted  # type: ignore[method-assign]
 
 
 def plant(bug: str) -> None:
@@ -52,9 +67,28 @@ def plant(bug: str) -> None:
     async def push_always(self: RedisTaskBroker, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         return await push_once(self, f"{key}{read_fields(payload)['id']}", seconds, priority, payload)
 
+    push_after = RedisTaskBroker.push_after
+
+    async def mark_then_push_after(
+        self: RedisTaskBroker, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        (fired,) = await self.marks(mark)
+        if fired not in (0, after):
+            return False, fired
+        await self.set_marks([mark], at, seconds)
+        await asyncio.sleep(0.05)
+        return await push_after(self, f"{mark}{at}", 0, at, seconds, priority, payload)
+
+    async def push_after_always(
+        self: RedisTaskBroker, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
+    ) -> tuple[bool, int]:
+        return await push_after(self, f"{mark}{read_fields(payload)['id']}", 0, at, seconds, priority, payload)
+
     if bug:
-        found: Any = {"mark-then-push": mark_then_push, "push-always": push_always}[bug]
-        RedisTaskBroker.push_once = found  # type: ignore[method-assign]
+        planted: Any = {
+            "mark-then-push": (mark_then_push, mark_then_push_after), "push-always": (push_always, push_after_always)
+        }[bug]  # fmt: skip
+        RedisTaskBroker.push_once, RedisTaskBroker.push_after = planted  # type: ignore[method-assign]
 
 
 async def main() -> None:
