@@ -22,7 +22,7 @@ from time import monotonic
 
 from .backpressure import SLOT
 from .errors import TaskRunError
-from .executor import SET_TO_FAILURE
+from .executor import SET_TO_FAILURE, refuse_unrun
 from .task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
@@ -196,7 +196,10 @@ cdef class Slots:
                         now = monotonic()
                     executor = self.start(slot, held, now)
                     try:
-                        await executor(held.run)
+                        result = await executor(held.run)
+                        if result is not None:
+                            refuse_unrun(result)
+                            result = None  # it may be large, and the slot may idle
                     except BaseException as exc:
                         self._broke(slot, held, exc)
                     else:

@@ -33,7 +33,7 @@ from .errors import (
     UnknownTaskError,
 )
 from .events import is_current
-from .executor import SET_TO_FAILURE, retry_after_failure, retry_when_limited
+from .executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
 from .process import consumer_began, consumer_ended
 from .settler import SETTLE_SECONDS, Lease, Settler
@@ -588,6 +588,7 @@ class Engine(Slots, Worker):
         try:
             runs = [held.run for held in helds]
             failed = await (task.executor(runs) if is_async(task.executor) else self._in_thread(slot, task, runs))
+            refuse_unrun(failed)
         except BaseException as exc:
             for held in reversed(helds):  # the last claimed goes back first, if they go back
                 self._broke(slot, held, exc)

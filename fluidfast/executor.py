@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,12 @@ from .errors import TaskAbortedError, TaskRunError
 from .events import is_current
 from .states import TaskState
 from .task import TaskExecutor, is_async
+from .texts import printable
 
-__all__ = ["Retry", "call", "execute", "retry_after_failure", "retry_when_limited"]
+__all__ = ["Retry", "call", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
 
+UNRUN = frozenset(("coroutine", "generator", "async_generator"))
+"""Names of types of what is returned and has not run; those of compiled functions are other types with these names."""
 SET_TO_FAILURE = "the task's function set it to failure"
 
 
@@ -32,11 +35,14 @@ async def call(executor: TaskExecutor, argument: Any) -> Any:
     """Call a task's function with its run, or its runs if it takes a batch: a coroutine function here, any other in a
     thread of the loop's pool, with a copy of the context."""
     if is_async(executor):
-        return await executor(argument)
+        result = await executor(argument)
+        refuse_unrun(result)
+        return result
     loop = asyncio.get_running_loop()
     result = await loop.run_in_executor(None, functools.partial(copy_context().run, call_in_thread, executor, argument))
     if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
         result = await result
+    refuse_unrun(result)
     return result
 
 
@@ -47,6 +53,19 @@ def call_in_thread(executor: TaskExecutor, argument: Any) -> Any:
         return executor(argument)
     except (StopIteration, GeneratorExit) as exc:
         raise RuntimeError(f"the task's function raised {type(exc).__name__}") from exc
+
+
+def refuse_unrun(result: Any) -> None:
+    """Raise TaskRunError if a task's function returned work instead of doing it: a generator that nobody iterates over,
+    a coroutine that nobody awaits."""
+    if type(result).__name__ in UNRUN and isinstance(result, Coroutine | Generator | AsyncGenerator):
+        if isinstance(result, Coroutine):
+            result.close()  # which is no warning, since the error says it
+        name = getattr(result, "__qualname__", "")
+        raise TaskRunError(
+            f"the task's function returned a {type(result).__name__} ({printable(name)}) that was not run: await "
+            "it, or iterate over it, within the function"
+        )
 
 
 def raise_failed(result: Any, run: TaskRun[Any, Any]) -> None:
