@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.broker import TaskBroker
+from fluidfast.checks import CENTURY
+from fluidfast.replies import TaskRunWaiter
 
 limited = gated._replace(max_concurrency=1)
 
@@ -103,6 +107,40 @@ async def test_in_a_mixed_fleet_an_id_runs_once_at_a_time(redis_url: str, no_lea
     await broker.free([("gated", "batch:m2 same")])
     await broker.farewell("a")
     await broker.close()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, CENTURY])
+async def test_a_run_may_take_for_ever(broker_url: str, no_leaked_keys: Any, seconds: float) -> None:
+    """Every place that a timeout goes to takes such a one: timers, the server's expiry, who waits for the run."""
+    no_leaked_keys.allow("*-tasks-*")
+    ran: list[str] = []
+
+    @task(name="loop", timeout_seconds=seconds, max_concurrency=1)
+    async def in_loop(ctx: TaskRun[Any, Notes]) -> None:
+        ran.append(ctx.name)
+
+    @task(name="thread", timeout_seconds=seconds, max_concurrency=1)
+    def in_thread(ctx: TaskRun[Any, Notes]) -> None:
+        ran.append(ctx.name)
+
+    @task(name="batch", timeout_seconds=seconds, batch=2, batch_wait=0.01)
+    def in_batch(runs: list[TaskRun[Any, Notes]]) -> None:
+        ran.append(runs[0].name)
+
+    for fleet in ("own", "mixed"):
+        consumer = TaskConsumer(broker_url=with_options(broker_url, fleet=fleet))
+        waiter = TaskRunWaiter(consumer)
+        for one in (in_loop, in_thread, in_batch):
+            consumer.register_task(one)
+        with waiter:
+            await consumer.startup()
+            for name in ("loop", "thread", "batch"):
+                run = await within(consumer.queue_and_wait(name))
+                assert str(run.state) == "success"
+                assert str((await within(waiter.wait(await consumer.queue(name)))).state) == "success"
+                assert str((await within(consumer.execute(name))).state) == "success"
+            await within(consumer.shutdown())
+    assert Counter(ran) == {"loop": 6, "thread": 6, "batch": 6}
 
 
 async def test_the_slot_of_a_run_whose_lease_was_lost_is_free(broker_url: str, no_leaked_keys: Any) -> None:
