@@ -8,6 +8,7 @@ context. Other runs pay one comparison for that.
 """
 
 cimport cython
+from cpython.object cimport PyObject
 from ._clock cimport now_us
 from ._leases cimport Claimed, Lease, Ledger
 from ._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
@@ -27,7 +28,16 @@ from .task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 
+ctypedef int (*visitproc)(PyObject*, void*) noexcept
+
 cdef extern from "Python.h":
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+    ctypedef struct PyThreadState:
+        PyObject* context
+    PyTypeObject* Py_TYPE(PyObject* one) noexcept
+    PyThreadState* PyThreadState_Get() noexcept
     object PyContext_CopyCurrent()
     int PyObject_RichCompareBool(object one, object other, int operator) noexcept
     int Py_EQ
@@ -156,7 +166,7 @@ cdef class Slots:
         ready = self._ready
         loop = asyncio.get_running_loop()
         task = slot.task = asyncio.current_task()
-        context = PyContext_CopyCurrent()
+        remember_context(slot, PyContext_CopyCurrent())
         now = yielded = monotonic()
         while True:
             if not ready or self._draining:  # what has not started then goes back
@@ -171,8 +181,7 @@ cdef class Slots:
             if type(taken) is not Claimed:
                 await self._work_group(slot, taken)
                 taken = None
-                context = unchanged(context)
-                if context is None or task.cancelling():
+                if is_context_changed(slot) or task.cancelling():
                     slot.spent = True
                     return
                 now = yielded = monotonic()
@@ -208,8 +217,7 @@ cdef class Slots:
                 self._mishandled(slot, held, exc)
             finally:
                 self.vacate(slot)
-            context = unchanged(context)
-            if context is None or task.cancelling():
+            if is_context_changed(slot) or task.cancelling():
                 slot.spent = True
                 return
             now = monotonic()
@@ -270,12 +278,48 @@ cdef class Slots:
         return self._settler.end(held)
 
 
-cdef object unchanged(object context):
-    """The context of this task, if its variables are still those of ``context``; None if a run has changed any."""
+# A context keeps its variables in one object that never changes: a change puts another in its place. So a pointer tells
+# whether anything was set, and it can be seen without a copy by what a context shows to the garbage collector.
+
+cdef struct Look:
+    PyObject* wanted
+    PyObject* last
+    bint seen
+
+
+cdef int see(PyObject* one, void* arg) noexcept:
+    cdef Look* look = <Look*>arg
+    look.last = one
+    look.seen |= one == look.wanted
+    return 0
+
+
+cdef Look look_into(PyObject* context, PyObject* wanted) noexcept:
+    cdef Look look
+    look.wanted = wanted
+    look.last = NULL
+    look.seen = False
+    if context != NULL:
+        Py_TYPE(context).tp_traverse(context, see, &look)
+    return look
+
+
+cdef int remember_context(Slot slot, object copied) except -1:
+    """Note the variables in a copy of the context that a slot's task runs in."""
+    slot.context = copied  # and so they live
+    slot.variables = look_into(<PyObject*>copied, NULL).last
+    return 0
+
+
+cdef bint is_context_changed(Slot slot) except -1:
+    """Whether a variable has another value in this task's context than when that was remembered."""
+    cdef int same
+    if look_into(PyThreadState_Get().context, <PyObject*>slot.variables).seen:
+        return False
     now = PyContext_CopyCurrent()
-    cdef int same = PyObject_RichCompareBool(now, context, Py_EQ)
-    if same > 0:
-        return now  # one that was set and reset is compared in a glance the next time
+    same = PyObject_RichCompareBool(now, slot.context, Py_EQ)
     if same < 0:  # a value cannot be compared
         PyErr_Clear()
-    return None
+    if same <= 0:
+        return True
+    return remember_context(slot, now)  # set and reset
