@@ -216,7 +216,11 @@ class ScheduleTasks(Worker):
         """False: the broker is not there, it makes no sense to go on."""
         try:
             if due.queued is None:
-                self._make_run(due)
+                try:
+                    self._make_run(due)
+                except (asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt) as exc:
+                    # of randomize, or of the params: this waits for nothing, so nobody can have cancelled it
+                    raise RuntimeError(f"making its run raised {type(exc).__name__}") from exc
             assert due.init is not None
             assert due.queued is not None
             try:

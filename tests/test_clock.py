@@ -348,6 +348,25 @@ async def test_randomize(rig: Rig) -> None:
     assert seconds(29) < run.execute_after - before < seconds(60)
 
 
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt, StopIteration])
+async def test_whatever_a_schedule_or_randomize_raises(rig: Rig, kind: type[BaseException], caplog: Any) -> None:
+    """It keeps nothing else from being fired."""
+
+    def fails(*given: Any) -> Any:
+        raise kind
+
+    class Broken(crontab):
+        __call__ = fails
+
+    clock = rig.scheduler(
+        scheduled(Broken(), name="a"), scheduled(crontab(), randomize=fails, name="b"), scheduled(crontab(), name="c")
+    )
+    assert await step(clock, NOON) == 1
+    assert not clock._due
+    assert "the schedule of task a failed" in caplog.text
+    assert "cannot make a run of task b" in caplog.text
+
+
 async def test_a_randomized_run_is_delayed_by_its_consumer() -> None:
     scheduler = TaskScheduler(broker_url=f"memory://{uuid.uuid4().hex}")
     scheduler.register_task(scheduled(every(seconds(3600)), randomize=lambda: 500))

@@ -366,10 +366,18 @@ async def test_a_run_is_not_held_by_the_queue_that_it_should_empty(start: Start,
             await ctx.task_manager.queue("note", n=n)
         await ctx.task_manager.queue_many("note", ({"n": n} for n in range(30)))
 
-    consumer = await start(parent, max_concurrent_tasks=2, max_queue_length=10)
+    loop = asyncio.get_running_loop()
+
+    @task
+    def in_thread(ctx: TaskRun[Any, Notes]) -> None:
+        for n in range(30):
+            asyncio.run_coroutine_threadsafe(ctx.task_manager.queue("note", n=n), loop).result(20)
+
+    consumer = await start(parent, in_thread, max_concurrent_tasks=2, max_queue_length=10)
     for n in range(4):
         await within(consumer.queue("parent", gather=n % 2))
-    await until(lambda: len(notes.done) == 4 * 60 + 2 * 30)
+        await within(consumer.queue("in_thread"))
+    await until(lambda: len(notes.done) == 4 * 60 + 2 * 30 + 4 * 30)
     await until(lambda: empty(consumer))
 
 
