@@ -118,16 +118,16 @@ def test_a_signal_to_the_whole_group_is_one_stop(app: Path, redis_url: str, numb
     assert "stopping now" not in running.stderr
 
 
-def test_the_supervisor_s_second_stop_hurries_and_the_third_kills(app: Path, redis_url: str) -> None:
-    queue(app, redis_url, "stubborn", "stubborn")
+def test_the_supervisor_s_third_stop_kills_workers_whose_loop_is_blocked(app: Path, redis_url: str) -> None:
+    queue(app, redis_url, "sleeps", "sleeps")
     options = ("--processes", "2", "--concurrency", "1")
     with Running("worker", "app:manager", *options, cwd=app, FLUID_BROKER_URL=redis_url) as running:
         until(lambda: len(notes(app, "start")) == 2, "both runs")
         children = running.children()
         running.signal(signal.SIGINT)
-        until(lambda: running.stderr.count("stopping: ") == 2, "both workers to drain")
+        running.wait_for("draining 2 workers")
         running.signal(signal.SIGINT)
-        until(lambda: running.stderr.count("stopping now") == 2, "both workers to hurry")
+        running.wait_for("hurrying 2 workers")
         running.signal(signal.SIGINT)
         assert running.end(5) == -signal.SIGINT
     until(lambda: not any(map(is_alive, children)), "the end of the workers", 5)  # not after the grace period
