@@ -6,11 +6,22 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["CENTURY", "LEASE_SECONDS", "MAX_CONCURRENT", "PAYLOAD_BYTES", "check_number", "read_number", "shown"]
+__all__ = [
+    "CENTURY",
+    "LEASE_SECONDS",
+    "MAX_CONCURRENT",
+    "MAX_COUNT",
+    "PAYLOAD_BYTES",
+    "check_number",
+    "read_number",
+    "shown",
+]
 
 CENTURY = 100 * 365 * 86400.0
 """Seconds; the longest finite time that an option may name. Every clock, timer and server counts that far."""
 
+MAX_COUNT = 10**9
+"""The most of anything that is counted: attempts, runs at the same time."""
 LEASE_SECONDS: dict[str, Any] = {"least": 0.001}
 """Range of ``lease_seconds``."""
 PAYLOAD_BYTES: dict[str, Any] = {"least": 1, "most": 512 << 20, "whole": True}

@@ -73,7 +73,9 @@ class ScheduleTasks(Worker):
     ) -> None:
         super().__init__(stopping_grace_period=stopping_grace_period)
         self.task_manager = task_manager
-        self.heartbeat = get_settings().scheduler_heartbeat_millis / 1000 if heartbeat is None else heartbeat
+        if heartbeat is None:
+            heartbeat = get_settings().scheduler_heartbeat_millis / 1000
+        self.heartbeat: float = check_number("heartbeat", heartbeat, ConfigError, least=0.001)
         self.catch_up = timedelta(seconds=task_manager.config.catch_up_seconds)
         self.last_run: dict[str, CronRun] = {}
         """Task name -> the due time that was seen last."""

@@ -49,6 +49,7 @@ class TaskConsumer(TaskManager, Workers):
         TaskManager.__init__(self, deps=deps, config=config, **kwargs)
         if stopping_grace_period is None:
             stopping_grace_period = get_settings().stopping_grace_period
+        check_number("stopping_grace_period", stopping_grace_period, ConfigError)
         Workers.__init__(self, name=name, stopping_grace_period=2 * stopping_grace_period + 5)
         self._async_dispatcher_worker = async_handlers(AsyncTaskDispatcher(), stopping_grace_period)
         self.add_async_context_manager(self._async_dispatcher_worker)

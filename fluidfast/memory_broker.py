@@ -33,7 +33,8 @@ from .broker import (
     header,
     run_id_of,
 )
-from .errors import BrokerURLError
+from .checks import check_number
+from .errors import BrokerURLError, ConfigError
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
@@ -585,6 +586,8 @@ class MemoryLock:
     """One holder at a time of a name; opens by itself ``timeout`` seconds after it was taken (None: never)."""
 
     def __init__(self, held: "dict[str, MemoryLock]", name: str, timeout: float | None) -> None:
+        if timeout is not None:
+            check_number("timeout", timeout, ConfigError, least=0.001)
         self.held = held
         self.name = name
         self.timeout = timeout

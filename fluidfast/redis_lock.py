@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, LockNotOwnedError
 
-from .errors import BrokerError
+from .checks import check_number
+from .errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from .redis_broker import RedisTaskBroker
@@ -19,6 +20,8 @@ class BrokerLock(Lock):
     is LockError, as ever."""
 
     def __init__(self, broker: "RedisTaskBroker", name: str, timeout: float | None) -> None:
+        if timeout is not None:
+            check_number("timeout", timeout, ConfigError, least=0.001)
         super().__init__(broker.redis_cli, name, timeout=timeout)
         self._broker = broker
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, Unpac
 import msgspec
 
 from . import settings
-from .checks import CENTURY, check_number, shown
+from .checks import CENTURY, MAX_COUNT, check_number, shown
 from .errors import ConfigError, TaskDecoratorError, TaskUsageError
 from .params import Params, adapter_for
 from .schedule import Scheduler, crontab
@@ -41,8 +41,6 @@ TaskExecutor = Callable[..., Any]
 RandomizeType = Callable[[], float | int]
 P = TypeVar("P")
 
-MAX_COUNT = 10**9
-"""The most of anything that is counted: attempts, runs at the same time."""
 MAX_BATCH_RUNS = 1_000_000
 """Runs that one call of a batch task may take."""
 

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from enum import StrEnum
 from typing import Any, Generic, Self
 
-from .errors import WorkerStartError
+from .checks import CENTURY, check_number
+from .errors import ConfigError, WorkerStartError
 from .events import AsyncDispatcher, MessageType, is_current
 from .settings import get_settings
 
@@ -200,6 +201,7 @@ class Worker(ABC):
     def __init__(self, *, name: str = "", stopping_grace_period: float | None = None) -> None:
         if stopping_grace_period is None:
             stopping_grace_period = get_settings().stopping_grace_period
+        check_number("stopping_grace_period", stopping_grace_period, ConfigError, most=3 * CENTURY)
         self._worker_name = name or _WORD_START.sub("_", type(self).__name__).lower()
         self._worker_state = WorkerState.INIT
         self._worker_life = _Life(self)
@@ -357,7 +359,7 @@ class WorkerFunction(Worker):
     ) -> None:
         super().__init__(name=name, stopping_grace_period=stopping_grace_period)
         self._run_function = run_function
-        self._heartbeat = heartbeat
+        self._heartbeat = check_number("heartbeat", heartbeat, ConfigError)
 
     async def run(self) -> None:
         while self.is_running():

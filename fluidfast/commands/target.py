@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .._clock import new_id
 from ..broker import BrokerURL
+from ..checks import MAX_COUNT, shown
 from ..consumer import TaskConsumer
 from ..events import Event
 from ..manager import TaskManager
@@ -94,6 +95,8 @@ def at_least_one(text: str) -> int:
     value = int(text.replace("_", ""))
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    if value > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{shown(value)} is more than {MAX_COUNT:,}")
     return value
 
 

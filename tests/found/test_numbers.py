@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskManagerConfig, TaskRun, every, task
 from fluidfast.broker import BrokerOptions, BrokerURL
 from fluidfast.checks import check_number, read_number
+from fluidfast.clock import ScheduleTasks
+from fluidfast.commands.target import at_least_one
 from fluidfast.errors import BrokerURLError, ConfigError, TaskDecoratorError, TaskError
 from fluidfast.settings import get_settings
 from fluidfast.task import K8sConfig
@@ -137,6 +140,25 @@ def test_a_delay_of_sync_queue(bad: Any) -> None:
     consumer = TaskConsumer(broker_url="memory://numbers")
     with pytest.raises(ConfigError, match=r"^delay is "):
         consumer.sync_queue(task(function), bad)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1, 1e17, True, "5"], ids=repr)
+async def test_seconds_of_workers_and_locks(bad: Any) -> None:
+    manager = TaskManager(broker_url="memory://numbers")
+    with pytest.raises(ConfigError, match=r"^stopping_grace_period is "):
+        TaskConsumer(broker_url="memory://numbers", stopping_grace_period=bad)
+    with pytest.raises(ConfigError, match=r"^heartbeat is "):
+        ScheduleTasks(manager, bad)
+    for url in ("memory://numbers", "redis://127.0.0.1:1"):
+        with pytest.raises(ConfigError, match=r"^timeout is "):
+            TaskManager(broker_url=url).broker.lock("name", bad)
+
+
+def test_a_count_on_the_command_line() -> None:
+    assert at_least_one("1_000") == 1000
+    for text in ("0", "-1", "1" + "0" * 12, "1" + "0" * 5000, "nan", "inf", "1.5"):
+        with pytest.raises((ValueError, ArgumentTypeError)):
+            at_least_one(text)
 
 
 @pytest.mark.parametrize(
