@@ -819,7 +819,7 @@ class Engine(Slots, Worker):
                 "%s - cannot be tried again, it goes to the dead: %s", printable(held.run.id), error_text(exc)
             )
             self._end(held, FAILURE)
-            self._settler.bury(held, f"cannot be tried again: {exc}")
+            self._settler.bury(held, f"cannot be tried again: {error_text(exc, SHOWN)}")
             return
         self._settler.again(held, delay, again.prio, payload)
         self.promote_in(delay)

@@ -35,7 +35,7 @@ from ..run import TaskRun
 from ..states import TaskState
 from ..task import Task
 from .logs import configure_logging
-from .options import JSON, FieldOptions
+from .options import JSON, RESERVED, FieldOptions, field_name
 
 __all__ = ["DEFAULT_COMMANDS", "TaskManagerCLI"]
 
@@ -258,7 +258,7 @@ def exec_command(task: Task[Any]) -> click.Command:
     @click.command(task.name, help=task.description, short_help=task.short_description)
     @click.option("--log", is_flag=True, help="Show logs.")
     @click.option("--run-id", default="", help="Id of the run; a new one if it is left out.")
-    @click.option("--params", default=None, help="Params as a JSON object; '-' reads it from stdin.")
+    @click.option("--params", default=None, help="Params as a JSON object; '-' reads it from stdin." + fields.hint)
     @click.pass_context
     def command(ctx: click.Context, /, log: bool, run_id: str, params: str | None, **_: Any) -> None:
         manager = task_manager_of(ctx)
@@ -297,6 +297,12 @@ def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
         raise
     except Exception as exc:
         error = params_error(task.name, exc)
+        if (name := field_name(task, error.field)) in RESERVED:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(
+                f"{error}. The field {name!r} is given in --params, for {option} is an option of the command itself: "
+                f"--params '{{\"{error.field}\": ...}}'"
+            ) from None
         option = "--" + error.field.replace("_", "-") if error.field.isidentifier() else "--params"
         raise click.BadParameter(str(error), param_hint=option) from None  # its text may repeat a secret
 

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from ..params import Params
 from ..task import Task
 
-__all__ = ["JSON", "FieldOptions"]
+__all__ = ["JSON", "RESERVED", "FieldOptions", "field_name"]
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -89,15 +89,24 @@ class FieldOptions:
     def __init__(self, task: Task[Any]) -> None:
         self.keys: dict[str, str] = {}
         self.options: list[click.Option] = []
+        reserved: list[str] = []
         for field in model_fields(task.params_model):
-            if field.name not in RESERVED and field.name.isidentifier():
+            if field.name in RESERVED:
+                reserved.append(field.key)
+            elif field.name.isidentifier():
                 self.keys[field.name] = field.key
                 self.options.append(option_of(field))
+        self.hint = f" The only way to give {', '.join(reserved)}." if reserved else ""
 
     def given(self, ctx: click.Context) -> dict[str, Any]:
         """What the command line gives, by name in JSON. What it leaves out is left to the model."""
         sources = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
         return {key: ctx.params[name] for name, key in self.keys.items() if ctx.get_parameter_source(name) in sources}
+
+
+def field_name(task: Task[Any], key: str) -> str:
+    """Return the name of the params field that has this name in JSON."""
+    return next((field.name for field in model_fields(task.params_model) if field.key == key), key)
 
 
 def model_fields(model: Any) -> Iterator[Field]:

@@ -7,20 +7,26 @@ exit code. A mistake of the user's is a ``CommandError`` or a ``TaskError`` and 
 """
 
 import argparse
+import errno
+import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .._version import __version__
 from ..common import is_in_cpu_process
 from ..errors import TaskError
 from ..process import open_standard_streams
 from . import bench, chaos, child, dead, queue, worker
-from .display import one_line
+from .display import HelpFormatter, one_line
 from .loops import loop_name
 from .target import CommandError
 
 __all__ = ["CommandError", "main"]
+
+READER_IS_GONE = 128 + 13
+"""Exit code, as of a process that SIGPIPE ended."""
 
 DESCRIPTION = "A task scheduler: a broker keeps runs safe, workers run them."
 
@@ -36,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fluidfast",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     versions = (
         f"fluidfast {__version__} ({platform.python_implementation()} {platform.python_version()}, {loop_name()})"
@@ -49,10 +55,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Gives the exit code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C."""
+    """Run one command. Gives the exit code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C.
+
+    If the reader of its output goes away (``| head``) it ends quietly, with 141, as a shell says of other commands.
+    """
     open_standard_streams()
+    try:
+        try:
+            return command(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where it can be said that it failed
+    except BrokenPipeError:
+        discard_output()
+        return READER_IS_GONE
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        discard_output()
+        print(f"fluidfast: error: cannot write the output: {exc.strerror}", file=sys.stderr)
+        return 1
+
+
+def command(given: Sequence[str]) -> int:
+    """Run one command, and say on stderr what is wrong with it."""
     top = parser()
-    given = sys.argv[1:] if arguments is None else list(arguments)
     if not given:
         top.print_help()
         return 2
@@ -68,3 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fluidfast: interrupted", file=sys.stderr)
         return 130
+
+
+def discard_output() -> None:
+    """Let what is still to be written to stdout go nowhere: Python would try it, and fail, when it ends."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

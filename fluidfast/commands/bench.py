@@ -27,7 +27,7 @@ from ..manager import TaskManager
 from ..memory_broker import MemoryTaskBroker
 from ..settings import get_settings
 from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib
-from .display import Progress, table
+from .display import HelpFormatter, Progress, table
 from .loops import loop_name, on_signals, run_loop
 from .target import CommandError, at_least_one, check_writable, url_of_its_own
 
@@ -69,7 +69,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="queue and run many no-op tasks, and count what became of each",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--tasks", type=at_least_one, default=1_000_000, metavar="N", help="default: 1000000")
     parser.add_argument("--broker", default="memory://", metavar="URL", help="default: memory://, in this process")

@@ -24,7 +24,7 @@ from ..errors import BrokerConnectionError, TaskError
 from ..manager import TaskManager
 from ..memory_broker import MemoryTaskBroker
 from .bench_load import left_on
-from .display import Progress, table
+from .display import HelpFormatter, Progress, table
 from .ledger import FINISHED, NOTE, Oracle
 from .loops import on_signals, run_loop
 from .target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
@@ -84,7 +84,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="kill, pause and cut off workers of its own under load, and count what became of each run",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--broker", required=True, metavar="URL", help="a server that is empty")
     parser.add_argument("--minutes", type=minutes, default=1.0, metavar="M", help="how long (default: 1)")

@@ -1,4 +1,4 @@
-"""``dead``: look at runs that gave up, queue them again, or let them go."""
+"""``dead``: look at runs that gave up or failed, requeue them, or purge them."""
 
 import argparse
 import json
@@ -7,16 +7,21 @@ from typing import Any
 
 import msgspec
 
-from ..dead import DeadLetter
+from ..dead import KINDS, DeadLetter
 from ..manager import TaskManager
-from .display import Progress, one_line, table
+from .display import HelpFormatter, Progress, one_line, table
 from .loops import run_loop
 from .target import HELP, CommandError, as_manager, at_least_one, load
 
 __all__ = ["add", "run"]
 
+TASK_SHOWN = 60
+REASON_SHOWN = 120
+"""Characters of a task's name, and of a reason, in a list."""
+
 EPILOG = """\
-Entries are chosen by id (as `list` shows it, or the run's id), by --task, by --reason (a part of it), or --all.
+Entries are of two kinds: `dead`, and `failed`: runs of a task without a retry. They are chosen by id (as `list` shows
+it, or the run's id), by --task, by --reason (a part of it), by --kind, or --all.
 The params of `show` may hold secrets: they are shown as they are.
 
 examples: python -m fluidfast dead app:manager list
@@ -28,24 +33,26 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "dead",
-        help="look at runs that gave up, queue them again, or let them go",
+        help="look at runs that gave up or failed, requeue or purge them",
         description="Runs that gave up: payloads that are no run, unknown tasks, bad params, retries used up, and "
-        "runs that killed their workers.",
+        "runs that killed their workers. And runs that failed, of tasks without a retry.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     listing = actions.add_parser("list", help="the newest entries, one a line")
     listing.add_argument("--limit", type=at_least_one, default=50, metavar="N", help="how many (default: 50)")
+    listing.add_argument("--kind", choices=KINDS, help="of this kind only")
     listing.add_argument("--json", action="store_true", help="one JSON object a line, with the params")
     show = actions.add_parser("show", help="one entry, with its params")
     show.add_argument("id", metavar="ID", help="its id or its run's, or how one of them begins")
-    for name, text in (("requeue", "queue entries again, oldest first"), ("purge", "remove entries for good")):
+    for name, text in (("requeue", "requeue entries, oldest first"), ("purge", "remove entries for good")):
         action = actions.add_parser(name, help=text)
         action.add_argument("ids", nargs="*", metavar="ID", help="ids of entries or of runs")
         action.add_argument("--task", metavar="NAME", help="entries of this task")
         action.add_argument("--reason", metavar="TEXT", help="entries whose reason contains this")
+        action.add_argument("--kind", choices=KINDS, help="entries of this kind")
         action.add_argument("--all", action="store_true", help="all entries")
         if name == "requeue":
             action.add_argument("--rate", type=float, metavar="N", help="at most so many a second")
@@ -55,9 +62,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     if options.action in ("requeue", "purge"):
-        if not (options.ids or options.task or options.reason or options.all):
-            raise CommandError(f"{options.action} what? Give ids, --task, --reason or --all")
-        if options.all and (options.ids or options.task or options.reason):
+        chosen = options.ids or options.task or options.reason or options.kind
+        if not (chosen or options.all):
+            raise CommandError(f"{options.action} what? Give ids, --task, --reason, --kind or --all")
+        if options.all and chosen:
             raise CommandError("--all goes with no other choice")
         if getattr(options, "rate", None) is not None and options.rate <= 0:
             raise CommandError(f"--rate is {options.rate}, it must be above 0")
@@ -73,16 +81,20 @@ async def work(found: Any, options: argparse.Namespace) -> int:
 
 
 async def list_entries(manager: TaskManager, options: argparse.Namespace) -> int:
-    letters = await manager.dead.list(options.limit)
+    letters = await manager.dead.list(options.limit, kind=options.kind)
     if options.json:
         for letter in letters:
             print(json.dumps({**summary(letter), "params": plain(letter.params)}, ensure_ascii=True))
         return 0
     for letter in letters:
-        task = one_line(letter.task) if letter.task else "-"
-        print(f"{letter.id}  {when(letter)}  {task:<20}  {one_line(letter.reason)[:120]}")
-    count = await manager.dead.count()
-    print(f"{count:,} dead on {manager.broker.url}" + (f", the newest {len(letters)} shown" if letters else ""))
+        task = one_line(letter.task, TASK_SHOWN) if letter.task else "-"
+        reason = one_line(letter.reason, REASON_SHOWN) if letter.reason else "-"
+        print(f"{letter.id}  {when(letter)}  {letter.kind:<6}  {task:<20}  {reason}")
+    kinds = KINDS if options.kind is None else (options.kind,)
+    counts = [f"{count:,} {kind}" for kind in kinds if (count := await manager.dead.count(kind)) or kind == kinds[0]]
+    print(f"{', '.join(counts)} on {manager.broker.url}" + (f"; the newest {len(letters)} shown" if letters else ""))
+    if trimmed := await manager.dead.trimmed(options.kind):
+        print(f"{trimmed:,} older ones were dropped, because there were too many (max_dead, max_failed)")
     return 0
 
 
@@ -90,7 +102,7 @@ async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
     letter = await manager.dead.get(options.id)
     if letter is None:
         raise CommandError(f"there is no dead entry {options.id!r}")
-    rows = [(name, one_line(str(value))) for name, value in summary(letter).items()]
+    rows = [(name, one_line(str(value)) if value != "" else "-") for name, value in summary(letter).items()]
     if letter.fields:
         rows.append(("params", json.dumps(plain(letter.params), ensure_ascii=True)))
     else:
@@ -102,7 +114,12 @@ async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
 async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
     with Progress("queued again") as progress:
         count = await manager.dead.requeue(
-            options.ids or None, task=options.task, reason=options.reason, rate=options.rate, progress=progress.show
+            options.ids or None,
+            task=options.task,
+            reason=options.reason,
+            kind=options.kind,
+            rate=options.rate,
+            progress=progress.show,
         )
     return said(count, "queued again", manager, options)
 
@@ -110,7 +127,7 @@ async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
 async def purge(manager: TaskManager, options: argparse.Namespace) -> int:
     with Progress("removed") as progress:
         count = await manager.dead.purge(
-            options.ids or None, task=options.task, reason=options.reason, progress=progress.show
+            options.ids or None, task=options.task, reason=options.reason, kind=options.kind, progress=progress.show
         )
     return said(count, "removed", manager, options)
 
@@ -129,6 +146,7 @@ ACTIONS = {"list": list_entries, "show": show_entry, "requeue": requeue, "purge"
 def summary(letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
+        "kind": letter.kind,
         "run_id": letter.run_id,
         "task": letter.task,
         "priority": str(letter.priority),

@@ -1,14 +1,32 @@
-"""What the commands show: a progress bar on a terminal, aligned tables, and errors that are one line."""
+"""What the commands show: a progress bar on a terminal, aligned tables, help that fits, errors that are one line."""
 
+import argparse
+import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Progress", "one_line", "ranges", "table"]
+from ..texts import MAX_ERROR, error_text, printable
+
+__all__ = ["HelpFormatter", "Progress", "one_line", "ranges", "table"]
 
 WIDTH = 30
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps each paragraph to the terminal; examples, and lines that are indented, stay as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = []
+        for paragraph in re.split(r"\n{2,}", text.strip("\n")):
+            if paragraph.startswith("example") or "\n  " in paragraph:
+                filled.append(textwrap.indent(paragraph, indent))
+            else:
+                filled.append(textwrap.fill(paragraph, width, initial_indent=indent, subsequent_indent=indent))
+        return "\n\n".join(filled)
 
 
 class Progress:
@@ -56,10 +74,13 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{width}}   {value}".rstrip() for name, value in rows)
 
 
-def one_line(error: BaseException | str) -> str:
-    """An error's text without line breaks and other control characters."""
-    text = str(error) or type(error).__name__
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+def one_line(error: BaseException | str, limit: int = MAX_ERROR) -> str:
+    """Return a text, or that of an error, as one line without control characters, cut to ``limit`` characters."""
+    try:
+        text = str(error) or type(error).__name__
+    except Exception:
+        text = error_text(error) if isinstance(error, BaseException) else ""
+    return printable("".join(c if c.isprintable() else " " for c in " ".join(text.split())), limit)
 
 
 def ranges(numbers: Iterable[int], most: int = 8) -> str:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..manager import TaskManager
 from ..memory_broker import MemoryTaskBroker
 from ..states import PRIORITIES, TaskPriority
 from ..task import Task
-from .display import Progress, one_line, ranges
+from .display import HelpFormatter, Progress, one_line, ranges
 from .lines import LineReader
 from .loops import on_signals, run_loop
 from .target import HELP, CommandError, as_manager, did_you_mean, load
@@ -28,6 +28,7 @@ __all__ = ["add", "run"]
 
 WINDOW = 1000
 """Runs that are sent and not confirmed, at most."""
+CANCELLED = asyncio.CancelledError()
 REPORTED = 20
 """Bad lines that are reported one by one."""
 
@@ -52,7 +53,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="queue runs, one for each line of a file",
         description="Queue runs of a task: one for each line of a file or of stdin, or a single one.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
     parser.add_argument("task", metavar="TASK", help="the name of the task")
@@ -90,10 +91,28 @@ class Account:
     """Lines of the last window that the broker did not take."""
     unknown: list[int] = field(default_factory=list)
     """Lines of the last window that the broker may have taken."""
+    window: list[int] = field(default_factory=list)
+    """Lines of the last window that were queued."""
     late: int = 0
-    """Lines that were queued behind the first that was not."""
+    """Lines of the windows before that were queued behind the first that was not."""
     error: BaseException | None = None
     interrupted: bool = False
+
+    def next_window(self) -> None:
+        """Lines of this window are not before the first that was not queued any more."""
+        self.late = self.behind
+        self.window.clear()
+
+    def queued_line(self, number: int) -> None:
+        self.queued += 1
+        self.last_queued = number
+        self.window.append(number)
+
+    @property
+    def behind(self) -> int:
+        """Lines that were queued behind the first that was not."""
+        first = self.first_not_queued
+        return 0 if first is None else self.late + sum(number > first for number in self.window)
 
     def not_queued(self, number: int) -> None:
         if self.first_not_queued is None or number < self.first_not_queued:
@@ -142,19 +161,25 @@ class Sender:
         loop = asyncio.get_running_loop()
         submit = self.manager._producer.submit
         answers = [submit(loop, run.prio, payload, None) for _, run, payload in window]
-        errors = await asyncio.gather(*answers, return_exceptions=True)
+        try:
+            errors: Sequence[BaseException | None] = await asyncio.gather(*answers, return_exceptions=True)
+        except asyncio.CancelledError:  # the second Ctrl-C
+            for (number, run, _), answer in zip(window, answers, strict=True):
+                self._account(number, run, CANCELLED if answer.cancelled() else answer.exception())
+            raise
         for (number, run, _), error in zip(window, errors, strict=True):
-            queued = error is None or isinstance(error, NotDurableError)
-            if queued:
-                account.queued += 1
-                account.last_queued = number
-                account.late += account.first_not_queued is not None
-                run._emit()
             account.error = account.error or error
-            if queued:
-                continue
-            account.not_queued(number)
-            (account.unknown if isinstance(error, BrokerConnectionError) else account.refused).append(number)
+            self._account(number, run, error)
+
+    def _account(self, number: int, run: TaskRun[Any, Any], error: BaseException | None) -> None:
+        account = self.account
+        if error is None or isinstance(error, NotDurableError):
+            account.queued_line(number)
+            run._emit()
+            return
+        account.not_queued(number)
+        unknown = isinstance(error, BrokerConnectionError | asyncio.CancelledError)
+        (account.unknown if unknown else account.refused).append(number)
 
 
 def json_kind(value: Any) -> str:
@@ -181,15 +206,19 @@ async def queue(found: Any, options: argparse.Namespace) -> int:
         source = None if options.source is None else open_source(options.source, stack)
         await broker.connect()
         started = perf_counter()
+        what = f"{options.task!r} on {broker.url}"
         try:
             if source is None:
                 await queue_one(sender, options.params.encode())
             else:
                 await queue_lines(sender, *source, skip=options.on_error == "skip")
+        except asyncio.CancelledError:  # the second Ctrl-C: what is known is said all the same
+            account.interrupted = True
+            report(account, what, perf_counter() - started)
+            raise
         finally:
             await close(manager)
-    seconds = perf_counter() - started
-    return report(account, f"{options.task!r} on {broker.url}", seconds)
+    return report(account, what, perf_counter() - started)
 
 
 def open_source(name: str, stack: ExitStack) -> tuple[int, int]:
@@ -229,12 +258,15 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
     def stop() -> None:
         account.interrupted = True
         lines.stop()
+        progress.clear()
+        print("fluidfast: stopping; waiting for what was sent, Ctrl-C again ends at once", file=sys.stderr)
 
     on_signals(stop)
     try:
         async for window in windows(lines, min(WINDOW, sender.manager._backpressure.batch_runs)):
             made: list[tuple[int, TaskRun[Any, Any], bytes]] = []
             stopped = False
+            account.next_window()
             for number, line in window:
                 if line is not None and not line.strip():
                     continue
@@ -255,7 +287,8 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
             if stopped or account.error is not None:
                 return
     except OSError as exc:
-        raise CommandError(f"cannot read on: {exc.strerror}; {account.queued:,} runs were queued") from exc
+        last = f", the last is line {account.last_queued:,}" if account.queued else ""
+        raise CommandError(f"cannot read on: {exc.strerror}; {account.queued:,} runs were queued{last}") from exc
     finally:
         progress.clear()
 
@@ -287,9 +320,11 @@ def report(account: Account, what: str, seconds: float) -> int:
         say(f"the first line that was not queued: {account.first_not_queued:,}")
     elif account.error is not None:
         say(f"nothing behind line {account.last_queued:,} was queued")
-    if account.late:
-        say(f"{account.late:,} lines behind that one were queued, the last is line {account.last_queued:,}")
+    if behind := account.behind:
+        were = "line behind that one was" if behind == 1 else "lines behind that one were"
+        say(f"{behind:,} {were} queued, the last is line {account.last_queued:,}")
     if account.interrupted:
-        say(f"interrupted: nothing behind line {account.last_queued:,} was queued")
+        known = max([account.last_queued, *account.unknown[-1:]])
+        say(f"interrupted: nothing behind line {known:,} was queued" if known else "interrupted: nothing was queued")
         return 130
     return 0 if account.first_not_queued is None and account.error is None else 1

@@ -16,7 +16,7 @@ from ..errors import TaskError
 from ..memory_broker import MemoryTaskBroker
 from ..process import keep_writing
 from ..settings import get_settings
-from .display import one_line
+from .display import HelpFormatter, one_line
 from .loops import STOP_SIGNALS, loop_name, on_signals, run_loop
 from .supervisor import NOT_STARTED, Orders, orders_of_a_supervisor, supervise
 from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
@@ -49,7 +49,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="run the tasks of a consumer until it is told to stop",
         description="Run the tasks of a consumer until SIGTERM or SIGINT.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
     parser.add_argument(
