@@ -408,6 +408,8 @@ class TaskBroker(ABC):
 
     default_name = "fluidfast"
     url_options: tuple[str, ...] = ()
+    consumes = False
+    """A consumer sets this before it connects, for ``connect`` to see that it can."""
     never_takes: ClassVar[bool] = False
     """``push`` always gives False, and need not be asked."""
 
@@ -698,6 +700,7 @@ class TaskBroker(ABC):
 
         Raises:
             BrokerConnectionError: it is not there.
+            BrokerAuthError: the user lacks a right.
             DurabilityUnsupportedError: it cannot.
         """
         return None

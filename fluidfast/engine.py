@@ -148,6 +148,7 @@ class Engine(Slots, Worker):
     # -- life
 
     async def run(self) -> None:
+        self.broker.consumes = True
         await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()

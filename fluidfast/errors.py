@@ -175,4 +175,4 @@ class NotDurableError(BrokerError):
 
 
 class BrokerFullError(BrokerError):
-    """The server is at ``maxmemory`` and evicts nothing. Nothing of the batch was stored."""
+    """The server is at ``maxmemory`` and has no room. Nothing of the batch was stored."""

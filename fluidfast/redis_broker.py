@@ -55,7 +55,8 @@ from .redis_channel import RedisChannel, is_durable
 from .redis_dead import RedisSifter, parted
 from .redis_link import Link, LinkLost, ServerReply
 from .redis_lock import BrokerLock
-from .redis_servers import OPTIONS, ServerFinder, finder
+from .redis_rights import CONSUMER, PRODUCER, commands_of, memory_policy, missing_rights, warn_of_eviction
+from .redis_servers import OPTIONS, ServerFinder, finder, first_word
 from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load
 from .states import LETTERS, PRIORITIES, TaskPriority
@@ -67,9 +68,9 @@ __all__ = ["RedisTaskBroker"]
 logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 30.0
-"""How long a verb waits for a server that was there before to come back."""
+"""How long a verb takes at most, if the server was there before and does not come back, or does not answer."""
 REPLY_SECONDS = 15.0
-"""A server that answers nothing for this long has its connection ended."""
+"""A server that answers nothing for this long has its connection ended; so long may a new one take to be set up."""
 LOCK_SECONDS = 5.0
 """After which aio-fluid's lock of a task opens by itself, for it and for us."""
 DELAY_MS = 120_000
@@ -132,6 +133,10 @@ class RedisTaskBroker(TaskBroker):
         self._link_loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
         self._was_connected = False
+        self._roles: set[str] = set()  # what this process does
+        self._tried: set[str] = set()  # and has the rights for
+        self._trouble: tuple[float, Exception] | None = None  # the last one that is waited out, and when it came
+        self.memory_policy = ""  # of the server; "": not known
         self._watch: asyncio.TimerHandle | None = None
         self._blocked: set[Link] = set()
         self._reply_link: Link | None = None
@@ -202,21 +207,27 @@ class RedisTaskBroker(TaskBroker):
             self._blocked.clear()
             self._reply_link = self._durable_link = None
             self._watch = None
+            self._tried.clear()
         return loop
 
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
         connection = self.server.connection()
         try:
-            await heeding(connection.connect())  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(REPLY_SECONDS):
+                await heeding(connection.connect())  # type: ignore[no-untyped-call]
             return Link(connection)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
             raise
         except redis.exceptions.AuthenticationError as exc:
             raise BrokerAuthError(f"broker {self.url}: the server refused the user or the password: {exc}") from exc
-        except (TimeoutError, redis.exceptions.RedisError, OSError) as exc:
-            raise BrokerConnectionError(f"broker {self.url}: cannot connect: {exc}") from exc
+        except TimeoutError as exc:
+            connection._close()  # type: ignore[no-untyped-call]
+            raise BrokerConnectionError(f"broker {self.url}: cannot connect: no answer") from exc
+        except (redis.exceptions.RedisError, OSError) as exc:
+            reason = await first_word(connection) or exc  # which redis-py may not have read
+            raise BrokerConnectionError(f"broker {self.url}: cannot connect: {reason}") from exc
 
     async def link(self) -> Link:
         """The shared connection, with the scripts loaded; made anew if it is gone."""
@@ -232,13 +243,19 @@ class RedisTaskBroker(TaskBroker):
             self._was_connected = True  # it is there: what is cut off from here on, or loads its data, comes back
             try:
                 # on every connection: it may be a server that was restarted or took over
-                for name in NAMES:
-                    loaded = link.call(pack(("SCRIPT", "LOAD", load(name).text)))
-                await loaded
+                async with asyncio.timeout(REPLY_SECONDS):
+                    for name in NAMES:
+                        loaded = link.call(pack(("SCRIPT", "LOAD", load(name).text)))
+                    await loaded
+                    await self._look_at(link)
+                    await self._try_rights(link)
             except (LinkLost, ServerReply) as exc:
                 link.abort()
                 raise self.error(exc) from exc
-            except asyncio.CancelledError:
+            except TimeoutError as exc:
+                link.abort()
+                raise BrokerConnectionError(f"broker {self.url}: no answer within {REPLY_SECONDS:.0f} s") from exc
+            except BaseException:
                 link.abort()
                 raise
             link.busy_poll(self.options.busy_poll_us * 1e-6)
@@ -246,6 +263,44 @@ class RedisTaskBroker(TaskBroker):
             if self._watch is None:
                 self._watch = loop.call_later(1.0, self._check_links)
             return link
+
+    async def _look_at(self, link: Link) -> None:
+        """Learn what the server does when it is full. Raises LinkLost."""
+        server = str(link.peer or self.url)
+        self.memory_policy = await memory_policy(link, server)
+        warn_of_eviction(self.url, server, self.memory_policy)
+
+    async def _try_rights(self, link: Link) -> None:
+        """Find out whether the user may do what this process does. Nobody else may use this connection meanwhile.
+
+        Raises:
+            BrokerAuthError: a right is missing. It says which.
+        """
+        for role in sorted(self._roles - self._tried):
+            missing, words = await missing_rights(link, commands_of(role, self.keys))
+            if role == PRODUCER and missing in (["exec"], ["multi"]):  # it gets by without, see RedisChannel
+                missing = []
+            if missing:
+                grant = " ".join(f"+{name}" for name in missing)
+                raise BrokerAuthError(
+                    f"broker {self.url}: the user lacks rights that a {role} needs: {', '.join(missing)}. "
+                    f"Grant it {grant} on the broker's keys (SECURITY.md lists the least rights). The server: {words}"
+                )
+            self._tried.add(role)
+
+    async def _link_for(self, role: str) -> Link:
+        """``link``, and the user has the rights of a role. Raises BrokerAuthError and as ``link``."""
+        self._roles.add(role)
+        link = await self.link()
+        if role not in self._tried:  # that one was there before, for something else
+            other = await self.new_link()
+            try:
+                await self._try_rights(other)
+            except (LinkLost, ServerReply) as exc:
+                raise self.error(exc) from exc
+            finally:
+                other.abort()
+        return link
 
     def _check_links(self) -> None:
         """End connections to a server that hangs, so that their callers hear of it."""
@@ -259,29 +314,38 @@ class RedisTaskBroker(TaskBroker):
                 logger.warning("broker %s: no answer for %.0f s, connecting again", self.url, patience)
                 link.abort()
 
-    async def patiently(self, action: Callable[[], Awaitable[Any]]) -> Any:
-        """Do what may be done twice, again after the connection was lost, while the server may still come back.
+    async def patiently(self, action: Callable[[], Awaitable[Any]], *, watched: bool = False) -> Any:
+        """Do what may be done twice, again after the connection was lost, while the server may still come back; for
+        RECONNECT_SECONDS in all, wherever the time goes.
+
+        ``watched``: the first try ends by itself when the server does not answer, see ``_check_links``.
 
         Raises:
-            BrokerConnectionError: it was not there from the start, or is not back after RECONNECT_SECONDS.
+            BrokerConnectionError: it was not there from the start, or is not back after that time.
             BrokerError: the server refused.
         """
-        end = 0.0
+        began, seconds = monotonic(), RECONNECT_SECONDS
         pause = 0.02
         while True:
             try:
-                return await action()
+                if watched:
+                    watched = False
+                    return await action()
+                async with asyncio.timeout(began + seconds - monotonic()):
+                    return await action()
             except BrokerAuthError:
                 raise
-            except BrokerConnectionError:
-                if not self._was_connected:
-                    raise
+            except BrokerConnectionError as exc:
                 now = monotonic()
-                end = end or now + RECONNECT_SECONDS
-                if now + pause > end:
+                if not self._was_connected or now + pause > began + seconds:
                     raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
+                self._trouble = (now, exc)
+            except TimeoutError as exc:
+                if self._trouble is not None and self._trouble[0] >= began:
+                    raise self._trouble[1] from exc
+                raise BrokerConnectionError(f"broker {self.url}: no answer within {seconds:.0f} s") from exc
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
 
     async def script(self, name: str, *arguments: Any) -> Any:
         """Run a script of ``lua/`` that may run twice. Raises as ``patiently``."""
@@ -297,7 +361,8 @@ class RedisTaskBroker(TaskBroker):
             except (ServerReply, LinkLost) as exc:
                 raise self.error(exc, link) from exc
 
-        return await self.patiently(once)
+        link = self._link
+        return await self.patiently(once, watched=link is not None and not link.closed)
 
     def error(self, exc: Exception, link: Link | None = None) -> BrokerError:
         """What a reply or a lost connection means to our callers."""
@@ -306,7 +371,8 @@ class RedisTaskBroker(TaskBroker):
             return ConnectionLostError(f"broker {self.url}: {text}")
         if "OOM command not allowed" in text:
             return BrokerFullError(
-                f"broker {self.url}: the server is at its maxmemory and evicts nothing; nothing was stored. "
+                f"broker {self.url}: the server is at its maxmemory"
+                f"{f' (maxmemory-policy {self.memory_policy})' if self.memory_policy else ''}; nothing was stored. "
                 "Add memory, or let consumers catch up"
             )
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")) or any(words in text for words in DENIED):
@@ -345,11 +411,12 @@ class RedisTaskBroker(TaskBroker):
 
     async def connect(self) -> None:
         async def once() -> None:
-            await self.check_durability(await self.link())
+            link = await (self._link_for(CONSUMER) if self.consumes else self.link())
+            await self.check_durability(link)
+            if self._alone:
+                await self.agree(1)
 
         await self.patiently(once)
-        if self._alone:
-            await self.agree(1)
 
     async def agree(self, shards: int) -> None:
         """Find out whether all others spread this broker over as many shards. Who gives another number would never see
@@ -412,12 +479,15 @@ class RedisTaskBroker(TaskBroker):
         return False
 
     async def channel(self) -> Channel:
-        if self._alone:
-            await self.agree(1)
         durable = self.durable_command()
-        link: Link
-        link = await self.patiently(self.link) if durable is None else await self.durable_link()
-        return RedisChannel(self, link, durable)
+
+        async def once() -> Link:
+            link = await self._link_for(PRODUCER)
+            if self._alone:
+                await self.agree(1)
+            return link if durable is None else await self.durable_link()
+
+        return RedisChannel(self, await self.patiently(once), durable)
 
     def durable_command(self) -> bytes | None:
         """What is sent behind each batch so that its answer comes when the batch is safe."""
@@ -849,8 +919,11 @@ class RedisTaskBroker(TaskBroker):
         return consumers_among((tasks_of(status) for status in statuses if status is not None), task_name)
 
     async def blocking_link(self) -> Link:
-        await self.patiently(self.link)
-        link: Link = await self.patiently(self.new_link)
+        async def once() -> Link:
+            await self.link()
+            return await self.new_link()
+
+        link: Link = await self.patiently(once)
         self._blocked = {one for one in self._blocked if not one.closed} | {link}  # the dead are nobody's
         return link
 
@@ -890,17 +963,18 @@ class RedisTaskBroker(TaskBroker):
         if self._alone:
             await self.agree(1)
 
-        async def action() -> int:
-            count = 0
-            keys = []
-            async for key in self.redis_cli.scan_iter(glob_escaped(self.prefix) + "-*", count=1000):
-                keys.append(key)
-                if len(keys) >= 1000:
-                    count += await self.redis_cli.unlink(*keys)
-                    keys = []
-            return count + (await self.redis_cli.unlink(*keys) if keys else 0)
+        cursor: Any = 0
+        count: int = 0
 
-        return int(await self.redis(action))
+        async def some() -> tuple[Any, int]:
+            following, keys = await self.redis_cli.scan(cursor, glob_escaped(self.prefix) + "-*", 1000)
+            return following, await self.redis_cli.unlink(*keys) if keys else 0
+
+        while True:
+            cursor, removed = await self.redis(some)
+            count += int(removed)
+            if not cursor:
+                return count
 
     async def dead_length(self, kind: Kind = "dead") -> int:
         async def action() -> Any:

@@ -62,6 +62,7 @@ class Link(Direct, asyncio.Protocol):
         self._writer = writer
         connection._reader = connection._writer = None
         self._transport = writer.transport
+        self.peer = self._transport.get_extra_info("peername")
         sock = self._transport.get_extra_info("socket")
         if sock is not None and self._transport.get_extra_info("ssl_object") is None:
             self._fd = sock.fileno()

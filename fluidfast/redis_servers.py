@@ -4,6 +4,7 @@ Each gives redis-py connections that find their server when they connect, so tha
 after a slot has moved is at the right place.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from redis.retry import Retry as SyncRetry
 from .broker import BrokerURL
 from .errors import BrokerURLError
 
-__all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder"]
+__all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder", "first_word"]
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ OPTIONS = (
 )
 """URL options that are passed on to redis-py."""
 CONNECT_SECONDS = 5.0
+FIRST_WORD_SECONDS = 0.5
+"""How long a server that has just ended a connection may take to say why."""
 ASK_SECONDS = 2.0
 """How long a Sentinel or a Cluster node may take to say where the primary is, before the next one is asked."""
 
@@ -76,16 +79,51 @@ def finder(url: BrokerURL, name: str, max_connections: int) -> ServerFinder:
     Raises:
         BrokerURLError: the URL does not say where the server is.
     """
+    secure = "rediss" + url.scheme.removeprefix("redis").removeprefix("unix")
+    for option in url.query:
+        if option.startswith("ssl_") and not url.scheme.startswith("rediss"):
+            raise BrokerURLError(
+                f"broker {url}: {option} is an option of TLS, which {url.scheme}:// does not use: "
+                f"leave it out, or write {secure}://"
+            )
+        if option.startswith("sentinel_") and not url.scheme.endswith("+sentinel"):
+            raise BrokerURLError(
+                f"broker {url}: {option} is for Sentinels, which {url.scheme}:// does not have: "
+                "leave it out, or write redis+sentinel://HOST:PORT/SERVICE"
+            )
     try:
+        made: ServerFinder
         if url.scheme.endswith("+sentinel"):
-            return Sentinels(url, max_connections)
-        if url.scheme.endswith("+cluster"):
-            return ClusterNode(url, name, max_connections)
-        return Address(url, max_connections)
-    except (ValueError, TypeError) as exc:
+            made = Sentinels(url, max_connections)
+        elif url.scheme.endswith("+cluster"):
+            made = ClusterNode(url, name, max_connections)
+        else:
+            made = Address(url, max_connections)
+        made.connection()  # redis-py looks at most options only now
+        return made
+    except (ValueError, TypeError, redis.exceptions.RedisError) as exc:
         if isinstance(exc, BrokerURLError):
             raise
         raise BrokerURLError(f"broker {url}: {exc}") from exc
+
+
+async def first_word(connection: AbstractConnection) -> str:
+    """Why a server ends connections as soon as they are made ("max number of clients reached"); "" if it does not say.
+
+    A client that is busy with its own first words may lose those of the server. So ask again, and listen only.
+    """
+    path, host, port = (getattr(connection, name, None) for name in ("path", "host", "port"))
+    try:
+        async with asyncio.timeout(FIRST_WORD_SECONDS):
+            opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(host, port)
+            reader, writer = await opening
+            try:
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, ValueError):  # a TimeoutError too: then it waits for us to speak
+        return ""
+    return line.decode(errors="replace").strip().removeprefix("-") if line.startswith(b"-") else ""
 
 
 def common(**more: Any) -> dict[str, Any]:

@@ -167,6 +167,8 @@ class ShardedRedisBroker(TaskBroker):
 
     async def connect(self) -> None:
         await self.agree()
+        for shard in self.shards:
+            shard.consumes = self.consumes
         await self._each(lambda shard: shard.connect())
 
     async def agree(self) -> None:

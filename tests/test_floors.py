@@ -20,8 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2: bytes, events, and what a broker promises
     ("_codec", "_leases", "events", "workers", "broker"),
     # 3: the brokers
-    ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_wakeup", "redis_channel", "redis_lock",
-     "redis_dead", "redis_broker", "sharded_broker"),
+    ("memory_broker", "_lane", "redis_link", "redis_servers", "redis_rights", "redis_wakeup", "redis_channel",
+     "redis_lock", "redis_dead", "redis_broker", "sharded_broker"),
     # 4: the two sides of a broker
     ("keeper", "settler", "_outbox", "producer", "_front", "backpressure", "bulk", "dead", "replies", "cpubound",
      "executor", "threads"),

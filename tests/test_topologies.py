@@ -529,7 +529,7 @@ ACL_LINES = (
     # selector, which ties commands to keys (Redis from 7, Valkey). NAME is the broker's name, redis-task-broker by
     # default. A server before 7.2 knows neither client|setinfo nor waitaof: leave them out there.
     "user fluidfast-producer on >PASSWORD resetkeys resetchannels -@all "
-    "+client|setinfo +multi +exec +script|load +time +wait +waitaof "
+    "+client|setinfo +info +multi +exec +script|load +time +wait +waitaof "
     "(~{NAME} +evalsha) "  # the key that scripts are called with
     "(%W~{NAME}-queue-* +lpush +llen) "  # puts in, and cannot read what waits
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
@@ -541,8 +541,8 @@ ACL_LINES = (
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME} ~{NAME}-* ~tasks:* "
-    "+client|setinfo +client|id +client|unblock +multi +exec +watch +script|load +evalsha +eval +time +wait +waitaof "
-    "+get +set +del +unlink +exists +pexpire "
+    "+client|setinfo +info +client|id +client|unblock +multi +exec +watch +script|load "
+    "+evalsha +eval +time +wait +waitaof +get +set +del +unlink +exists +pexpire "
     "+lindex +llen +lrange +lpush +rpush +lpop +rpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
     "+zadd +zrem +zscore +zcard +zrange +zrangebyscore "

@@ -125,7 +125,8 @@ else
       if alone == 1 then
         put_back(suspect, letter .. given[i + 1])
       else
-        put_back(prefix .. '-queue-' .. names[letter], given[i + 1])
+        local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter]
+        if not put_back(prefix .. '-queue-' .. names[letter], given[i + 1]) then put_back(inbox, given[i + 1]) end
       end
     end
     return trouble
