@@ -51,6 +51,7 @@ cdef class Outbox:
     cdef public Py_ssize_t _lone        # payloads in a row that one task awaited alone, with nothing on its way
     cdef public object _task            # its id
     cdef public double _awaited         # when that was the last time
+    cdef public double _since           # when the first of those came that wait behind others; 0: they do not
     cdef public double _turned          # when the event loop was asked for a turn that it has not made yet
     cdef public double _hold            # for how long it may be kept from it
     cdef double _yielded                # when it was let have it

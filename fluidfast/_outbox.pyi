@@ -58,6 +58,7 @@ class Outbox:
     _lane: Lane | None
     _task: int | None
     _awaited: float
+    _since: float
     _turned: float
     _hold: float
     id: str

@@ -368,6 +368,8 @@ cdef class Outbox:
             self._flush()
         elif not self._scheduled and not self._in_flight:
             self._flush_in_turn(loop)
+        elif self._count == 1:
+            self._since = monotonic_us() / 1e6
         return 0
 
     cdef int _flush_in_turn(self, object loop) except -1:

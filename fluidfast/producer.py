@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 4
 """Batches on their way at a time."""
 SEND_SECONDS = 30.0
-"""How long a batch is sent again after its connection was lost."""
+"""How long ``queue`` and its like take at most: so long is a batch sent again after its connection was lost."""
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
 T = TypeVar("T")
@@ -37,13 +37,15 @@ class Sending:
 
     __slots__ = ("batch", "buffered", "bytes", "sent", "since", "waiters")
 
-    def __init__(self, batch: Batch, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
+    def __init__(
+        self, batch: Batch, size: int, waiters: list[Confirmation[Any]], buffered: bool, since: float = 0.0
+    ) -> None:
         self.batch = batch
         self.bytes = size
         self.waiters = waiters
         self.buffered = buffered
         self.sent = False
-        self.since = monotonic()
+        self.since = since or monotonic()
 
 
 class Producer(Outbox):
@@ -70,6 +72,7 @@ class Producer(Outbox):
         self._opening: asyncio.Task[None] | None = None
         self._scheduled = False
         self._lone = 0
+        self._since = 0.0
         self._room = None
         self.pending = self.pending_bytes = 0
 
@@ -141,10 +144,11 @@ class Producer(Outbox):
         waiters, self._waiters = self._waiters, []
         size, self._bytes = self._bytes, 0
         buffered, self._buffered = self._buffered > 0, 0
+        since, self._since = self._since, 0.0
         if self._count > 1:
             self._lone = 0
         self._count = 0
-        self._dispatch_batch(groups, size, waiters, buffered)
+        self._dispatch_batch(groups, size, waiters, buffered, since)
 
     def _sent_alone(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> Sending:
         groups: Groups = ([], [], [])
@@ -175,9 +179,11 @@ class Producer(Outbox):
         if self._in_flight:
             self._open_soon()
 
-    def _dispatch_batch(self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool) -> None:
+    def _dispatch_batch(
+        self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool, since: float = 0.0
+    ) -> None:
         self._sequence += 1
-        sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered)
+        sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered, since)
         before = self._in_flight[-1] if self._in_flight else None
         self._in_flight.append(sending)
         if self._channel is not None:
@@ -230,15 +236,20 @@ class Producer(Outbox):
         try:
             while True:
                 try:
-                    channel = await self.broker.channel()
+                    # what is on its way has waited for a part of its time
+                    oldest = self._in_flight[0].since if self._in_flight else monotonic()
+                    async with asyncio.timeout(max(0.01, oldest + SEND_SECONDS - monotonic())):
+                        channel = await self.broker.channel()
                     break
+                except TimeoutError:
+                    pass
                 except ConnectionLostError:
                     await asyncio.sleep(0.05)
-                    self._expire()
-                    if not self._in_flight:
-                        if not self._count:
-                            return
-                        self._dispatch()  # no answer will call for what came meanwhile
+                self._expire()
+                if not self._in_flight:
+                    if not self._count:
+                        return
+                    self._dispatch()  # no answer will call for what came meanwhile
         except Exception as exc:
             self._fail(exc)
             return
@@ -257,15 +268,14 @@ class Producer(Outbox):
     def _expire(self) -> None:
         """Give up batches that were lost again and again for SEND_SECONDS."""
         now = monotonic()
-        while self._in_flight and now - self._in_flight[0].since > SEND_SECONDS:
+        while self._in_flight and now - self._in_flight[0].since >= SEND_SECONDS:
             sending = self._in_flight.popleft()
-            self._resolve(
-                sending,
-                BrokerConnectionError(
-                    f"broker {self.broker.url}: no answer within {SEND_SECONDS:.0f} s; "
-                    f"whether these {len(sending.batch)} runs were queued is unknown"
-                ),
+            runs = len(sending.batch)
+            known = (
+                f"whether these {runs} runs were queued is unknown" if sending.sent else f"{runs} runs were not sent"
             )
+            text = f"broker {self.broker.url}: no answer within {SEND_SECONDS:.0f} s; {known}"
+            self._resolve(sending, BrokerConnectionError(text))
 
     def _fail(self, exc: Exception) -> None:
         if self._count:
