@@ -29,6 +29,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "max_failed": KEPT,
     "max_failed_bytes": KEPT,
     "catch_up_seconds": {"most": 3600},
+    "connect_seconds": {"infinite": True},
 }
 """Fields that take a number, and their ranges; None is always one where the field allows it."""
 
@@ -61,6 +62,7 @@ class TaskManagerConfig:
     counted by the last confirmed batch, so producers at work together overshoot by what they have in flight.
     ``max_queue_bytes``: the same in bytes of their payloads (with what the server adds to each): about, from the mean
     size of what waits.
+    ``connect_seconds``: how long a consumer that starts waits for its broker before ``startup()`` raises.
     ``on_full``: then ``"block"``, for ``full_timeout`` seconds at most (None: for ever), or ``"raise"`` QueueFullError.
 
     Raises:
@@ -87,6 +89,7 @@ class TaskManagerConfig:
     max_queue_bytes: int | None = None
     on_full: str = "block"
     full_timeout: float | None = None
+    connect_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)

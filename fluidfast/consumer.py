@@ -2,23 +2,29 @@
 
 import asyncio
 import logging
-import os
-from collections.abc import Sequence
+import math
 from time import monotonic
 from typing import Any, Self
 
 from ._run import TaskRun
+from .broker import TaskBroker
 from .checks import check_number
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig
 from .engine import Engine
-from .errors import BrokerConnectionError, BrokerError, ConfigError, CpuBoundEntryPointError, QueueFullError
-from .events import AsyncDispatcher, AsyncTaskDispatcher, Event, task_event
+from .errors import (
+    BrokerAuthError,
+    BrokerConnectionError,
+    BrokerError,
+    ConfigError,
+    CpuBoundEntryPointError,
+    QueueFullError,
+)
+from .events import AsyncTaskDispatcher, Event, task_event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task
-from .texts import printable
-from .workers import AsyncConsumer, QueueConsumerWorker, WorkerFunction, Workers
+from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers
 
 __all__ = ["TaskConsumer"]
 
@@ -26,12 +32,15 @@ logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 0.5
 """After which ``sync_queue`` tries again to queue a run that the broker did not take."""
+FIRST_TRY_SECONDS = 5.0
+"""How long the first try to connect may take, also where ``connect_seconds`` is less."""
 STATUS_SECONDS = 5.0
 """How often a consumer says how it is."""
 
 
 class TaskConsumer(TaskManager, Workers):
-    """A manager that also consumes: ``await consumer.startup()``, and ``await consumer.shutdown()`` to drain.
+    """A manager that also consumes: ``async with TaskConsumer(...)``, or ``await consumer.startup()``, and
+    ``await consumer.shutdown()`` to drain. It may be started again after it has ended.
 
     ``name``: the worker's name. ``stopping_grace_period``: seconds that running tasks have to finish at shutdown
     (default: FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments as ``TaskManager``.
@@ -51,7 +60,10 @@ class TaskConsumer(TaskManager, Workers):
             stopping_grace_period = get_settings().stopping_grace_period
         check_number("stopping_grace_period", stopping_grace_period, ConfigError)
         Workers.__init__(self, name=name, stopping_grace_period=2 * stopping_grace_period + 5)
-        self._async_dispatcher_worker = async_handlers(AsyncTaskDispatcher(), stopping_grace_period)
+        self._within = False
+        self._async_dispatcher_worker: AsyncConsumer[TaskRun[Any, Any]] = AsyncConsumer(
+            AsyncTaskDispatcher(), name="async-handlers", stopping_grace_period=stopping_grace_period
+        )
         self.add_async_context_manager(self._async_dispatcher_worker)
         self._sync_queue: QueueConsumerWorker[tuple[Any, float]] = QueueConsumerWorker(
             self._queue_from_sync, name="sync-queue", stopping_grace_period=stopping_grace_period
@@ -70,38 +82,93 @@ class TaskConsumer(TaskManager, Workers):
             ),
         )
 
+    # -- life
+
     async def __aenter__(self) -> Self:
-        old = self._async_dispatcher_worker
-        if old.is_stopped():  # a worker starts once, and ``execute_sync`` has been here before
-            self._async_dispatcher_worker = async_handlers(old.dispatcher, old._stopping_grace_period)
-            at = self._async_contexts.index(old)
-            self._async_contexts[at] = self._async_dispatcher_worker
-        return await TaskManager.__aenter__(self)
+        """Start consuming: ``async with TaskConsumer(...) as consumer``. Leaving it drains."""
+        await self._start()
+        self._within = True
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self._within = False
+        await self.shutdown()
 
     async def startup(self) -> None:
-        """Start consuming.
+        """Start consuming; contexts are entered and the broker has answered when this returns.
+
+        A broker that is not there is waited for ``connect_seconds``. A consumer that has ended may be started again.
+        Within ``async with`` this does nothing.
 
         Raises:
+            BrokerConnectionError: the broker did not come within ``connect_seconds``.
             CpuBoundEntryPointError: this process was started for one CPU-bound run, so its entry point has no ``exec``
                 command (see ``TaskManagerCLI``).
-            WorkerStartError: it was started before.
+            WorkerStartError: it runs.
+            Exception: what a context raised; those before it are closed, and the next start tries all.
         """
+        if not (self._within and not self._worker_life.is_over()):
+            await self._start()
+
+    async def _start(self) -> None:
         if is_in_cpu_process():
             raise CpuBoundEntryPointError(
                 "a consumer was started in the process of a CPU-bound run: make the application's entry point a "
                 "TaskManagerCLI, so that it has the exec command"
             )
+        if self.has_started() and self._worker_life.is_over():
+            self._renew()
+        self._up = asyncio.get_running_loop().create_future()
         await Workers.startup(self)
+        life = self._worker_life
+        assert life.task is not None
+        try:
+            await asyncio.wait((life.task, self._up), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            life.abandon()
+            raise
+        if not self._up.done():
+            await life.wait()
 
-    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
-        """As ``TaskManager.register_task``. Warns of a task that would be a Kubernetes job in aio-fluid."""
-        TaskManager.register_task(self, task, tags, replace=replace)
-        if task.cpu_bound and task.k8s_config is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            logger.warning(
-                "task %s has a k8s_config, but Kubernetes jobs are not supported yet: its runs are child processes in "
-                "the pod of this consumer, with the pod's CPU and memory",
-                printable(task.name),
-            )
+    def _renew(self) -> Worker:
+        Workers._renew(self)
+        self.engine = next(worker for worker in self.workers() if isinstance(worker, Engine))
+        return self
+
+    async def run(self) -> None:
+        """Wait for the broker, then look after the workers."""
+        if await self._connect():
+            if not self._up.done():  # its caller may have been cancelled
+                self._up.set_result(None)
+            await Workers.run(self)
+
+    async def _connect(self) -> bool:
+        """Wait for the broker. False: asked to stop meanwhile. Raises as ``connect_within``."""
+        connecting = asyncio.create_task(connect_within(self.broker, self.config.connect_seconds, self.worker_name))
+        stopping = asyncio.create_task(self._wait_stop())
+        try:
+            await asyncio.wait((connecting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+            return connecting.done()
+        finally:
+            connecting.cancel()
+            stopping.cancel()
+            await asyncio.gather(connecting, stopping, return_exceptions=True)
+
+    async def _enter(self) -> None:
+        handlers = self._async_dispatcher_worker
+        if handlers.has_started() and handlers._worker_life.is_over():
+            handlers._renew()
+        await TaskManager._enter(self)
+
+    async def status(self) -> dict[str, Any]:
+        """The status of each worker, by name; also its own, if an error has ended it that is none of theirs."""
+        statuses = await Workers.status(self)
+        error = self._worker_life.error
+        if error is not None and not self._has_logged(error):
+            statuses[self.worker_name] = await Worker.status(self)
+        return statuses
 
     def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
         """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the
@@ -171,8 +238,33 @@ class TaskConsumer(TaskManager, Workers):
             logger.debug("%s: %s", self.worker_name, exc)
 
 
-def async_handlers(
-    dispatcher: AsyncDispatcher[TaskRun[Any, Any]], grace_seconds: float
-) -> AsyncConsumer[TaskRun[Any, Any]]:
-    """The worker that calls async handlers of events."""
-    return AsyncConsumer(dispatcher, name="async-handlers", stopping_grace_period=grace_seconds)
+async def connect_within(broker: TaskBroker, seconds: float, who: str) -> None:
+    """Connect to the broker; one that is not there is tried again for so long.
+
+    Raises:
+        BrokerConnectionError: it did not come in time.
+        BrokerError: it refuses.
+    """
+    end = monotonic() + seconds
+    limit = max(seconds, FIRST_TRY_SECONDS)
+    pause = 0.02
+    told = False
+    while True:
+        try:
+            async with asyncio.timeout(None if limit == math.inf else limit):
+                await broker.connect()
+            return
+        except BrokerAuthError:
+            raise
+        except (BrokerConnectionError, TimeoutError) as exc:
+            reason = str(exc) if isinstance(exc, BrokerError) else f"broker {broker.url}: no answer"
+            limit = end - monotonic() - pause
+            if limit <= 0:
+                raise BrokerConnectionError(
+                    f"{reason}; {who} gave up after {seconds:g} s: start the server, or raise connect_seconds"
+                ) from exc
+            if not told:
+                logger.warning("%s: %s; trying again for up to %g s", who, reason, seconds)
+            told = True
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 1.0)

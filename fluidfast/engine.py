@@ -115,7 +115,7 @@ class Engine(Slots, Worker):
         # what was claimed longer ago than a third of a lease may be ours no more, and is looked at before it starts
         Slots.__init__(self, concurrency, settler, manager.dispatcher.listeners, self.broker.options.lease_seconds / 3)
         self.grace_seconds = stopping_grace_period
-        self.id = manager.manager_id
+        self.id = ""  # of its process, when it runs
         self._collectors: dict[str, Collector] = {}
         self._leases = self._settler.leases
         self._limited = self._settler.limited
@@ -136,6 +136,12 @@ class Engine(Slots, Worker):
         self._behind = 0  # microseconds from this machine's wall clock to the broker's
         self._known: dict[str, bool] = {}  # task name -> enabled, as the last claim saw it
 
+    def _renew(self) -> Worker:
+        """An engine lives once: what it knows is of one event loop."""
+        engine = type(self)(self.manager, concurrency=self.concurrency, stopping_grace_period=self.grace_seconds)
+        engine._worker_life.watchers = self._worker_life.watchers
+        return engine
+
     async def status(self) -> dict[str, Any]:
         return {
             **await super().status(),
@@ -149,6 +155,7 @@ class Engine(Slots, Worker):
 
     async def run(self) -> None:
         self.broker.consumes = True
+        self.id = self.manager.manager_id
         await self.broker.connect()  # a server that is not there is said at once; one that goes away is waited for
         loop = self._loop = asyncio.get_running_loop()
         self._context = copy_context()

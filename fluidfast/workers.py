@@ -19,6 +19,7 @@ from .checks import CENTURY, check_number
 from .errors import ConfigError, WorkerStartError
 from .events import AsyncDispatcher, MessageType, is_current
 from .settings import get_settings
+from .texts import describe
 
 __all__ = [
     "AsyncConsumer",
@@ -85,7 +86,11 @@ class _Life:
         return self.task
 
     def is_over(self) -> bool:
-        return self.task is None or self.task.done()
+        return self.task is None or self.task.done() or self.lost_its_loop()
+
+    def lost_its_loop(self) -> bool:
+        """Whether the event loop was closed under it."""
+        return self.loop is not None and self.loop.is_closed()
 
     def abandon(self) -> None:
         """Cancel the task because its start was cancelled: that is how it ends, and no error."""
@@ -175,7 +180,7 @@ class _Life:
 
     async def wait(self) -> None:
         """Wait for the end, and raise the error to whoever was waiting; failing that, to who asks first."""
-        if self.task is None:
+        if self.task is None or (self.lost_its_loop() and not self.task.done()):
             return
         if self.task is asyncio.current_task():
             raise RuntimeError(f"worker {self.worker.worker_name} cannot wait for itself")
@@ -266,8 +271,12 @@ class Worker(ABC):
         return self._worker_state in (WorkerState.STOPPED, WorkerState.FORCE_STOPPED)
 
     async def status(self) -> dict[str, Any]:
-        """A picture of the worker, for people and for monitoring."""
-        return {"stopping": self.is_stopping(), "running": self.is_running()}
+        """A picture of the worker, for people and for monitoring. ``error``: there if one has ended it."""
+        status: dict[str, Any] = {"stopping": self.is_stopping(), "running": self.is_running()}
+        error = self._worker_life.error
+        if error is not None:
+            status["error"] = describe(error)
+        return status
 
     # its life
 
@@ -328,6 +337,15 @@ class Worker(ABC):
 
     # for subclasses in this package
 
+    def _renew(self) -> "Worker":
+        """Prepare another life after the one that is over. Return who lives it in a group: this worker, or another in
+        its place."""
+        watchers = self._worker_life.watchers
+        self._worker_state = WorkerState.INIT
+        self._worker_life = _Life(self)
+        self._worker_life.watchers = watchers
+        return self
+
     async def _wait_stop(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the worker is asked to stop, or for so many seconds; True if it was asked."""
         try:
@@ -378,7 +396,14 @@ class QueueConsumer(Worker, Generic[MessageType]):
         self._queue: deque[MessageType] = deque()
         self._queue_changed = asyncio.Event()
         self._queue_thread = 0
-        self._worker_life.watchers.append(self._queue_changed.set)
+        self._worker_life.watchers.append(self._look)
+
+    def _renew(self) -> Worker:
+        self._queue_changed = asyncio.Event()  # one belongs to the event loop that waited for it
+        return super()._renew()
+
+    def _look(self) -> None:
+        self._queue_changed.set()
 
     def send(self, message: MessageType | None) -> None:
         """Put a message into the queue. May be called from any thread; None is no message and is ignored."""
@@ -514,15 +539,25 @@ class Workers(Worker):
         super().__init__(name=name, stopping_grace_period=stopping_grace_period)
         self._workers: list[Worker] = []
         self._workers_changed = asyncio.Event()
-        self._worker_life.watchers.append(self._workers_changed.set)
+        self._worker_life.watchers.append(self._look)
         self.add_workers(*workers)
+
+    def _look(self) -> None:
+        self._workers_changed.set()
+
+    def _renew(self) -> Worker:
+        self._workers_changed = asyncio.Event()
+        workers, self._workers = self._workers, []
+        self.add_workers(*(w._renew() if w.has_started() and w._worker_life.is_over() else w for w in workers))
+        return super()._renew()
 
     def add_workers(self, *workers: Worker) -> None:
         """Add workers, each once. A group that is running starts them."""
         for worker in workers:
             if worker not in self._workers:
                 self._workers.append(worker)
-                worker._worker_life.watchers.append(self._workers_changed.set)
+                if self._look not in worker._worker_life.watchers:
+                    worker._worker_life.watchers.append(self._look)
         self._workers_changed.set()
 
     @property
@@ -572,6 +607,8 @@ class Workers(Worker):
             for worker in self.workers():
                 if self.is_running() and not worker.has_started():
                     await worker.startup()
+            if not all(worker.has_started() for worker in self._workers):
+                continue  # one was added meanwhile
             if all(worker.is_running() for worker in self._workers):
                 await self._workers_changed.wait()
             else:

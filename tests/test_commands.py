@@ -58,7 +58,7 @@ async def compute(ctx: TaskRun[Params]) -> None:
     if ctx.params.text == "abort":
         ctx.abort("as it was asked to")
 
-manager = TaskManager(max_concurrent_tasks=2)
+manager = TaskManager(max_concurrent_tasks=2, connect_seconds=1)
 narrow = TaskManager(max_queue_length=100, full_timeout=1)
 narrow.register_task(wait)
 manager.register_from_dict(globals())

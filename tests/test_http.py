@@ -609,11 +609,13 @@ async def test_a_consumer_that_ends_ends_the_process(
     assert [record.levelno for record in caplog.records if record.name == "fluidfast.http"] == [logging.CRITICAL]
 
 
-async def test_a_broker_that_is_not_there_ends_the_process(sigterm: Callable[[Any], Handled]) -> None:
+async def test_an_application_does_not_start_without_its_broker(sigterm: Callable[[Any], Handled]) -> None:
     handled = sigterm(lambda *_: None)
-    consumer = TaskConsumer(broker_url="redis://127.0.0.1:1")
-    async with lifespan_of(task_manager_fastapi(consumer, insecure=True)):
-        assert await within(handled.sent) == signal.SIGTERM
+    consumer = TaskConsumer(broker_url="redis://127.0.0.1:1", connect_seconds=0.1)
+    with pytest.raises(BrokerConnectionError, match="connect_seconds"):
+        async with lifespan_of(task_manager_fastapi(consumer, insecure=True)):
+            raise AssertionError("it started")
+    assert not handled.sent.done()
 
 
 async def test_nobody_is_killed_without_a_handler(sigterm: Callable[[Any], Handled]) -> None:

@@ -24,7 +24,7 @@ async def who(ctx):
     with open("pids", "a") as file:
         file.write(f"{{os.getpid()}}\\n")
 
-manager = TaskManager(broker_url={url!r}, lease_seconds=1)
+manager = TaskManager(broker_url={url!r}, lease_seconds=1, connect_seconds=1)
 manager.register_task(die)
 manager.register_task(who)
 """

@@ -313,7 +313,7 @@ async def execute_once(manager: TaskManager, task: Task[Any], params: Any, run_i
     if is_in_cpu_process():
         die_with_parent()
         record = record_of_this_process()
-    async with manager:
+    async with manager._without_consuming():
         codec, listeners = manager.broker.codec, manager.dispatcher.listeners
         run: TaskRun[Any, Any] = codec.create_with(task, None, run_id, params, manager, listeners)
         run = run.model_copy(update=record)

@@ -45,7 +45,7 @@ def run(manager: str, arguments: Sequence[str]) -> int:
 
 
 async def execute_one(found: Any, text: str, name: str, run_id: str, params: bytes) -> int:
-    async with as_manager(found, text) as manager:
+    async with as_manager(found, text)._without_consuming() as manager:
         task = manager.broker.task_from_registry(name)
         value = adapter_for(task.params_model).decode(params)
         made = manager.broker.codec.create_with(task, None, run_id, value, manager, manager.dispatcher.listeners)

@@ -115,7 +115,6 @@ def start_logging(level: str | None) -> None:
 async def work(found: Any, text: str, concurrency: int | None, started: list[bool], orders: Orders | None) -> int:
     consumer = as_consumer(as_manager(found, text), concurrency)
     broker = consumer.broker
-    await broker.connect()
     if isinstance(broker, MemoryTaskBroker):
         logger.warning("%s is in this process only: this worker gets nothing that another process queues", broker.url)
     pool = HandlersPool(consumer.engine.concurrency + 4, thread_name_prefix="handler-thread")

@@ -210,6 +210,7 @@ async def take_back(consumer: TaskConsumer, url: str) -> int:
             lease.deadline = lease.seen = -1.0  # as a sweep half a lease ago saw it
     else:
         assert isinstance(broker, RedisTaskBroker)
+        await broker.adopt()  # what was started out of an inbox is under its lease from here on
         for batch in list(consumer.engine._leases):
             await broker.redis_cli.zadd(broker.keys.leases, {batch: 1})
         assert await sweeper.reap() == 0
@@ -263,7 +264,8 @@ class TestLease:
         await consumer.queue("gated", n=1)
         await until(lambda: notes.running == 1)
         assert await take_back(consumer, broker_url) == 1
-        assert await places(consumer.broker) == {"medium": 1}
+        # on its queue, or in the inbox of the consumer, if it waits for more
+        assert await places(consumer.broker) in ({"medium": 1}, {"inbox": 1})
         settle = consumer.broker.settle
         answers: list[bool] = []
 
