@@ -9,9 +9,10 @@ import os
 from libc.stdint cimport int64_t, uint8_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_New
 
-__all__ = ["monotonic_seconds", "new_id", "now_micros"]
+__all__ = ["keep_for_good", "monotonic_seconds", "new_id", "now_micros"]
 
 cdef int POOL_SIZE = 4096
 cdef bytes _pool = b""
@@ -73,6 +74,15 @@ cdef str make_id():
 def new_id() -> str:
     """A new run id: 32 lower-case hex digits, 128 bits of the operating system's randomness."""
     return make_id()
+
+
+def keep_for_good(*things) -> None:
+    """Never free these, not even when the interpreter ends.
+
+    For the child of a fork: to free a connection or an event loop of its parent would end it there too, by a write to
+    the socket or by what both know to epoll.
+    """
+    Py_INCREF(things)
 
 
 def now_micros() -> int:

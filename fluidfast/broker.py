@@ -400,6 +400,10 @@ class Sifter(ABC):
         """Remove entries of this page, and queue those that have a priority. Gives how many were there still."""
 
 
+def is_running(loop: asyncio.AbstractEventLoop | None) -> bool:
+    return loop is not None and loop.is_running()
+
+
 class TaskBroker(ABC):
     """Keeps payloads safe and leases them to consumers; keeps what changes about tasks.
 
@@ -421,7 +425,14 @@ class TaskBroker(ABC):
             self.registry, msgpack=self.options.wire == "msgpack", max_bytes=self.options.max_payload_bytes
         )
 
+        self.is_in_use: Callable[[asyncio.AbstractEventLoop | None], bool] = is_running
+        """Whether connections that belong to this event loop may not be left for those of another one."""
+
     # -- which broker
+
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the connections belong to, if there are any."""
+        return None
 
     @classmethod
     def from_url(cls, url: str | BrokerURL = "") -> "TaskBroker":

@@ -3,9 +3,12 @@
 import asyncio
 import logging
 import math
+import os
+from collections import deque
 from time import monotonic
 from typing import Any, Self
 
+from ._clock import keep_for_good
 from ._run import TaskRun
 from .broker import TaskBroker
 from .checks import check_number
@@ -19,12 +22,13 @@ from .errors import (
     ConfigError,
     CpuBoundEntryPointError,
     QueueFullError,
+    WorkerStartError,
 )
 from .events import AsyncTaskDispatcher, Event, task_event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task
-from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers
+from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 
 __all__ = ["TaskConsumer"]
 
@@ -61,6 +65,7 @@ class TaskConsumer(TaskManager, Workers):
         check_number("stopping_grace_period", stopping_grace_period, ConfigError)
         Workers.__init__(self, name=name, stopping_grace_period=2 * stopping_grace_period + 5)
         self._within = False
+        self._parent = 0
         self._async_dispatcher_worker: AsyncConsumer[TaskRun[Any, Any]] = AsyncConsumer(
             AsyncTaskDispatcher(), name="async-handlers", stopping_grace_period=stopping_grace_period
         )
@@ -110,7 +115,25 @@ class TaskConsumer(TaskManager, Workers):
         if not (self._within and not self._worker_life.is_over()):
             await self._start()
 
+    def _forked(self) -> None:
+        """In the child of a fork: a consumer that runs is the parent's, and nothing of it is to be touched here."""
+        TaskManager._forked(self)
+        if self.has_started() and not self._worker_life.is_over():
+            self._parent = os.getppid()
+            self.engine._settler._over = True  # it says nothing for the parent, whatever becomes of a loop that goes on
+        for worker in (self, *self.workers(), self._async_dispatcher_worker):
+            keep_for_good(worker._worker_life, worker.__dict__.get("_queue"))
+            if worker.has_started():
+                Worker._renew(worker)
+                worker._worker_state = WorkerState.STOPPED
+        self._sync_queue._queue, self._async_dispatcher_worker._queue = deque(), deque()
+
     async def _start(self) -> None:
+        if self._parent:
+            raise WorkerStartError(
+                f"{self.worker_name} runs in process {self._parent}, and this process is a fork of it: make a consumer "
+                "here, or fork before it starts"
+            )
         if is_in_cpu_process():
             raise CpuBoundEntryPointError(
                 "a consumer was started in the process of a CPU-bound run: make the application's entry point a "

@@ -21,6 +21,7 @@ from .dead import DeadLetters
 from .errors import ConfigError, TaskAbortedError, TaskUsageError
 from .events import AsyncTaskDispatcher, Event, TaskDispatcher
 from .executor import execute
+from .places import has_place
 from .plugin import TaskManagerPlugin
 from .producer import Producer, shown_as_queue
 from .replies import Replies
@@ -84,7 +85,7 @@ class TaskManager(QueueFront):
             durability=self.config.durability,
             **{name: getattr(self.config, name) for name in BOUNDS},
         )
-        self.manager_id = self.broker.new_uuid()
+        self._manager_id = ""
         self._listeners = self.dispatcher.listeners
         self._producer = Producer(
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
@@ -93,13 +94,33 @@ class TaskManager(QueueFront):
         self._never_takes = self.broker.never_takes
         self._buffers = self.config.delivery == "buffered"
         self._sync = SyncManager(self)
+        self.broker.is_in_use = self._sync.is_in_use
         self._replies = Replies(self.broker, self)
         self._plugins: list[TaskManagerPlugin] = []
         self._async_contexts: list[Any] = []
         self._stack = AsyncExitStack()
         self._entered = False
+        has_place(self)
 
     # -- life
+
+    @property
+    def manager_id(self) -> str:
+        """Names this manager in this process: the child of a fork has another one."""
+        if not self._manager_id:
+            self._manager_id = self.broker.new_uuid()
+        return self._manager_id
+
+    def _forked(self) -> None:
+        """In the child of a fork: ids that name a place on the server are made anew, by who first needs them."""
+        self._manager_id = ""
+        self._sync.forked()
+        self._replies.forked()
+
+    def _loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that this manager is awaited in, if it runs."""
+        loops = (self._producer._loop, self.broker.loop_in_use())
+        return next((loop for loop in loops if loop is not None and loop.is_running()), None)
 
     async def __aenter__(self) -> Self:
         await self._enter()

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from ._clock import new_id, now_micros
+from ._clock import keep_for_good, new_id, now_micros
 from ._leases import numbered
 from ._pqueue import PriorityQueue
 from .broker import (
@@ -35,6 +35,7 @@ from .broker import (
 )
 from .checks import check_number
 from .errors import BrokerURLError, ConfigError
+from .places import has_place
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
 
@@ -64,6 +65,27 @@ class Store:
         self.firsts: dict[str, float] = {}
         self.marks: dict[str, tuple[int, float]] = {}
         self.locks: dict[str, MemoryLock] = {}
+        has_place(self)
+
+    def _forked(self) -> None:
+        """The child of a fork begins with nothing: these runs, and who waits for them, are the parent's."""
+        keep_for_good(list(self.waiters), dict(self.reply_waiters), dict(self.locks))
+        self.waiters.clear()
+        self.reply_waiters.clear()
+        self.locks.clear()
+        self.dead, self.failed = Kept(), Kept()  # their locks may have been held
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove everything that is kept."""
+        self.queue.clear()
+        self.queue.clear_delayed()
+        everything: tuple[Any, ...] = (
+            self.leases, self.strikes, self.suspects, self.dead, self.failed, self.replies, self.info, self.slots,
+            self.statuses, self.aborted, self.firsts,
+        )  # fmt: skip
+        for kept in everything:
+            kept.clear()
 
     def kept(self, kind: Kind) -> "Kept":
         """The list of runs that gave up, or of those that failed."""
@@ -469,15 +491,7 @@ class MemoryTaskBroker(TaskBroker):
         store = self.store
         count = sum(1 for n in (*store.queue.lengths(), store.queue.delayed_length()) if n)
         count += len(store.leases) + len(store.info) + len(store.statuses) + len(store.aborted) + len(store.replies)
-        store.queue.clear()
-        store.queue.clear_delayed()
-        for kept in (store.leases, store.strikes, store.suspects, store.replies, store.info, store.slots):
-            kept.clear()
-        store.dead.clear()
-        store.failed.clear()
-        store.statuses.clear()
-        store.aborted.clear()
-        store.firsts.clear()
+        store.clear()
         return count
 
     async def dead_length(self, kind: Kind = "dead") -> int:

@@ -7,16 +7,18 @@ together with whatever else came in that turn; what comes while a batch is in fl
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from ._clock import new_id
+from ._clock import keep_for_good, new_id
 from ._lane import Lane
 from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
 from .broker import Batch, Channel, Confirm, TaskBroker
 from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
+from .places import has_place, refuse_second_loop
 
 __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
 
@@ -59,7 +61,9 @@ class Producer(Outbox):
         self.broker = broker
         self.waiting_total: float = float("inf")
         """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
+        self._entering = threading.Lock()
         self._start_anew()
+        has_place(self)
 
     def _start_anew(self) -> None:
         self.id = new_id()
@@ -83,16 +87,35 @@ class Producer(Outbox):
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # Another event loop, after asyncio.run ended the last one: who waited there was cancelled with it.
-            if self._buffered:
-                self._dispatch_failed()
-            self._remember_lost(
-                (sending for sending in self._in_flight if sending.buffered),
-                BrokerConnectionError("the event loop ended before they were confirmed"),
-            )
-            self._loop = loop
-            self._start_anew()
+            with self._entering:
+                old = self._loop
+                if self.broker.is_in_use(old):
+                    refuse_second_loop(old)
+                # Another event loop, after asyncio.run ended the last one: who waited there was cancelled with it.
+                if self._count:
+                    self._dispatch_failed()
+                left = list(self._in_flight)
+                exc = BrokerConnectionError("the event loop ended before they were confirmed")
+                self._remember_lost((sending for sending in left if sending.buffered), exc)
+                if old is not None and not old.is_closed():  # it was only left: who waits there, should it go on
+                    for sending in left:
+                        old.call_soon_threadsafe(settle_all, sending.waiters, exc)
+                self._loop = loop
+                self._start_anew()
         return loop
+
+    def _forked(self) -> None:
+        """What is on its way is the parent's. A child begins with nothing, under an id that it makes when it sends."""
+        keep_for_good(
+            self._loop, self._groups, self._waiters, self._in_flight, self._channel, self._lane, self._opening,
+            self._room, self._entering,
+        )  # fmt: skip
+        self._entering = threading.Lock()
+        self._loop = self._lost = None
+        self._in_flight = deque()
+        self._groups, self._waiters = ([], [], []), []
+        self._count = self._bytes = self._buffered = self.pending = self.pending_bytes = 0
+        self._leave_channel()
 
     # -- handing over: submit and accept, in the outbox
 

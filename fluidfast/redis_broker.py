@@ -9,6 +9,7 @@ statuses) goes through redis-py, as ``redis_cli``.
 import asyncio
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -21,7 +22,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from . import settings
-from ._clock import new_id
+from ._clock import keep_for_good, new_id
 from ._leases import paired
 from ._resp import pack
 from .broker import (
@@ -51,6 +52,7 @@ from .errors import (
     NotDurableError,
 )
 from .keys import DEFAULT_NAME, Keys
+from .places import has_place, refuse_second_loop
 from .redis_channel import RedisChannel, is_durable
 from .redis_dead import RedisSifter, parted
 from .redis_link import Link, LinkLost, ServerReply
@@ -129,6 +131,9 @@ class RedisTaskBroker(TaskBroker):
         self.server = self.new_server()
         self._own_client = redis_cli is None
         self.redis_cli: Redis = redis_cli or self.server.client
+        self._entering = threading.Lock()
+        self._inherited = False  # the server's connections belong to another loop, or to the parent of a fork
+        self._ending: asyncio.Future[None] | None = None
         self._link: Link | None = None
         self._link_loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
@@ -153,6 +158,7 @@ class RedisTaskBroker(TaskBroker):
         self._server_ahead = -math.inf, math.inf  # of our monotonic clock, in seconds: at least, at most
         self._went_back = False
         self._none_delayed = False  # when we looked last
+        has_place(self)
 
     # -- names (aio-fluid's)
 
@@ -191,24 +197,68 @@ class RedisTaskBroker(TaskBroker):
         return finder(self.url, self.keys.name, max(2, settings.get_settings().redis_max_connections))
 
     def enter_loop(self) -> asyncio.AbstractEventLoop:
-        """The running loop. If it is another one than before, connections are made anew: they belong to their loop."""
+        """The running loop. If it is another one than before, connections are made anew: they belong to their loop.
+
+        Raises:
+            RuntimeError: the other one runs, in another thread.
+        """
         loop = asyncio.get_running_loop()
         if self._link_loop is not loop:
-            if self._link_loop is not None:
-                self.server = self.new_server()
-                if self._own_client:  # the client that is known to others, with redis-py's new pool
-                    self.redis_cli.connection_pool = self.server.client.connection_pool
-            self._link, self._link_loop = None, loop
-            self._connecting, self._adopting = asyncio.Lock(), None
-            self._was_connected = False
-            self._wakeups.clear()
-            self.adoptions.clear()
-            self.asking.clear()
-            self._blocked.clear()
-            self._reply_link = self._durable_link = None
-            self._watch = None
-            self._tried.clear()
+            with self._entering:
+                if self._link_loop is not None:
+                    if self.is_in_use(self._link_loop):
+                        refuse_second_loop(self._link_loop)
+                    self._leave_loop(self._link_loop)
+                self._begin(loop)
         return loop
+
+    def _leave_loop(self, old: asyncio.AbstractEventLoop) -> None:
+        """End the connections in the loop that they belong to, if that may still run."""
+        links = [
+            link for link in (self._link, *self._blocked, self._reply_link, self._durable_link) if link is not None
+        ]
+        pool = self.server.client.connection_pool
+
+        def end() -> None:
+            for link in links:
+                link.abort()
+            self._ending = asyncio.ensure_future(pool.disconnect())
+
+        if not old.is_closed():
+            old.call_soon_threadsafe(end)
+        self._inherited = True
+
+    def _begin(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Start without connections. None: in the child of a fork, where no loop runs."""
+        if loop is not None and self._inherited:
+            self._inherited = False
+            self.server = self.new_server()
+            if self._own_client:  # the client that is known to others, with redis-py's new pool
+                self.redis_cli.connection_pool = self.server.client.connection_pool
+        self._link, self._link_loop = None, loop
+        self._connecting, self._adopting = asyncio.Lock(), None
+        self._was_connected = False
+        self._wakeups.clear()
+        self.adoptions.clear()
+        self.asking.clear()
+        self._blocked.clear()
+        self._reply_link = self._durable_link = None
+        self._watch = None
+        self._tried.clear()
+
+    def _forked(self) -> None:
+        """In the child of a fork: the connections are the parent's."""
+        keep_for_good(
+            self._link, self._link_loop, self._connecting, self._adopting, self._watch, set(self._blocked),
+            self._reply_link, self._durable_link, dict(self._wakeups), self.server, self.redis_cli.connection_pool,
+            self._entering,
+        )  # fmt: skip
+        self._entering = threading.Lock()
+        self._inherited = self._inherited or self._link_loop is not None
+        self._begin(None)
+
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        return self._link_loop
 
     async def new_link(self) -> Link:
         """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""

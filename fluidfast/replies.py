@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ._clock import new_id
+from ._clock import keep_for_good, new_id
 from ._run import TaskRun
 from .broker import TaskBroker
 from .errors import BrokerAuthError, BrokerError, TaskError
@@ -105,6 +105,11 @@ class Replies:
         self.broker = broker
         self.manager = manager
         self.inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
+
+    def forked(self) -> None:
+        """In the child of a fork: those inboxes are the parent's."""
+        keep_for_good(self.inboxes)
+        self.inboxes = {}
 
     def here(self) -> Inbox:
         """The inbox of the running event loop."""

@@ -24,6 +24,7 @@ from zlib import crc32
 
 import msgspec
 
+from ._clock import keep_for_good
 from .broker import (
     PAGE_ENTRIES,
     Batch,
@@ -41,6 +42,7 @@ from .broker import (
 )
 from .errors import BrokerConnectionError, BrokerError, BrokerURLError
 from .keys import DEFAULT_NAME
+from .places import has_place
 from .redis_broker import NO_SHARD, RedisTaskBroker
 from .states import TaskPriority
 from .task import Task, TaskInfo
@@ -95,6 +97,7 @@ class ShardedRedisBroker(TaskBroker):
             shard.options = self.options
             shard.registry = self.registry
             shard.parts = len(self.shards)
+            shard.is_in_use = lambda loop: self.is_in_use(loop)
         self.home = self.shards[0]
         self.redis_cli = self.home.redis_cli
         self._agreed = False
@@ -104,6 +107,15 @@ class ShardedRedisBroker(TaskBroker):
         self._suspects: set[int] = set()
         self._waiting = [0] * len(self.shards)  # runs, as last seen
         self._under_way: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        has_place(self)
+
+    def _forked(self) -> None:
+        keep_for_good(dict(self._under_way), list(self._threads))
+        self._under_way.clear()
+        self._threads.clear()
+
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        return self.home.loop_in_use()
 
     # -- which shard
 
@@ -147,7 +159,7 @@ class ShardedRedisBroker(TaskBroker):
         """Ask all at once; what answers later is given next time, and not asked again until then."""
         for number, shard in enumerate(self.shards):
             before = self._under_way.get((verb, number))
-            if before is None or before.cancelled():
+            if before is None or before.cancelled() or before.get_loop() is not asyncio.get_running_loop():
                 self._under_way[verb, number] = asyncio.ensure_future(call(shard))
         asked = {number: self._under_way[verb, number] for number in range(len(self.shards))}
         await asyncio.wait(asked.values(), timeout=seconds, return_when=until)
@@ -298,7 +310,7 @@ class ShardedRedisBroker(TaskBroker):
         """Claim from one shard. None: it does not answer now; what it gives later goes back."""
         place = ("claim", number)
         before = self._under_way.get(place)
-        if before is not None and not before.done():
+        if before is not None and not before.done() and before.get_loop() is asyncio.get_running_loop():
             return None
         shard = self.shards[number]
         asking = asyncio.ensure_future(shard.claim(consumer, limit, **options))

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
 
+from ._clock import keep_for_good
 from ._outbox import Confirmation
 from ._run import TaskRun
 from .bulk import QueueSummary
@@ -25,6 +26,8 @@ __all__ = ["SyncManager"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LOOK_SECONDS = 0.5
+"""How often a call in another thread's event loop looks whether that loop still runs."""
 END_SECONDS = 5.0
 """How long calls that others still wait in may take to end when the manager is closed."""
 
@@ -32,7 +35,8 @@ END_SECONDS = 5.0
 class SyncManager:
     """Blocking forms of a manager's methods. Raises what they raise.
 
-    A manager that is used through this should not be used with ``await`` in another event loop at the same time.
+    While the manager is awaited in an event loop of another thread, these calls are made in that loop: a plain task of
+    a consumer may use them.
     ``with manager.sync as sync:`` closes it, and the manager, at the end.
     """
 
@@ -42,6 +46,22 @@ class SyncManager:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._unconfirmed: set[Confirmation[TaskRun[Any, Any]]] = set()
+        self._calls = 0  # under way, under the lock
+
+    def forked(self) -> None:
+        """In the child of a fork: the thread is the parent's, and so is its loop."""
+        keep_for_good(self._lock, self._loop, self._unconfirmed)
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+        self._unconfirmed = set()
+        self._calls = 0
+
+    def is_in_use(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether the manager has something to do in this event loop: its own one may run and wait for calls."""
+        if loop is None or not loop.is_running():
+            return False
+        producer = self._manager._producer
+        return loop is not self._loop or self._calls > 0 or (producer._loop is loop and producer.pending > 0)
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +70,12 @@ class SyncManager:
         self.close()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, under the lock."""
-        if self._loop is None or self._thread is None or not self._thread.is_alive():  # dead: we are a fork's child
+        """The loop, under the lock: the one that the manager is awaited in, if it runs; else one of its own."""
+        if (home := self._manager._loop_in_use()) is not None and home is not self._loop:
+            if home is asyncio._get_running_loop():
+                raise RuntimeError("manager.sync was called within the event loop of its manager: use await there")
+            return home
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
             try:
                 import uvloop
             except ImportError:
@@ -82,12 +106,29 @@ class SyncManager:
             coroutine.close()
             raise
         with self._lock:  # so that no call is given to a loop that is being closed
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+            try:
+                loop = self._running_loop()
+            except BaseException:
+                coroutine.close()
+                raise
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            self._calls += 1
+        return self._result(future, loop)
+
+    def _result(self, future: "Future[T]", loop: asyncio.AbstractEventLoop) -> T:
+        """Wait for the answer to a call that was counted."""
         try:
+            if loop is not self._loop:  # somebody else's, which may end before it answers
+                while not wait([future], LOOK_SECONDS).done:
+                    if not loop.is_running():
+                        raise RuntimeError("manager.sync: the event loop that its manager is awaited in has ended")
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            with self._lock:
+                self._calls -= 1
 
     def queue(
         self,
@@ -114,8 +155,10 @@ class SyncManager:
             return run
         answer: Future[TaskRun[Any, Any]] = Future()
         with self._lock:
-            self._running_loop().call_soon_threadsafe(self._submit, run, payload, answer)
-        return answer.result()
+            loop = self._running_loop()
+            loop.call_soon_threadsafe(self._submit, run, payload, answer)
+            self._calls += 1
+        return self._result(answer, loop)
 
     def _submit(self, run: TaskRun[Any, Any], payload: bytes, answer: "Future[TaskRun[Any, Any]]") -> None:
         def give(future: Confirmation[TaskRun[Any, Any]]) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(fluidfast.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     # 0: the ground; nothing of ours, but for the exceptions
     ("_version", "errors", "texts", "checks", "states", "state", "common", "keys", "settings", "process", "lua",
-     "scripts", "_pqueue", "_clock", "_resp"),
+     "scripts", "places", "_pqueue", "_clock", "_resp"),
     # 1: what a run is
     ("_machine", "params", "schedule", "record", "_run", "run", "task", "config"),
     # 2: bytes, events, and what a broker promises
