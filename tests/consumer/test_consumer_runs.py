@@ -285,11 +285,21 @@ class TestRuns:
             asked.append(f"got {len(found.items)}")
             return found
 
+        wait = consumer.broker.wait
+
+        async def waiting(*args: Any) -> Any:
+            if (found := await wait(*args)) is not None:  # what has woken it starts without a claim
+                asked.append(f"got {len(found.items)}")
+            return found
+
         consumer.broker.claim = asking  # type: ignore[method-assign]
-        await consumer.queue(note, n=1)
-        await until(lambda: notes.done and asked and asked[-1] == "got 0")
+        consumer.broker.wait = waiting  # type: ignore[method-assign]
+        for n in (1, 2):  # the first ends the waiting that was under way
+            del asked[:]
+            await consumer.queue(note, n=n)
+            await until(lambda: len(notes.done) == n and asked and asked[-1] == "got 0")  # noqa: B023
         got = asked.index("got 1")
-        assert asked[got + 1] == "asked with 1 done"
+        assert asked[got + 1] == "asked with 2 done"
 
     async def test_without_slots_or_told_not_to(self, start: Start, notes: Notes) -> None:
         none = await start(max_concurrent_tasks=0)
