@@ -82,7 +82,7 @@ class Store:
         self.queue.clear_delayed()
         everything: tuple[Any, ...] = (
             self.leases, self.strikes, self.suspects, self.dead, self.failed, self.replies, self.info, self.slots,
-            self.statuses, self.aborted, self.firsts,
+            self.statuses, self.aborted, self.firsts, self.marks,
         )  # fmt: skip
         for kept in everything:
             kept.clear()
