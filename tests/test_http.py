@@ -34,6 +34,7 @@ from fluidfast.scheduler.endpoints import (
     get_task_manager_from_request,
     task_manager_fastapi,
 )
+from fluidfast.workers import WorkerFunction
 
 CANARY = "canary-5a1e"
 
@@ -469,6 +470,7 @@ ROUTES = [
     ("POST", "/tasks/anything"),
     ("POST", "/tasks/unknown"),
     ("GET", "/tasks-status"),
+    ("GET", "/tasks-health"),
     ("DELETE", "/tasks-queue"),
     ("DELETE", "/tasks-queue/high"),
     ("GET", "/tasks-plugin/routed"),
@@ -607,6 +609,30 @@ async def test_a_consumer_that_ends_ends_the_process(
         manager.gracefully_stop()
         assert await within(handled.sent) == signal.SIGTERM
     assert [record.levelno for record in caplog.records if record.name == "fluidfast.http"] == [logging.CRITICAL]
+
+
+async def test_health(sigterm: Callable[[Any], Handled], client: httpx.AsyncClient) -> None:
+    """Of a plain manager; of a consumer while it runs, and once an error has ended it."""
+    assert (await client.get("/tasks-health")).status_code == 200
+    sigterm(lambda *_: None)
+    manager = a_manager(TaskConsumer)
+    assert isinstance(manager, TaskConsumer)
+    app = task_manager_fastapi(manager, insecure=True)
+
+    async def fail() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    async with client_of(app) as consuming:
+        assert (await consuming.get("/tasks-health")).status_code == 503
+        await manager.startup()
+        health = await consuming.get("/tasks-health")
+        assert (health.status_code, health.json()["running"]) == (200, True)
+        manager.add_workers(WorkerFunction(fail, name="failing"))
+        with pytest.raises(ZeroDivisionError):
+            await within(manager.wait_for_shutdown())
+        health = await consuming.get("/tasks-health")
+        assert health.status_code == 503
+        assert health.json()["workers"]["failing"]["error"] == "ZeroDivisionError: on purpose"
 
 
 async def test_an_application_does_not_start_without_its_broker(sigterm: Callable[[Any], Handled]) -> None:

@@ -8,6 +8,7 @@ GET /tasks/NAME             one task
 PATCH /tasks/NAME           ``{"enabled": bool}``: enable or disable it
 POST /tasks/NAME            queue a run; the body is its params
 GET /tasks-status           running managers, and runs waiting by priority
+GET /tasks-health           whether this process consumes, if it should: 200, or 503 with the error that ended it
 DELETE /tasks-queue         remove what waits; ``/tasks-queue/PRIORITY`` in one queue
 ==========================  ==========================================================================
 
@@ -74,6 +75,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json"
+UNHEALTHY: dict[int | str, dict[str, Any]] = {503: {"description": "The consumer of this process does not run"}}
 REF = "#/schemas/{name}"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 """Methods that change nothing."""
@@ -313,6 +315,7 @@ def routes_of(task_manager: TaskManager, guards: Sequence[DependsMarker] = ()) -
     unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such task"}}
     router.add_api_route("", get_tasks, summary="List tasks", responses=answer(list[TaskInfo]))
     router.add_api_route("-status", get_status, summary="Running managers", responses=answer(TaskManagersStatus))
+    router.add_api_route("-health", get_health, summary="Whether this process consumes", responses=UNHEALTHY)
     router.add_api_route("-queue", delete_queues, methods=["DELETE"], summary="Empty all queues")
     router.add_api_route("-queue/{priority}", delete_queue, methods=["DELETE"], summary="Empty one queue")
     router.add_api_route("/{task_name}", get_task, summary="Get a task", responses={**answer(TaskInfo), **unknown})
@@ -373,6 +376,15 @@ async def patch_task(task_manager: TaskManagerDep, task_name: Annotated[str, Pat
         return encoded(await task_manager.broker.enable_task(task_name, update.enabled))
     except UnknownTaskError as exc:
         raise HTTPException(404, "Task not found") from exc
+
+
+async def get_health(task_manager: TaskManagerDep) -> Response:
+    """A plain manager is healthy; a consumer or a scheduler is while it runs. Asks no broker."""
+    if not isinstance(task_manager, Worker):
+        return encoded({"running": True, "workers": {}})
+    running = task_manager.is_running()
+    health = msgspec.json.encode({"running": running, "workers": await task_manager.status()})
+    return Response(health, status_code=200 if running else 503, media_type=JSON_TYPE)
 
 
 async def get_status(task_manager: TaskManagerDep) -> Response:
