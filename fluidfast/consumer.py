@@ -160,6 +160,7 @@ class TaskConsumer(TaskManager, Workers):
 
     async def run(self) -> None:
         """Wait for the broker, then look after the workers."""
+        self.broker.consumes = True
         if await self._connect():
             if not self._up.done():  # its caller may have been cancelled
                 self._up.set_result(None)
