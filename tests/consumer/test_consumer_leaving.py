@@ -276,8 +276,9 @@ class TestLease:
         consumer.broker.settle = settled_as  # type: ignore[method-assign]
         notes.gate.set()
         await until(lambda: len(notes.done) == 2)  # it is delivered again, to the same consumer
-        await until(lambda: empty(consumer))
+        await until(lambda: len(answers) == 2)
         assert answers == [False, True]
+        await until(lambda: empty(consumer))
 
     async def test_a_handler_that_blocks_the_loop_keeps_its_lease(
         self, start: Start, notes: Notes, broker_url: str
