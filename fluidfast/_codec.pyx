@@ -50,6 +50,7 @@ from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsE
 from .params import Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error
 from .states import PRIORITIES, STATES
 from .task import checked
+from .texts import printable, quoted
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -189,7 +190,7 @@ cdef bint too_deep(const char* text, Py_ssize_t length, int levels=MAX_DEPTH) no
     """Whether JSON nests deeper than this. Malformed text gets some answer; the decoder refuses it anyway."""
     cdef int depth = 0
     cdef int count = 0
-    cdef bint quoted = False
+    cdef bint in_text = False
     cdef Py_ssize_t i
     cdef char c
     if length < 2 * levels:         # every level takes two bytes
@@ -201,13 +202,13 @@ cdef bint too_deep(const char* text, Py_ssize_t length, int levels=MAX_DEPTH) no
     i = 0
     while i < length:
         c = text[i]
-        if quoted:
+        if in_text:
             if c == 92:             # backslash: the next one is taken as it is
                 i += 1
             elif c == 34:
-                quoted = False
+                in_text = False
         elif c == 34:
-            quoted = True
+            in_text = True
         elif c == 91 or c == 123:
             depth += 1
             if depth > levels:
@@ -277,9 +278,8 @@ cdef int attempts(object value) except -1:
 
 
 cdef str brief(object text):
-    """Foreign text, cut to what fits in a message."""
-    text = str(text)
-    return text if len(text) <= 300 else text[:300] + "..."
+    """Foreign text, cut and escaped for a message."""
+    return printable(str(text), 300)
 
 
 cdef bint contains_null(const char* text, Py_ssize_t length) noexcept:
@@ -363,7 +363,7 @@ cdef class TaskPlan:
             field = non_finite_field(params)
             if field is not None:
                 raise ParamsError(
-                    f"invalid params for task {self.name!r}, field {field!r}: NaN and infinity cannot be queued",
+                    f"invalid params for task {self.name!r}, field {quoted(field)}: NaN and infinity cannot be queued",
                     task_name=self.name, field=field,
                 )
         return owner
@@ -619,8 +619,22 @@ def encode_json(TaskRun run not None) -> bytes:
         raise bad_id(run) from exc
 
 
+cdef str checked_id(object task, str run_id):
+    """An id that a caller gave, or a new one."""
+    if not run_id:
+        return make_id()
+    if not PyUnicode_IS_COMPACT_ASCII(run_id):
+        try:
+            run_id.encode()
+        except UnicodeEncodeError as exc:
+            raise TaskRunError(
+                f"a run of task {task.name!r} cannot have the id {quoted(run_id)}: it cannot be written as UTF-8"
+            ) from exc
+    return run_id
+
+
 cdef object bad_id(TaskRun run):
-    return TaskRunError(f"a run of task {run.task.name!r} has an id that cannot be written as UTF-8: {run.id!r}")
+    return TaskRunError(f"a run of task {run.task.name!r} has an id that cannot be written as UTF-8: {quoted(run.id)}")
 
 
 cdef class Codec:
@@ -675,6 +689,7 @@ cdef class Codec:
 
         Raises:
             UnknownTaskError: a name that is not registered.
+            TaskRunError: ``run_id`` cannot be written as UTF-8.
             ParamsError: the params do not fit; names the task and the field.
             ConfigError, TaskUsageError: a priority that is none (a ValueError, too).
         """
@@ -687,7 +702,7 @@ cdef class Codec:
                 priority_number(priority)       # params that stand where the priority does are the better reason
             raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
-            run_id or make_id(), plan.task,
+            checked_id(plan.task, run_id), plan.task,
             priority_number(plan.task.priority if priority is None else priority), params, manager, listeners,
         )
         if parent is not None:
@@ -708,7 +723,7 @@ cdef class Codec:
                 priority_number(priority)       # params that stand where the priority does are the better reason
             raise params_error(plan.name, exc) from cause_of(exc)
         run = make_run(
-            run_id or make_id(), plan.task,
+            checked_id(plan.task, run_id), plan.task,
             priority_number(plan.task.priority if priority is None else priority), value, manager, listeners,
         )
         if parent is not None:
@@ -1018,14 +1033,14 @@ cdef class Codec:
         try:
             fields = RAW_FIELDS(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise PayloadError(f"not a JSON object: {exc}") from exc
+            raise PayloadError(f"not a JSON object: {brief(exc)}") from exc
         try:
             values = {
                 name: FROM_JSON(value) for name, value in fields.items() if name in FIELDS and name != "params"
             }
             extra = {name: further_key(value) for name, value in fields.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise PayloadError(f"not a run: {exc}") from exc
+            raise PayloadError(f"not a run: {brief(exc)}") from exc
         self.has_further = bool(extra)
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
         return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners)
@@ -1038,7 +1053,7 @@ cdef class Codec:
             if packed.extra:
                 extra = {name: further_key(value) for name, value in packed.extra.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise PayloadError(f"not a run in MessagePack: {exc}") from exc
+            raise PayloadError(f"not a run in MessagePack: {brief(exc)}") from exc
         if not (0 <= packed.priority < len(PRIORITIES) and 0 <= packed.state < len(STATES)):
             raise PayloadError("not a run in MessagePack: priority or state out of range")
         if isinstance(packed.id, bytes):
@@ -1088,7 +1103,7 @@ cdef class Codec:
                 try:
                     JSON(value)     # extensions, and keys that are no text or number, could not be queued again
                 except TypeError as exc:
-                    raise PayloadError(f"not a run: params that cannot be written: {exc}") from exc
+                    raise PayloadError(f"not a run: params that cannot be written: {brief(exc)}") from exc
                 run.params = plan.adapter.from_builtins({} if value is None else value)
             else:
                 run.params = plan.params_of(b"{}" if raw == b"null" else raw)
@@ -1098,7 +1113,7 @@ cdef class Codec:
             try:
                 value = FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
             except Exception as broken:
-                raise PayloadError(f"not a run: params: {broken}") from broken
+                raise PayloadError(f"not a run: params: {brief(broken)}") from broken
             run.params = Params(value) if isinstance(value, dict) else Params()
             error = params_error(plan.name, exc)
             raise TaskParamsError(run, str(error), field=error.field) from cause_of(exc)
@@ -1124,4 +1139,4 @@ def unknown_task(name, registry) -> str:
 
     close = difflib.get_close_matches(name, registry, 1) if len(name) <= 100 else None
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown task {brief(name)!r}: it is not registered with this manager{hint}"
+    return f"unknown task {quoted(name)}: it is not registered with this manager{hint}"

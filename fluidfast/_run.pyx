@@ -7,7 +7,9 @@ It is a compiled class because one is made for each run on both sides: times are
 ``datetime``, state and priority are numbers until somebody asks for the enum.
 """
 
+from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
 from libc.math cimport rint
+from libc.stdint cimport uint8_t
 
 import types
 from datetime import date, datetime, timedelta, timezone
@@ -19,8 +21,12 @@ from .checks import shown
 from .errors import ConfigError, TaskAbortedError, TaskRunError, TaskUsageError
 from .record import dump, dump_json
 from .states import PRIORITIES, STATES
+from .texts import printable
 
 __all__ = ["TaskRun"]
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
 
 cdef extern from *:
     """
@@ -131,6 +137,19 @@ cdef int64_t time_of(str field, object moment) except? -1:
         raise ConfigError(f"{field} is {shown(moment)}, it must be a time between the years 1 and 9999: {exc}") from exc
 
 
+cdef object shown_text(str text):
+    """Foreign text, safe to show. An id of 32 hex digits, as nearly all are, costs nothing but a look at it."""
+    cdef const uint8_t* at
+    cdef Py_ssize_t i
+    cdef uint8_t odd = 0
+    if not PyUnicode_IS_COMPACT_ASCII(text) or PyUnicode_GET_LENGTH(text) != 32:
+        return printable(text)
+    at = <const uint8_t*>PyUnicode_1BYTE_DATA(text)
+    for i in range(32):             # no branches: it is done for many bytes at a time
+        odd |= (at[i] < 32) | (at[i] > 126)
+    return printable(text) if odd else text
+
+
 cdef TaskRun make_run(str id, object task, int prio, object params, object manager, Listeners listeners):
     cdef TaskRun run = TaskRun.__new__(TaskRun)
     run.id = id
@@ -182,7 +201,7 @@ cdef class TaskRun(RunState):
 
     def __repr__(self) -> str:
         # No params: they may hold secrets, and a repr ends up in logs.
-        return f"<TaskRun {self.task.name}.{self.id} {_states[self._state]} {_priorities[self.prio]}>"
+        return f"<TaskRun {self.shown_name} {_states[self._state]} {_priorities[self.prio]}>"
 
     def __eq__(self, other):
         """By value: what is persisted of a run. ``hash`` is that of the id, so a run may stand in a set."""
@@ -215,6 +234,16 @@ cdef class TaskRun(RunState):
     def name_id(self) -> str:
         """``name.id``."""
         return f"{self.task.name}.{self.id}"
+
+    @property
+    def shown_id(self) -> str:
+        """``id``, safe to show in a log: control characters escaped, a long one cut."""
+        return shown_text(self.id)
+
+    @property
+    def shown_name(self) -> str:
+        """``name_id``, safe to show in a log."""
+        return f"{printable(self.task.name)}.{shown_text(self.id)}"
 
     @property
     def priority(self):

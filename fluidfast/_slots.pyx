@@ -240,7 +240,7 @@ cdef class Slots:
             run._emit()
         slot.logs = task.logger.isEnabledFor(INFO)
         if slot.logs:
-            task.logger.info("%s - start", run.id)
+            task.logger.info("%s - start", run.shown_id)
         executor = self.executor_of(task.executor)
         return partial(self._in_thread, slot, task) if executor is None else executor
 
@@ -273,7 +273,7 @@ cdef class Slots:
             self._failed(held, TaskRunError(SET_TO_FAILURE))
             return 0
         if logs:
-            run.task.logger.info("%s - end - %s - milliseconds - %s", run.id, run.state, run.duration_ms)
+            run.task.logger.info("%s - end - %s - milliseconds - %s", run.shown_id, run.state, run.duration_ms)
         self.finished += 1
         return self._settler.end(held)
 

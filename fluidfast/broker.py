@@ -5,7 +5,6 @@ those places, whatever dies in between.
 """
 
 import asyncio
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from .checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number, read_number
 from .errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
 from .states import PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, checked, place_of, same_function
-from .texts import printable
+from .texts import MAX_ERROR, hide_password, printable, quoted
 
 __all__ = [
     "BOUNDS",
@@ -72,10 +71,6 @@ BUILT_IN = {
 _factories: dict[str, Callable[["BrokerURL"], "TaskBroker"]] = {}
 
 
-HOSTS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]*\])(:\d+)?(,([\w.-]+|\[[0-9a-fA-F:.]*\])(:\d+)?)*(/.*)?")
-SECRET_OPTION = re.compile(r"((?:^|&)\w*password=)[^&]*")
-
-
 @dataclass(frozen=True)
 class BrokerURL:
     """A broker's URL, taken apart. Its text and its repr hide the password.
@@ -116,15 +111,7 @@ class BrokerURL:
         return unquote(urlsplit(self.raw).path)
 
     def __str__(self) -> str:
-        # Not by urlsplit: a password may hold what should have been escaped, and is hidden all the same.
-        scheme, separator, rest = self.raw.partition("://")
-        place, mark, query = rest.partition("?")
-        if "@" not in place and "@" in query and not HOSTS.fullmatch(place):
-            place, mark, query = rest, "", ""
-        user, _, host = place.rpartition("@")
-        if ":" in user:
-            place = f"{user.partition(':')[0]}:***@{host}"
-        return scheme + separator + place + mark + SECRET_OPTION.sub(r"\1***", query)
+        return printable(hide_password(self.raw), MAX_ERROR)
 
     def __repr__(self) -> str:
         return f"BrokerURL({str(self)!r})"
@@ -745,7 +732,7 @@ class TaskBroker(ABC):
             return task
         found = self.registry.get(task)
         if found is None:
-            raise UnknownTaskError(f"unknown task {task!r}: it is not registered with this manager")
+            raise UnknownTaskError(f"unknown task {quoted(task)}: it is not registered with this manager")
         return found
 
     async def enable_task(self, task: str | Task[Any], enable: bool = True) -> TaskInfo:

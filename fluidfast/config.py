@@ -8,6 +8,7 @@ from .checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check
 from .common import is_in_cpu_process
 from .errors import ConfigError
 from .settings import get_settings
+from .texts import hide_password
 
 __all__ = ["TaskManagerConfig"]
 
@@ -99,6 +100,11 @@ class TaskManagerConfig:
         for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["broker_url"] = hide_password(self.broker_url)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @property
     def sleep(self) -> float:

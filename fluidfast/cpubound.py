@@ -148,7 +148,7 @@ def child_environment(ctx: TaskRun[Any, Any], pipe: int, word: bytes) -> dict[st
 
 
 def how_it_ended(ctx: TaskRun[Any, Any], code: int) -> str:
-    name = printable(ctx.name_id)
+    name = ctx.shown_name
     if code < 0:
         try:
             return f"the process of {name} was killed by {signal.Signals(-code).name} (exit code {code})"

@@ -486,7 +486,7 @@ class Engine(Slots, Worker):
             except TaskParamsError as exc:
                 lease.unstarted -= 1
                 item.run = exc.task_run
-                exc.task_run.logger.error("%s - %s", exc.task_run.id, exc)
+                exc.task_run.logger.error("%s - %s", exc.task_run.shown_id, exc)
                 self._end(item, FAILURE)
                 self._settler.bury(item, str(exc))
             except (UnknownTaskError, PayloadError) as exc:
@@ -528,7 +528,7 @@ class Engine(Slots, Worker):
                     ready.append(held)
             else:
                 lease.unstarted -= 1
-                held.run.logger.info("%s - aborted - the task is disabled", held.run.id)
+                held.run.logger.info("%s - aborted - the task is disabled", held.run.shown_id)
                 self._end(held, ABORTED)
         self._wake_slots()
 
@@ -711,10 +711,10 @@ class Engine(Slots, Worker):
         if isinstance(exc, GeneratorExit) and not is_current(slot.task):
             raise exc  # the event loop is gone: the lease runs out
         if isinstance(exc, TaskAbortedError):
-            held.run.logger.info("%s - aborted - %s", printable(held.run.id), error_text(exc))
+            held.run.logger.info("%s - aborted - %s", held.run.shown_id, error_text(exc))
             self._end(held, ABORTED)
         elif isinstance(exc, NoThreadError):
-            held.run.logger.error("%s - not started, it goes back to its queue: %s", printable(held.run.id), exc)
+            held.run.logger.error("%s - not started, it goes back to its queue: %s", held.run.shown_id, exc)
             held.run._enter(INTERRUPTED)
             held.run._emit()
             self._settler.give_back(held)
@@ -733,7 +733,7 @@ class Engine(Slots, Worker):
         if isinstance(exc, GeneratorExit) and not is_current(slot.task):
             raise exc
         if not isinstance(exc, asyncio.CancelledError) or not (slot.reason or self._ends()):
-            logger.error("%s: run %s could not be handled", self.worker_name, printable(held.run.name_id), exc_info=exc)
+            logger.error("%s: run %s could not be handled", self.worker_name, held.run.shown_name, exc_info=exc)
             self._settler.drop(held)
             return
         if held.run.task.max_concurrency:
@@ -748,7 +748,7 @@ class Engine(Slots, Worker):
         try:
             granted = await self.broker.acquire(run.task, held.slot)
         except BrokerError as exc:
-            logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.name_id, exc)
+            logger.warning("%s: no slot for %s, trying again: %s", self.worker_name, run.shown_name, exc)
             self._retry(held, AGAIN_SECONDS, self._as_claimed(held))
             return False
         if granted:
@@ -760,7 +760,7 @@ class Engine(Slots, Worker):
         elif retry is None:
             self._end(held, RATE_LIMITED)
         else:
-            run.logger.info("%s - rate limited - again in %.1f s", run.id, retry.delay)
+            run.logger.info("%s - rate limited - again in %.1f s", run.shown_id, retry.delay)
             self._retry(held, retry.delay, retry.run)
         return False
 
@@ -776,10 +776,10 @@ class Engine(Slots, Worker):
         elif reason == "timeout":
             self._failed(held, TimeoutError(f"it took longer than {run.task.timeout_seconds} s"), timed_out=True)
         elif reason == "lost":
-            run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.id)
+            run.logger.warning("%s - cancelled - its lease was lost, another consumer has it", run.shown_id)
             self._settler.drop(held)
         elif reason == "shutdown" or self._draining or self._ends() or not self.is_running():
-            run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.id)
+            run.logger.warning("%s - interrupted by shutdown, it goes back to its queue", run.shown_id)
             run._enter(INTERRUPTED)
             run._emit()
             self._settler.give_back(held)
@@ -793,7 +793,7 @@ class Engine(Slots, Worker):
         run = held.run
         policy = run.task.retry
         retry = None if policy is None else retry_after_failure(self._as_claimed(held), exc, self._now())
-        identity = printable(run.id)
+        identity = run.shown_id
         if timed_out:
             run.logger.error("%s - timeout - %s", identity, exc)
         elif isinstance(exc, TaskRunError):
@@ -824,7 +824,7 @@ class Engine(Slots, Worker):
             payload = self.broker.codec.encode(again)
         except TaskError as exc:  # what it counts made it larger than it may be
             held.run.logger.error(
-                "%s - cannot be tried again, it goes to the dead: %s", printable(held.run.id), error_text(exc)
+                "%s - cannot be tried again, it goes to the dead: %s", held.run.shown_id, error_text(exc)
             )
             self._end(held, FAILURE)
             self._settler.bury(held, f"cannot be tried again: {error_text(exc, SHOWN)}")

@@ -29,6 +29,7 @@ from .state import State
 from .states import TaskPriority, TaskState
 from .sync import SyncManager
 from .task import Task, checked
+from .texts import error_text
 
 __all__ = ["AsyncHandler", "TaskManager"]
 
@@ -451,7 +452,7 @@ class TaskManager(QueueFront):
         try:
             await execute(run, in_process=in_process)
         except TaskAbortedError as exc:
-            await self.broker.set_task_aborted(run.id, str(exc))
+            await self.broker.set_task_aborted(run.id, error_text(exc))
         return run
 
     def execute_sync(

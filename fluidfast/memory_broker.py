@@ -38,6 +38,7 @@ from .errors import BrokerURLError, ConfigError
 from .places import has_place
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
+from .texts import writable
 
 __all__ = ["MemoryTaskBroker"]
 
@@ -553,7 +554,7 @@ class MemoryTaskBroker(TaskBroker):
         aborted = self.store.aborted
         for old in [old for old, (end, _) in aborted.items() if end <= now]:
             del aborted[old]
-        aborted[run_id] = (now + 60, reason)
+        aborted[run_id] = (now + 60, writable(reason))
 
     async def get_task_aborted(self, run_id: str) -> str | None:
         end, reason = self.store.aborted.get(run_id, (0.0, ""))

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, UnionType, type_info
 
 from .errors import ParamsError, TaskDecoratorError
-from .texts import error_text
+from .texts import MAX_ERROR, error_text, printable, quoted
 
 __all__ = ["Params", "ParamsAdapter", "adapter_for", "cause_of", "params_error"]
 
@@ -332,7 +332,7 @@ def params_error(task_name: str, exc: BaseException, params: Any = None) -> Para
     if callable(errors):  # pydantic
         first, *others = errors(include_url=False, include_input=False)
         field = ".".join(str(part) for part in first["loc"])
-        why = str(first["msg"]) + (f" (and {len(others)} more)" if others else "")
+        why = printable(str(first["msg"]), MAX_ERROR) + (f" (and {len(others)} more)" if others else "")
     else:
         why = error_text(exc) or type(exc).__name__
         found = PATH.search(why)
@@ -340,13 +340,25 @@ def params_error(task_name: str, exc: BaseException, params: Any = None) -> Para
         field = (found.group(1) if found else "") or (missing.group(1) if missing else "")
         if not field and params is not None:
             field = unwritable_field(params)
-    where = f", field {field!r}" if field else ""
+    where = f", field {quoted(field)}" if field else ""
     return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
 
 
 def cause_of(exc: BaseException) -> BaseException | None:
-    """What a ``params_error`` is chained to: not an error of pydantic's, whose text repeats the values, secrets too."""
-    return None if callable(getattr(exc, "errors", None)) else exc
+    """Return what a ``params_error`` is chained to.
+
+    An error of pydantic's becomes one that does not show the values, which may be secrets, in its text; its
+    ``errors()`` has them still.
+    """
+    core = sys.modules.get("pydantic_core")
+    if core is None or not isinstance(exc, core.ValidationError):
+        return None if callable(getattr(exc, "errors", None)) else exc
+    lines = [
+        {"type": core.PydanticCustomError(e["type"], e["msg"], e.get("ctx")), "loc": e["loc"], "input": e["input"]}
+        for e in exc.errors(include_url=False)
+    ]
+    hidden: Exception = core.ValidationError.from_exception_data(exc.title, lines, hide_input=True)
+    return hidden
 
 
 def unwritable_field(params: Any) -> str:

@@ -63,7 +63,7 @@ from .redis_wakeup import Adoption, WakeUp, enabled_by_name
 from .scripts import NAMES, load
 from .states import LETTERS, PRIORITIES, TaskPriority
 from .task import Task, TaskInfo, TaskInfoUpdate
-from .texts import printable
+from .texts import printable, writable
 
 __all__ = ["RedisTaskBroker"]
 
@@ -1134,7 +1134,7 @@ class RedisTaskBroker(TaskBroker):
         return int(await self.redis(action))
 
     async def set_task_aborted(self, run_id: str, reason: str) -> None:
-        await self.redis(lambda: self.redis_cli.set(self.keys.aborted(run_id), reason, ex=60))
+        await self.redis(lambda: self.redis_cli.set(self.keys.aborted(run_id), writable(reason), ex=60))
 
     async def get_task_aborted(self, run_id: str) -> str | None:
         value = await self.redis(lambda: self.redis_cli.get(self.keys.aborted(run_id)))

@@ -169,9 +169,25 @@ def places(url: BrokerURL, default_port: int) -> list[tuple[str, int]]:
         if not host:
             host, port = text.strip(), ""
         if not host or (port and not port.isdigit()):
-            raise BrokerURLError(f"broker {url}: {text!r} is no host:port")
+            # not the text itself: it may be a part of a password that should have been escaped
+            raise BrokerURLError(f"broker {url}: each server must be host:port")
         found.append((host.strip("[]"), int(port) if port else default_port))
     return found
+
+
+class HiddenOptions:
+    """Connections whose repr shows no options: the password is among them (redis-py 5.3 to 7)."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__}>"
+
+
+class Pool(HiddenOptions, BlockingConnectionPool):
+    pass
+
+
+class SyncPool(HiddenOptions, redis.ConnectionPool):
+    pass
 
 
 class Address(ServerFinder):
@@ -184,13 +200,14 @@ class Address(ServerFinder):
         more = common()
         if url.scheme == "unix":
             del more["socket_keepalive"]
-        self.pool = BlockingConnectionPool(max_connections=max_connections, timeout=20, **options, **more)
+        self.pool = Pool(max_connections=max_connections, timeout=20, **options, **more)
         self.client = Redis(connection_pool=self.pool)
 
     def sync_client(self, timeout_seconds: float) -> "redis.Redis":
-        return redis.Redis.from_url(
+        pool = SyncPool.from_url(
             self.url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, protocol=2
         )
+        return redis.Redis.from_pool(pool)
 
 
 class PrimaryPool(SentinelConnectionPool):
@@ -281,7 +298,7 @@ class ClusterNode(ServerFinder):
                     found.moved()
                     raise
 
-        self.pool = BlockingConnectionPool(
+        self.pool = Pool(
             connection_class=SlotConnection, max_connections=max_connections, timeout=20, **options, **common()
         )
         self.client = Redis(connection_pool=self.pool)
@@ -344,4 +361,5 @@ class ClusterNode(ServerFinder):
             "retry": SyncRetry(NoBackoff(), 0),
         }  # fmt: skip
         host, port = self.place or self.seeds[0]
-        return redis.Redis(host=host, port=port, ssl=self.tls, protocol=2, **self.options, **timeouts)
+        kind = redis.SSLConnection if self.tls else redis.Connection
+        return redis.Redis.from_pool(SyncPool(kind, host=host, port=port, protocol=2, **self.options, **timeouts))

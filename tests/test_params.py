@@ -6,6 +6,7 @@ import decimal
 import enum
 import json
 import math
+import typing
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import attrs
 import msgspec
 import pydantic
+import pydantic_core
 import pytest
 from typing_extensions import TypedDict
 
@@ -776,11 +778,42 @@ def test_values_are_not_in_errors(model: Any, given: dict[str, Any], msgpack: bo
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)  # type: ignore[assignment]
 
 
-def test_the_cause_of_an_error_is_kept_where_it_shows_no_values() -> None:
+def test_the_cause_of_an_error_is_kept_and_shows_no_values() -> None:
     codec = Codec({})
     with pytest.raises(ParamsError) as caught:
         codec.create(task_of(Struct), None, "", {}, None, None)
     assert isinstance(caught.value.__cause__, msgspec.ValidationError)
+
+    class Picky(pydantic.BaseModel):
+        a: int
+        b: typing.Annotated[float, pydantic.Field(gt=3)]
+        c: str
+        d: list[int | str] = []
+
+        @pydantic.field_validator("c")
+        def check(cls, value: str) -> str:
+            if value == "own":
+                raise pydantic_core.PydanticCustomError("my_kind", "no {kind}", {"kind": "{b}"})
+            raise ValueError("braces {c}")
+
+    for given in ({"a": SECRET, "b": 1, "c": "x", "d": [[SECRET]]}, {"a": [SECRET], "b": SECRET, "c": "own"}):
+        with pytest.raises(pydantic.ValidationError) as original:
+            Picky(**given)  # type: ignore[arg-type]
+        payload = json.dumps({"task": "work", "params": given}).encode()
+        for call in (
+            lambda: codec.create(task_of(Picky), None, "", given, None, None),  # noqa: B023
+            lambda: codec.create_with(task_of(Picky), None, "", Params(given), None, None),  # noqa: B023
+            lambda: codec.decode(payload, None),  # noqa: B023
+        ):
+            with pytest.raises(ParamsError) as refused:
+                call()
+            cause = refused.value.__cause__
+            assert isinstance(cause, pydantic.ValidationError)
+            assert [(e["type"], e["loc"], e["msg"]) for e in cause.errors()] == [
+                (e["type"], e["loc"], e["msg"]) for e in original.value.errors()
+            ]
+            assert cause.errors()[0]["input"] == given["a"]
+            assert SECRET not in f"{cause} {cause!r} {refused.value}"
 
 
 def test_an_error_of_the_models_own() -> None:

@@ -34,6 +34,7 @@ from ..process import open_standard_streams
 from ..run import TaskRun
 from ..states import TaskState
 from ..task import Task
+from ..texts import error_text, printable
 from .logs import configure_logging
 from .options import JSON, RESERVED, FieldOptions, field_name
 
@@ -320,7 +321,7 @@ async def execute_once(manager: TaskManager, task: Task[Any], params: Any, run_i
         try:
             await execute_run(run, in_process=True)
         except TaskAbortedError as exc:
-            await manager.broker.set_task_aborted(run.id, str(exc))
+            await manager.broker.set_task_aborted(run.id, error_text(exc))
         return run
 
 
@@ -331,7 +332,7 @@ def run_table(run: TaskRun[Any, Any]) -> Table:
     rows = {
         "name": run.name,
         "description": run.task.description,
-        "run_id": run.id,
+        "run_id": printable(run.id),
         "state": str(run.state),
         "started": run.start.isoformat() if run.start else "",
         "completed": run.end.isoformat() if run.end else "",

@@ -16,6 +16,7 @@ from ..errors import TaskAbortedError, UnknownTaskError
 from ..executor import execute
 from ..params import adapter_for
 from ..settings import get_settings
+from ..texts import error_text
 from .loops import run_loop
 from .target import as_manager, load
 
@@ -53,6 +54,6 @@ async def execute_one(found: Any, text: str, name: str, run_id: str, params: byt
         try:
             await execute(task_run, in_process=True)
         except TaskAbortedError as exc:
-            await manager.broker.set_task_aborted(task_run.id, str(exc))
+            await manager.broker.set_task_aborted(task_run.id, error_text(exc))
             return ABORTED_EXIT
     return 0
