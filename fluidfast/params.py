@@ -126,7 +126,7 @@ def adapter_for(model: Any) -> ParamsAdapter:
     if isinstance(model, type) and hasattr(model, "model_validate") and hasattr(model, "model_fields"):
         return pydantic_adapter(model)
     if isinstance(model, type) and dataclasses.is_dataclass(model) and hasattr(model, "__pydantic_validator__"):
-        return pydantic_dataclass_adapter(model)
+        return pydantic_adapter(model)
     return msgspec_adapter(model)
 
 
@@ -154,6 +154,10 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         raise TaskDecoratorError(f"{model!r} cannot be a params model: {exc}") from exc
     if not is_object(kind):
         raise TaskDecoratorError(f"{model!r} cannot be a params model: its values are not written as a JSON object")
+    if (lost := private_attribute(kind, {})) is not None:
+        raise TaskDecoratorError(
+            f"{model!r} cannot be a params model: attribute {lost!r} of an attrs class is private, so it is not written"
+        )
     origin = getattr(model, "__origin__", model)
     is_mapping = isinstance(kind, TypedDictType | DictType)
     secret = has_secret(model, {})
@@ -229,6 +233,20 @@ def is_same_in_both(kind: Any, seen: set[Any]) -> bool:
     return False
 
 
+def private_attribute(kind: Any, seen: dict[int, Any]) -> str | None:
+    """The first attribute, at any depth, that msgspec reads but does not write; None if there is none."""
+    if isinstance(kind, list | tuple):
+        return next((lost for part in kind if (lost := private_attribute(part, seen)) is not None), None)
+    if not isinstance(kind, msgspec.inspect.Type | msgspec.inspect.Field) or id(kind) in seen:
+        return None
+    seen[id(kind)] = kind
+    if isinstance(kind, DataclassType) and hasattr(kind.cls, "__attrs_attrs__"):
+        for part in kind.fields:
+            if part.name.startswith("_"):
+                return part.name
+    return private_attribute([getattr(kind, name) for name in kind.__struct_fields__ if name != "default"], seen)
+
+
 def field_names(model: Any) -> Iterator[str]:
     if fields := getattr(model, "__struct_fields__", None):
         yield from fields
@@ -245,17 +263,16 @@ def json_encoder() -> msgspec.json.Encoder:
 
 
 def pydantic_adapter(model: Any) -> ParamsAdapter:
-    fields = model.model_fields
-    config = model.model_config
-    by_name = config.get("populate_by_name") or config.get("validate_by_name")
-    by_alias = not by_name and any(field.alias or field.validation_alias for field in fields.values())
-    encode = pydantic_encoder(model, config, by_alias)
-    if model.__pydantic_complete__ or model.model_rebuild(raise_errors=False):
+    """The adapter of a pydantic model or a pydantic dataclass."""
+    writer = PydanticWriter(model)
+    if is_complete(model):
+        writer.prepare()  # raises if no worker could read the model
         validate = model.__pydantic_validator__.validate_python
         decode = model.__pydantic_validator__.validate_json
     else:  # it names a model that is defined further down
-        validate, decode = model.model_validate, model.model_validate_json
-
+        validate = lambda value: model.__pydantic_validator__.validate_python(value)  # noqa: E731
+        decode = lambda raw: model.__pydantic_validator__.validate_json(raw)  # noqa: E731
+    encode = writer.encode
     return ParamsAdapter(
         model=model,
         validate=lambda value: value if isinstance(value, model) else validate(value),
@@ -263,33 +280,233 @@ def pydantic_adapter(model: Any) -> ParamsAdapter:
         decode=decode,
         to_builtins=lambda params: msgspec.json.decode(encode(params)),
         from_builtins=lambda value: decode(msgspec.json.encode(value)),
-        fields=frozenset(fields),
+        fields=frozenset(getattr(model, "model_fields", None) or model.__pydantic_fields__),
     )
 
 
-def pydantic_encoder(model: Any, config: Any, by_alias: bool) -> Callable[[Any], bytes]:
-    """What writes a pydantic model or dataclass as JSON, secrets revealed, NaN as null."""
-    modes = {
-        "inf_nan_mode": "strings" if config.get("ser_json_inf_nan") == "strings" else "null",
-        "bytes_mode": config.get("ser_json_bytes", "utf8"),
-        "timedelta_mode": config.get("ser_json_timedelta", "iso8601"),
-    }
-    plain = config.get("ser_json_inf_nan") != "constants" and not has_secret(model, {})
+def is_complete(model: Any) -> bool:
+    if getattr(model, "__pydantic_complete__", True):
+        return True
+    return bool(hasattr(model, "model_rebuild") and model.model_rebuild(raise_errors=False))
 
-    # No warnings: they would show values, and whoever reads the payload validates it.
-    def encode(params: Any) -> bytes:
-        serializer = model.__pydantic_serializer__
-        if plain:
-            raw: bytes = serializer.to_json(params, by_alias=by_alias, warnings=False)
-            if MASKED not in raw:
-                return raw
-        values = unmask(
-            serializer.to_python(params, mode="json", by_alias=by_alias, warnings=False),
-            serializer.to_python(params, by_alias=by_alias, warnings=False),
-        )
-        return sys.modules["pydantic_core"].to_json(values, fallback=reveal, **modes)  # type: ignore[no-any-return]
 
-    return encode
+class PydanticWriter:
+    """Writes a pydantic model or dataclass as the JSON from which its validator makes the same object again: secrets
+    revealed, NaN as null."""
+
+    def __init__(self, model: Any) -> None:
+        config = getattr(model, "model_config", None) or getattr(model, "__pydantic_config__", None) or {}
+        self.model = model
+        self.wire: Wire | None = None
+        self.modes = {
+            "inf_nan_mode": "strings" if config.get("ser_json_inf_nan") == "strings" else "null",
+            "bytes_mode": config.get("ser_json_bytes", "utf8"),
+            "timedelta_mode": config.get("ser_json_timedelta", "iso8601"),
+        }
+        self.plain = config.get("ser_json_inf_nan") != "constants" and not has_secret(model, {})
+
+    def prepare(self) -> "Wire":
+        self.wire = wire_of(self.model, self.model.__pydantic_serializer__)
+        return self.wire
+
+    def encode(self, params: Any) -> bytes:
+        wire = self.wire or self.prepare()
+        raw = b""
+        if self.plain:
+            # No warnings: they would show values, and whoever reads the payload validates it.
+            raw = wire.serializer.to_json(params, by_alias=True, round_trip=True, warnings=False)
+        if not self.plain or MASKED in raw:
+            shown, values = (
+                wire.serializer.to_python(params, mode=mode, by_alias=True, round_trip=True, warnings=False)
+                for mode in ("json", "python")
+            )
+            raw = sys.modules["pydantic_core"].to_json(unmask(shown, values), fallback=reveal, **self.modes)
+        if wire.doubtful:
+            self.check(raw, params, wire.compared)
+        return raw
+
+    def check(self, raw: bytes, params: Any, compared: bool) -> None:
+        """Raise UnreadableError if the validator does not read what was written, or (``compared``) reads something
+        else."""
+        try:
+            read = self.model.__pydantic_validator__.validate_json(raw)
+        except Exception as exc:
+            if non_finite_field(params) is None:  # else the codec says which field holds a NaN
+                raise UnreadableError from exc
+            return
+        if compared and read != params:
+            raise UnreadableError(next((name for name, value in items(params) if getattr(read, name) != value), ""))
+
+
+class UnreadableError(ValueError):
+    """Params that a worker could not read as they are. The cause says why; without one the argument names the field
+    that would arrive as another value."""
+
+
+@dataclasses.dataclass(slots=True)
+class Wire:
+    """How a pydantic model is written to a queue."""
+
+    serializer: Any
+    """The model's own, or one made for the queue if that writes something else than the validator reads."""
+    doubtful: bool = False
+    """Serializers of the application's write a part of it, so only the validator knows whether it can be read: each
+    object is read before it is queued."""
+    compared: bool = False
+    """It may be read as another value, too: each object is compared with how it is read."""
+
+
+@functools.lru_cache(maxsize=512)
+def wire_of(model: Any, serializer: Any) -> Wire:
+    """The wire of a complete model. ``serializer``: its own, which is another one after a ``model_rebuild``.
+
+    Raises:
+        TaskDecoratorError: a worker could not read one of the fields.
+    """
+    wire = Wire(serializer)
+    rewriter = WireSchema(model, wire)
+    schema = rewriter.rewritten(model.__pydantic_core_schema__)
+    if rewriter.changed:
+        core = sys.modules["pydantic_core"]
+        try:
+            wire.serializer = core.SchemaSerializer(schema, None, False)  # not with those that inner models have
+        except TypeError:  # pydantic before 2.12
+            wire.serializer = core.SchemaSerializer(schema)
+            wire.doubtful = wire.compared = True
+    return wire
+
+
+NO_SCHEMA = frozenset(
+    (
+        "cls", "config", "ctx", "custom_error_context", "default", "discriminator", "expected", "function", "members",
+        "metadata",
+    )
+)  # fmt: skip
+"""Keys of a core schema that hold something else than schemas."""
+OPAQUE = frozenset(("any", "callable", "function-plain", "is-instance", "is-subclass"))
+"""Core schemas of which pydantic does not know how values are written."""
+
+
+class WireSchema:
+    """Rewrites the core schema of a model for the serializer that writes it to queues.
+
+    Each field is written under a name that the validator reads, also one that is excluded. Serializers with
+    ``when_used="json"`` are for readers of another kind, and are not applied, as in aio-fluid.
+    """
+
+    def __init__(self, model: Any, wire: Wire) -> None:
+        self.model = model
+        self.wire = wire
+        self.changed = False
+        self.within_json = 0
+
+    def rewritten(self, schema: Any, by_name: bool = False, path: str = "") -> Any:
+        """A copy of a part of the schema. ``by_name``: its fields may be read by their own names. ``path``: of the
+        field that it describes."""
+        if isinstance(schema, list | tuple):
+            return type(schema)([self.rewritten(part, by_name, path) for part in schema])
+        if not isinstance(schema, Mapping):
+            return schema
+        kind = schema.get("type")
+        if kind in ("model", "dataclass", "typed-dict") and (config := schema.get("config")) is not None:
+            by_name = bool(
+                config.get("populate_by_name")
+                or config.get("validate_by_name")
+                or config.get("validate_by_alias") is False
+            )
+        if self.within_json and hasattr(schema.get("cls"), "get_secret_value"):
+            raise self.refused(path, "a secret that is a part of a Json text stays masked there")
+        self.within_json += kind == "json"
+        made: dict[str, Any] = {}
+        for key, value in schema.items():
+            if key in NO_SCHEMA:
+                made[key] = value
+            elif key == "fields":
+                made[key] = self.fields(value, by_name, path)
+            else:
+                made[key] = self.rewritten(value, by_name, path)
+        self.within_json -= kind == "json"
+        if "function" in made.get("serialization", ()):
+            self.choose_serializer(made)
+        return made
+
+    def fields(self, fields: Any, by_name: bool, path: str) -> Any:
+        """The fields of a model or TypedDict (by name), or those of a dataclass (a list)."""
+        if isinstance(fields, Mapping):
+            return {name: self.field(name, field, by_name, path) for name, field in fields.items()}
+        return [
+            self.field(field["name"], field, by_name, path) if isinstance(field, Mapping) else field for field in fields
+        ]
+
+    def field(self, name: str, field: Mapping[str, Any], by_name: bool, path: str) -> dict[str, Any]:
+        path = f"{path}.{name}" if path else name
+        made: dict[str, Any] = self.rewritten(field, by_name, path)
+        key = name if by_name else key_of(field.get("validation_alias", name))
+        if key is None:
+            raise self.refused(
+                path, "its alias is a path; name it by a plain alias too (AliasChoices), or allow its name"
+            )
+        if field.get("init_only") and field["schema"]["type"] != "default":
+            raise self.refused(path, "an InitVar is not kept, so it cannot be written")
+        if field.get("init_only") or field.get("init") is False:
+            self.wire.doubtful = self.wire.compared = True
+        wanted: dict[str, Any] = {"serialization_alias": key if key != name else None, "serialization_exclude_if": None}
+        wanted["serialization_exclude"] = True if field.get("init") is False else None
+        for option, value in wanted.items():
+            if made.get(option) != value:
+                self.changed = True
+                made.pop(option, None)
+                if value is not None:
+                    made[option] = value
+        return made
+
+    def refused(self, path: str, why: str) -> TaskDecoratorError:
+        return TaskDecoratorError(f"{self.model!r} cannot be a params model: field {path!r} cannot be read back: {why}")
+
+    def choose_serializer(self, made: dict[str, Any]) -> None:
+        """Take a function that is for JSON only out of a schema, unless values could not be written without it."""
+        chosen = made["serialization"]
+        if str(getattr(chosen["function"], "__module__", "")).startswith("pydantic"):
+            return
+        if chosen.get("when_used") not in ("json", "json-unless-none"):
+            self.wire.doubtful = True
+            return
+        self.changed = True
+        if is_opaque(made):
+            at = 1 if chosen.get("is_field_serializer") else 0
+            made["serialization"] = {**chosen, "function": if_needed(chosen["function"], at)}
+            self.wire.doubtful = True
+        else:
+            del made["serialization"]
+
+
+def key_of(alias: Any) -> str | None:
+    """A plain name by which a field is read; None if there are only paths into something."""
+    if isinstance(alias, str):
+        return alias
+    paths = alias if alias and isinstance(alias[0], list | tuple) else [alias]
+    return next((path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)), None)
+
+
+def is_opaque(schema: Any) -> bool:
+    while (inner := schema.get("schema") or schema.get("lax_schema") or schema.get("python_schema")) is not None:
+        if schema["type"] in OPAQUE or not isinstance(inner, Mapping):
+            break
+        schema = inner
+    return schema["type"] in OPAQUE
+
+
+def if_needed(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """A serializer that leaves values as they are that can be written. ``at``: which of its arguments is the value."""
+
+    def serialize(*args: Any) -> Any:
+        try:
+            sys.modules["pydantic_core"].to_json(args[at])
+        except ValueError:
+            return function(*args)
+        return args[at]
+
+    return serialize
 
 
 def has_secret(annotation: Any, seen: dict[int, Any]) -> bool:
@@ -311,37 +528,32 @@ def has_secret(annotation: Any, seen: dict[int, Any]) -> bool:
     return any(has_secret(hint, seen) for hint in hints.values())
 
 
-def pydantic_dataclass_adapter(model: Any) -> ParamsAdapter:
-    validator = model.__pydantic_validator__
-    encode = pydantic_encoder(model, getattr(model, "__pydantic_config__", {}), False)
-
-    return ParamsAdapter(
-        model=model,
-        validate=lambda value: value if isinstance(value, model) else validator.validate_python(value),
-        encode=encode,
-        decode=validator.validate_json,
-        to_builtins=lambda params: msgspec.json.decode(encode(params)),
-        from_builtins=lambda value: validator.validate_json(msgspec.json.encode(value)),
-        fields=frozenset(field.name for field in dataclasses.fields(model)),
-    )
-
-
 def params_error(task_name: str, exc: BaseException, params: Any = None) -> ParamsError:
     """Says which field of a task's params is wrong, without repeating any value of theirs."""
+    field, why = reason_of(exc, params)
+    where = f", field {quoted(field)}" if field else ""
+    return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
+
+
+def reason_of(exc: BaseException, params: Any = None) -> tuple[str, str]:
+    """The field that an error is about, and what it says of it."""
+    if isinstance(exc, UnreadableError):
+        if exc.__cause__ is None:
+            return str(exc), "as it is written, a worker would read another value"
+        field, why = reason_of(exc.__cause__)
+        return field, f"as it is written, a worker could not read it: {why}"
     errors = getattr(exc, "errors", None)
     if callable(errors):  # pydantic
         first, *others = errors(include_url=False, include_input=False)
         field = ".".join(str(part) for part in first["loc"])
-        why = printable(str(first["msg"]), MAX_ERROR) + (f" (and {len(others)} more)" if others else "")
-    else:
-        why = error_text(exc) or type(exc).__name__
-        found = PATH.search(why)
-        missing = MISSING.search(why)
-        field = (found.group(1) if found else "") or (missing.group(1) if missing else "")
-        if not field and params is not None:
-            field = unwritable_field(params)
-    where = f", field {quoted(field)}" if field else ""
-    return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
+        return field, printable(str(first["msg"]), MAX_ERROR) + (f" (and {len(others)} more)" if others else "")
+    why = error_text(exc) or type(exc).__name__
+    found = PATH.search(why)
+    missing = MISSING.search(why)
+    field = (found.group(1) if found else "") or (missing.group(1) if missing else "")
+    if not field and params is not None:
+        field = unwritable_field(params)
+    return field, why
 
 
 def cause_of(exc: BaseException) -> BaseException | None:
@@ -350,6 +562,8 @@ def cause_of(exc: BaseException) -> BaseException | None:
     An error of pydantic's becomes one that does not show the values, which may be secrets, in its text; its
     ``errors()`` has them still.
     """
+    if isinstance(exc, UnreadableError) and exc.__cause__ is not None:
+        exc = exc.__cause__
     core = sys.modules.get("pydantic_core")
     if core is None or not isinstance(exc, core.ValidationError):
         return None if callable(getattr(exc, "errors", None)) else exc
