@@ -10,25 +10,50 @@ import msgspec
 
 from ..errors import ConfigError
 from ..settings import get_settings
+from ..texts import printable
 
 __all__ = ["configure_logging", "logging_config"]
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-BIDI = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
-ESCAPES = {
-    code: chr(code).encode("unicode_escape").decode()
-    for code in (*range(32), *range(0x7F, 0xA0), *map(ord, BIDI))
-    if code != 9
-}
-"""Characters that end a line, steer a terminal or turn the direction of text, and how they are shown."""
+MAX_MESSAGE = 32_768
+"""Characters of a message that are shown."""
+MAX_TRACEBACK = 65_536
+"""Characters of a traceback that are shown."""
+ASCII_CONTROLS = "".join(map(chr, range(32)))
+"""Characters that JSON escapes itself."""
 
 
 class LineFormatter(logging.Formatter):
-    """Text. Control characters of a message are escaped, so that a record cannot pass for two or paint over another."""
+    """Text: one line a record, and its traceback. Control characters are escaped, so that a record cannot pass for two
+    or paint over another."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.translate(ESCAPES)
+        record.message = printable(record.message, MAX_MESSAGE, keep="\t")
         return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        if self.usesTime():
+            record.asctime = self.formatTime(record, self.datefmt)
+        text = self.formatMessage(record)
+        for block in tracebacks(self, record).values():
+            text += f"\n{printable(block, MAX_TRACEBACK, keep=TRACEBACK_BREAKS)}"
+        return text
+
+
+TRACEBACK_BREAKS = "\n\t"
+
+
+def tracebacks(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
+    """The traceback and the stack of a record. Not the text that another handler has left in it: that may be raw."""
+    blocks = {}
+    if record.exc_info and record.exc_info[0] is not None:
+        blocks["exception"] = formatter.formatException(record.exc_info)
+    elif record.exc_text:  # of another process
+        blocks["exception"] = record.exc_text
+    if record.stack_info:
+        blocks["stack"] = formatter.formatStack(record.stack_info)
+    return blocks
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,10 +68,10 @@ class JsonFormatter(logging.Formatter):
             "time": self.formatTime(record),
             "level": record.levelname,
             "name": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage(), MAX_MESSAGE, keep=ASCII_CONTROLS),
         }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+        for name, block in tracebacks(self, record).items():
+            fields[name] = printable(block, MAX_TRACEBACK, keep=ASCII_CONTROLS)
         encoded = msgspec.json.encode(fields)
         return (msgspec.json.format(encoded, indent=self.indent) if self.indent else encoded).decode()
 

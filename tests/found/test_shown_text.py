@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
 from fluidfast._codec import Codec
 from fluidfast._machine import Listeners
 from fluidfast.broker import BrokerURL
+from fluidfast.cli.logs import JsonFormatter, LineFormatter
 from fluidfast.config import TaskManagerConfig
 from fluidfast.errors import (
     BrokerURLError,
@@ -108,6 +110,56 @@ def test_what_errors_show_of_a_payload(name: str) -> None:
         codec.create("work", None, "", {name: 1}, None, Listeners(0))
     assert not UNSAFE.search(str(refused.value))
     assert len(str(refused.value)) < 5_000
+
+
+# --- the worker's log -----------------------------------------------------------------------------
+
+
+def record_of(message: str, **fields: Any) -> logging.LogRecord:
+    record = logging.LogRecord("app", logging.INFO, __file__, 1, "%s", (message,), None)
+    vars(record).update(fields)
+    return record
+
+
+def raised(text: str) -> Any:
+    try:
+        raise ValueError(text)
+    except ValueError as exc:
+        return type(exc), exc, exc.__traceback__
+
+
+def test_one_record_is_one_line_and_its_traceback() -> None:
+    formatter = LineFormatter("%(levelname)s %(message)s")
+    assert formatter.format(record_of("usual\ttext é 仕")) == "INFO usual\ttext é 仕"
+    for text in (NASTY, "\udce9", LONG):
+        shown = formatter.format(record_of(text))
+        assert not UNSAFE.search(shown)
+        assert len(shown) < 40_000
+        fields: dict[str, Any]
+        for fields in (
+            {"exc_info": raised(text)},
+            {"exc_info": raised(text), "exc_text": text},  # what another handler's formatter left is not used
+            {"exc_text": text},
+            {"stack_info": text},
+        ):
+            first, *lines = formatter.format(record_of("x", **fields)).split("\n")
+            assert first == "INFO x"
+            assert lines
+            assert not any(UNSAFE.search(line) for line in lines)
+            assert not any(line.startswith("2026") and "FORGED" in line for line in lines[2:-1])
+            assert sum(map(len, lines)) < 80_000
+    assert "Traceback (most recent call last):\n  File" in formatter.format(record_of("x", exc_info=raised("y")))
+
+
+def test_a_record_in_json_is_always_written() -> None:
+    formatter = JsonFormatter()
+    for text in (NASTY, "\udce9", LONG):
+        line = formatter.format(record_of(text, exc_info=raised(text), stack_info=text))
+        assert "\n" not in line
+        assert not UNSAFE.search(line)
+        assert len(line) < 250_000
+        assert {"message", "exception", "stack"} <= json.loads(line).keys()
+    assert json.loads(formatter.format(record_of("a\nb")))["message"] == "a\nb"
 
 
 # --- half a surrogate -----------------------------------------------------------------------------
