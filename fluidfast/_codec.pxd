@@ -39,5 +39,7 @@ cdef class Codec:
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)
     cdef TaskRun decode_canonical_packed(self, bytes payload, object manager, object listeners)
     cdef bint is_named(self, TaskPlan plan, const unsigned char* at, Py_ssize_t length) noexcept
-    cdef TaskRun assemble(self, object wire, bytes raw, object extra, bint packed, object manager, object listeners)
+    cdef TaskRun assemble(
+        self, object wire, bytes raw, object extra, bint packed, object manager, object listeners, object numbers=*
+    )
     cdef TaskPlan find_named(self, const unsigned char* at, Py_ssize_t length)

@@ -36,6 +36,7 @@ from libc.math cimport llrint
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
+import json
 import re
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -47,7 +48,9 @@ from ._machine cimport QUEUED, state_number
 from ._run cimport TaskRun, make_run, micros, priority_number
 
 from .errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
-from .params import Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error
+from .params import (
+    Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error, without_constants
+)
 from .states import PRIORITIES, STATES
 from .task import checked
 from .texts import printable, quoted
@@ -399,6 +402,16 @@ cdef bytes optional_json(TaskRun run):
     return b"".join(parts)
 
 
+cdef bytes general_json(TaskPlan plan, TaskRun run, bytes rest, bytes params):
+    """The JSON form of a run in any state. ``rest``: its ``optional_json``."""
+    parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
+    parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
+    if run.queued_us:
+        parts += (b',"queued":', seconds_json(run.queued_us))
+    parts += (rest, b',"params":', params, b"}")
+    return b"".join(parts)
+
+
 cdef bytes write_json(TaskPlan plan, TaskRun run):
     cdef const char* params
     cdef Py_ssize_t params_length
@@ -434,12 +447,7 @@ cdef bytes write_json(TaskPlan plan, TaskRun run):
         memcpy(at, params, params_length)
         at[params_length] = 125
     else:
-        parts = [b'{"id":', JSON(run.id), b',"task":', JSON(plan.name)]
-        parts.append(f',"priority":"{_priorities[run.prio]}","state":"{_states[run._state]}"'.encode())
-        if run.queued_us:
-            parts += (b',"queued":', seconds_json(run.queued_us))
-        parts += (rest, b',"params":', params[:params_length], b"}")
-        payload = b"".join(parts)
+        payload = general_json(plan, run, rest, params[:params_length])
     give_back(owner)
     return payload
 
@@ -806,6 +814,11 @@ cdef class Codec:
             payload = write_msgpack(plan, run) if self.msgpack else write_json(plan, run)
         except UnicodeEncodeError as exc:
             raise bad_id(run) from exc
+        except ParamsError:
+            # A NaN that came from aio-fluid is tried again as it came.
+            if not (run.retry_attempt or run.rate_limit_attempt) or non_finite_field(run.params) is None:
+                raise
+            payload = general_json(plan, run, optional_json(run), plan.adapter.to_json(run.params))
         if PyBytes_GET_SIZE(payload) > self.max_bytes:
             raise PayloadTooLargeError(
                 f"a run of task {plan.name!r} takes {len(payload)} bytes, the broker's limit is {self.max_bytes}; "
@@ -1030,10 +1043,14 @@ cdef class Codec:
                 pass                    # it has further keys, or it is none
             else:
                 return self.assemble(wire, bytes(wire.params), None, False, manager, listeners)
+        numbers = None
         try:
             fields = RAW_FIELDS(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise PayloadError(f"not a JSON object: {brief(exc)}") from exc
+            plain = without_constants(payload)
+            if plain is None:
+                raise PayloadError(f"not a JSON object: {brief(exc)}") from exc
+            fields, numbers = with_constants(payload, plain)
         try:
             values = {
                 name: FROM_JSON(value) for name, value in fields.items() if name in FIELDS and name != "params"
@@ -1043,7 +1060,7 @@ cdef class Codec:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
         self.has_further = bool(extra)
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
-        return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners)
+        return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners, numbers)
 
     def decode_packed(self, bytes payload not None, manager, listeners) -> TaskRun:
         """The MessagePack form."""
@@ -1062,8 +1079,10 @@ cdef class Codec:
         packed.state = STATES[packed.state]
         return self.assemble(packed, bytes(packed.params), extra or None, True, manager, listeners)
 
-    cdef TaskRun assemble(self, object wire, bytes raw, object extra, bint packed, object manager, object listeners):
-        """The run in a JsonRun or a PackedRun, and its params."""
+    cdef TaskRun assemble(
+        self, object wire, bytes raw, object extra, bint packed, object manager, object listeners, object numbers=None
+    ):
+        """The run in a JsonRun or a PackedRun, and its params; ``numbers``: they, if a NaN or an infinity is there."""
         cdef TaskRun run
         cdef TaskPlan plan
         name = wire.task
@@ -1105,19 +1124,43 @@ cdef class Codec:
                 except TypeError as exc:
                     raise PayloadError(f"not a run: params that cannot be written: {brief(exc)}") from exc
                 run.params = plan.adapter.from_builtins({} if value is None else value)
+            elif numbers is not None:
+                run.params = plan.adapter.from_json(numbers)
             else:
                 run.params = plan.params_of(b"{}" if raw == b"null" else raw)
         except PayloadError:
             raise
         except BaseException as exc:    # a validator may raise CancelledError or SystemExit: that is said of the params
             try:
-                value = FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
+                value = numbers if numbers is not None else FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
             except Exception as broken:
                 raise PayloadError(f"not a run: params: {brief(broken)}") from broken
             run.params = Params(value) if isinstance(value, dict) else Params()
             error = params_error(plan.name, exc)
             raise TaskParamsError(run, str(error), field=error.field) from cause_of(exc)
         return run
+
+
+cdef tuple with_constants(bytes payload, bytes plain):
+    """The fields of a JSON object in which Python's json (as aio-fluid uses it) wrote NaN or infinities, and its params
+    with them. ``plain``: the object with null in their place. Only params may have them; in further keys they are null.
+    """
+    try:
+        fields = RAW_FIELDS(plain)
+        FROM_JSON(fields.get("params", b"{}"))      # all else in it is as in any payload
+        found = json.loads(payload.decode(), parse_int=long_number)
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise PayloadError(f"not a JSON object: {brief(exc)}") from exc
+    for name, value in found.items():
+        if name in FIELDS and name != "params" and is_non_finite(value):
+            raise PayloadError(f"not a run: {name} is {value!r}"[:300])
+    params = found.get("params")
+    return fields, {} if params is None else params
+
+
+def long_number(digits):
+    """An integer in JSON: msgspec reads one that is longer than int() takes as a float."""
+    return int(digits) if len(digits) < 4300 else float(digits)
 
 
 cdef int match_head(TaskPlan plan, const char* at, const char* end) noexcept:

@@ -20,7 +20,7 @@ from typing import Any
 from ._run import TaskRun
 from .common import cpu_env
 from .errors import TaskAbortedError, TaskRunError
-from .params import adapter_for
+from .params import adapter_for, write_params
 from .texts import printable
 
 __all__ = ["confirm_executed", "cpu_bound_command", "exec_args", "run_in_subprocess", "strip_serve"]
@@ -65,7 +65,7 @@ async def run_in_subprocess(ctx: TaskRun[Any, Any]) -> None:
         TaskRunError: the process did not end with exit code 0; the message names the code, the output says why.
         OSError: it could not be started.
     """
-    params = adapter_for(ctx.task.params_model).encode(ctx.params)
+    params = write_params(adapter_for(ctx.task.params_model), ctx.params)
     command = cpu_bound_command(ctx)
     word = secrets.token_bytes(8)
     read_end, write_end = os.pipe()

@@ -7,6 +7,7 @@ model gets ``Params``, a mapping that also reads as attributes and keeps every k
 
 import dataclasses
 import functools
+import json
 import math
 import re
 import sys
@@ -19,12 +20,23 @@ from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, 
 from .errors import ParamsError, TaskDecoratorError
 from .texts import MAX_ERROR, error_text, printable, quoted
 
-__all__ = ["Params", "ParamsAdapter", "adapter_for", "cause_of", "params_error"]
+__all__ = [
+    "Params",
+    "ParamsAdapter",
+    "adapter_for",
+    "cause_of",
+    "params_error",
+    "read_params",
+    "without_constants",
+    "write_params",
+]
 
 PATH = re.compile(r"at `\$\.?([^`]*)`")
 MASKED = b"**********"
 """How pydantic shows a secret."""
 MODEL_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "model_fields")
+CONSTANT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN', re.DOTALL)
+"""A text of JSON, or what Python's ``json`` writes for a float that JSON has no number for."""
 MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 
@@ -64,6 +76,10 @@ class ParamsAdapter:
     """An object of the model -> what msgspec's encoders take."""
     from_builtins: Callable[[Any], Any]
     """The reverse, for params that came by MessagePack."""
+    from_json: Callable[[Any], Any]
+    """What Python's ``json`` read, NaN and infinities among it -> an object of the model."""
+    to_json: Callable[[Any], bytes]
+    """``encode`` that writes NaN and infinities as Python's ``json`` does."""
     fields: frozenset[str]
     """Names of the model's fields; empty for a mapping."""
     encode_into: Callable[[Any, bytearray], None] | None = None
@@ -142,6 +158,8 @@ def mapping_adapter() -> ParamsAdapter:
         decode=lambda raw: Params(decode(raw)),
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
         from_builtins=lambda value: Params(msgspec.convert(value, dict[str, Any])),
+        from_json=lambda value: Params(msgspec.convert(value, dict[str, Any])),
+        to_json=json_with_constants,
         fields=frozenset(),
     )
 
@@ -190,9 +208,40 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         decode=decoder.decode,
         to_builtins=lambda params: msgspec.to_builtins(params, enc_hook=reveal),
         from_builtins=lambda value: convert(value, model, dec_hook=conceal),
+        from_json=lambda value: convert(value, model, dec_hook=conceal, str_keys=True),
+        to_json=json_with_constants,
         fields=frozenset() if isinstance(kind, DictType) else frozenset(field_names(origin)),
         converts=not secret and (is_mapping or isinstance(kind, StructType | DataclassType)),
     )
+
+
+def json_with_constants(params: Any) -> bytes:
+    """The JSON of an object that msgspec knows, with NaN and infinities as Python's ``json`` writes them."""
+    values = msgspec.to_builtins(params, enc_hook=reveal, str_keys=True)
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def without_constants(raw: bytes) -> bytes | None:
+    """JSON with null for each NaN, Infinity and -Infinity outside texts; None if it holds none of them."""
+    if b"NaN" not in raw and b"Infinity" not in raw:
+        return None
+    made = CONSTANT.sub(lambda found: found[0] if found[0].startswith(b'"') else b"null", raw)
+    return None if made == raw else made
+
+
+def write_params(adapter: ParamsAdapter, params: Any) -> bytes:
+    """Params for another process of this library, NaN among them or not. ``read_params`` reads them."""
+    return adapter.encode(params) if non_finite_field(params) is None else adapter.to_json(params)
+
+
+def read_params(adapter: ParamsAdapter, raw: bytes) -> Any:
+    """Params in JSON that Python's ``json`` may have written. Raises what the model's library raises."""
+    try:
+        return adapter.decode(raw)
+    except Exception:
+        if without_constants(raw) is None:
+            raise
+    return adapter.from_json(json.loads(raw))
 
 
 def is_object(kind: Any) -> bool:
@@ -280,6 +329,8 @@ def pydantic_adapter(model: Any) -> ParamsAdapter:
         decode=decode,
         to_builtins=lambda params: msgspec.json.decode(encode(params)),
         from_builtins=lambda value: decode(msgspec.json.encode(value)),
+        from_json=lambda value: decode(json.dumps(value)),
+        to_json=lambda params: encode(params, constants=True),
         fields=frozenset(getattr(model, "model_fields", None) or model.__pydantic_fields__),
     )
 
@@ -309,18 +360,20 @@ class PydanticWriter:
         self.wire = wire_of(self.model, self.model.__pydantic_serializer__)
         return self.wire
 
-    def encode(self, params: Any) -> bytes:
+    def encode(self, params: Any, constants: bool = False) -> bytes:
         wire = self.wire or self.prepare()
         raw = b""
-        if self.plain:
+        plain = self.plain and not constants
+        if plain:
             # No warnings: they would show values, and whoever reads the payload validates it.
             raw = wire.serializer.to_json(params, by_alias=True, round_trip=True, warnings=False)
-        if not self.plain or MASKED in raw:
+        if not plain or MASKED in raw:
             shown, values = (
                 wire.serializer.to_python(params, mode=mode, by_alias=True, round_trip=True, warnings=False)
                 for mode in ("json", "python")
             )
-            raw = sys.modules["pydantic_core"].to_json(unmask(shown, values), fallback=reveal, **self.modes)
+            modes = {**self.modes, "inf_nan_mode": "constants"} if constants else self.modes
+            raw = sys.modules["pydantic_core"].to_json(unmask(shown, values), fallback=reveal, **modes)
         if wire.doubtful:
             self.check(raw, params, wire.compared)
         return raw

@@ -29,7 +29,7 @@ from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
 from ..executor import execute as execute_run
 from ..manager import TaskManager
-from ..params import adapter_for, params_error
+from ..params import adapter_for, params_error, read_params
 from ..process import open_standard_streams
 from ..run import TaskRun
 from ..states import TaskState
@@ -293,7 +293,7 @@ def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
             if not isinstance(given, dict):
                 raise click.BadParameter("the params have to be a JSON object", param_hint="--params")
             raw = msgspec.json.encode({**options, **given})
-        return adapter.decode(raw)
+        return read_params(adapter, raw)
     except click.ClickException:
         raise
     except Exception as exc:

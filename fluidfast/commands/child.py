@@ -14,7 +14,7 @@ from typing import Any
 from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..executor import execute
-from ..params import adapter_for
+from ..params import adapter_for, read_params
 from ..settings import get_settings
 from ..texts import error_text
 from .loops import run_loop
@@ -48,7 +48,7 @@ def run(manager: str, arguments: Sequence[str]) -> int:
 async def execute_one(found: Any, text: str, name: str, run_id: str, params: bytes) -> int:
     async with as_manager(found, text)._without_consuming() as manager:
         task = manager.broker.task_from_registry(name)
-        value = adapter_for(task.params_model).decode(params)
+        value = read_params(adapter_for(task.params_model), params)
         made = manager.broker.codec.create_with(task, None, run_id, value, manager, manager.dispatcher.listeners)
         task_run = made.model_copy(update=record_of_this_process())
         try:

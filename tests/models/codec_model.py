@@ -125,7 +125,7 @@ def refuse(text: Any) -> Any:
 def read_json(payload: bytes, tasks: Mapping[str, str]) -> dict[str, Any]:
     """The record in a JSON payload. ``tasks``: name -> default priority of those that are known."""
     try:
-        found = json.loads(payload.decode("utf-8"), parse_float=Number, parse_int=integer, parse_constant=refuse)
+        found = json.loads(payload.decode("utf-8"), parse_float=Number, parse_int=integer)
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as exc:
         raise Refused(exc) from exc
@@ -133,7 +133,21 @@ def read_json(payload: bytes, tasks: Mapping[str, str]) -> dict[str, Any]:
         raise Refused("not an object")
     if depth(found) > MAX_DEPTH + 1:
         raise Refused("too deep")
+    for name, value in found.items():  # a float is a NaN or an infinity, as Python writes it: in params only
+        if name in FIELDS and name != "params" and isinstance(value, float):
+            raise Refused("an endless number")
+        if name not in FIELDS:
+            found[name] = nulls(value)
     return checked({n: json_time(v) if n in TIMES else v for n, v in found.items()}, tasks)
+
+
+def nulls(value: Any) -> Any:
+    """The value of a further key, null in the place of each NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: nulls(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [nulls(item) for item in value]
+    return None if isinstance(value, float) else value
 
 
 def json_time(value: Any) -> Any:
