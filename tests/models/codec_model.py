@@ -220,7 +220,7 @@ def micros(value: Any) -> int:
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
         span = moment - datetime(1970, 1, 1, tzinfo=UTC)
         found = (span.days * 86400 + span.seconds) * 1_000_000 + span.microseconds
-    elif isinstance(value, Number | int | float):
+    elif isinstance(value, Number | int | float) and not isinstance(value, bool):
         number = floats(value)  # a double, where it is not an int
         found = round(Decimal(number) * 1_000_000) if number == number and abs(number) < 1e12 else refuse("no time")
         found = LATEST if found == LATEST + 1 and isinstance(number, float) else found
