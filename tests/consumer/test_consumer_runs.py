@@ -343,7 +343,7 @@ class TestUnreadable:
             deep,
             b"\x90",
             b"\x91\xa1x",
-            b'{"task": "note", "params": {"n": NaN}}',
+            b'{"task": "note", "params": {"n": nan}}',
         ]
         good = [b'{"task": "note", "params": {"n": %d}}' % n for n in range(len(bad))]
         for one, other in zip(bad, good, strict=True):

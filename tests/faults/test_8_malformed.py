@@ -88,7 +88,7 @@ BAD: list[Maker] = [
     changed(params={"ms": {}}), changed(params={"pad": 7}), changed(params={"pad": None, "ms": [None]}),
     changed(execute_after="tomorrow"), changed(execute_after={}), changed(queued="yesterday"),
     changed(retry_attempt=-1), changed(retry_attempt="three"), changed(retry_attempt=2.5),
-    text('{"id":"ID","task":"work","params":{"ms":NaN}}'), text('{"id":"ID","task":"work","params":{"ms":Infinity}}'),
+    text('{"id":"ID","task":"work","params":{"ms":nan}}'), text('{"id":"ID","task":"work","queued":NaN}'),
     text('{"id":"ID","task":"work","params":{"pad":"\\ud800"}}'),
     text('{"id":"ID","task":"work","params":{"pad":"\ud800"}}'),
     text('{"id":"ID","task":"work","params":' + '{"a":' * 5000 + "1" + "}" * 5000 + "}"),

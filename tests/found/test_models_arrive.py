@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import attrs
+import httpx
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,9 +21,11 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Json
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
-from fluidfast import Task, TaskRun, task
+from fluidfast import Task, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast._codec import Codec
+from fluidfast.commands.queue import Account, Sender
 from fluidfast.errors import ParamsError, TaskDecoratorError
+from fluidfast.http import task_manager_fastapi
 from fluidfast.params import adapter_for
 
 
@@ -447,3 +452,68 @@ def test_generated_models_arrive_equal(data: st.DataObject) -> None:
             assert read.params.model_dump() == value.model_dump()
             for name in model.model_fields:
                 assert getattr(read.params, name) == getattr(value, name)
+
+
+# --- through a broker, by every way in ------------------------------------------------------------
+
+
+@pytest.fixture
+async def consumer(broker_url: str, no_leaked_keys: Any) -> AsyncIterator[TaskConsumer]:
+    got: dict[str, Any] = {}
+
+    async def keep(ctx: TaskRun) -> None:
+        got[ctx.id] = ctx.params
+
+    made = TaskConsumer(broker_url=broker_url, deps=got, max_concurrent_tasks=20)
+    for case in CASES:
+        made.register_task(task(name=type(case).__name__, params_model=type(case))(keep))
+    await made.startup()
+    yield made
+    await made.shutdown()
+    no_leaked_keys.allow("*-tasks-*")
+
+
+async def test_every_way_in_arrives(consumer: TaskConsumer, broker_url: str) -> None:
+    """Objects by ``queue``, ``queue_many`` and ``sync``; their JSON by HTTP and by the lines of ``queue --from``."""
+    expected: dict[str, Any] = {}
+    ended = asyncio.Event()
+
+    def note(run: TaskRun[Any]) -> None:
+        if len(consumer.deps) == 5 * len(CASES):
+            ended.set()
+
+    for state in ("success", "failure"):
+        consumer.dispatcher.register_handler(f"{state}.noted", note)
+    app = task_manager_fastapi(TaskManager(broker_url=broker_url), insecure=True)
+    other = app.state.task_manager
+    for one in consumer.registry.values():
+        other.register_task(one)
+    blocking = TaskManager(broker_url=broker_url)
+    for one in consumer.registry.values():
+        blocking.register_task(one)
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+    try:
+        for case in CASES:
+            name = type(case).__name__
+            body = adapter_for(type(case)).encode(case)
+            expected[(await other.queue(name, params=case)).id] = case
+            summary = await other.queue_many(name, [case], return_ids=True)
+            expected[summary.run_ids[0]] = case
+            expected[(await asyncio.to_thread(blocking.sync.queue, name, params=case)).id] = case
+            response = await http.post(f"/tasks/{name}", content=body, headers={"content-type": "application/json"})
+            assert response.status_code == 200, response.text
+            expected[response.json()["id"]] = case
+            run, payload = Sender(other, other.registry[name], None, Account()).make(body)
+            await other._submit(run.prio, payload)
+            expected[run.id] = case
+        async with asyncio.timeout(20):
+            await ended.wait()
+        assert {run_id: type(params) for run_id, params in consumer.deps.items()} == {
+            run_id: type(params) for run_id, params in expected.items()
+        }
+        assert consumer.deps == expected
+        assert await consumer.dead.count() == 0
+    finally:
+        await http.aclose()
+        await asyncio.to_thread(blocking.sync.close)
+        await other.on_shutdown()
