@@ -264,8 +264,8 @@ class TestLease:
         await consumer.queue("gated", n=1)
         await until(lambda: notes.running == 1)
         assert await take_back(consumer, broker_url) == 1
-        # on its queue, or in the inbox of the consumer, if it waits for more
-        assert await places(consumer.broker) in ({"medium": 1}, {"inbox": 1})
+        # on its queue, in the consumer's inbox if it waits for more, or under a new lease of it
+        assert sum((await places(consumer.broker)).values()) == 1
         settle = consumer.broker.settle
         answers: list[bool] = []
 
