@@ -158,6 +158,9 @@ class TaskConsumer(TaskManager, Workers):
         self.engine = next(worker for worker in self.workers() if isinstance(worker, Engine))
         return self
 
+    def _has_logged(self, error: BaseException) -> bool:
+        return not self._up.done() or Workers._has_logged(self, error)  # the former: ``startup`` raises it
+
     async def run(self) -> None:
         """Wait for the broker, then look after the workers."""
         self.broker.consumes = True
@@ -190,7 +193,7 @@ class TaskConsumer(TaskManager, Workers):
         """The status of each worker, by name; also its own, if an error has ended it that is none of theirs."""
         statuses = await Workers.status(self)
         error = self._worker_life.error
-        if error is not None and not self._has_logged(error):
+        if error is not None and not Workers._has_logged(self, error):
             statuses[self.worker_name] = await Worker.status(self)
         return statuses
 

@@ -386,7 +386,14 @@ def test_a_worker_executes_cpu_bound_tasks(app: Path, redis_url: str) -> None:
 
 def test_a_server_that_is_not_there(app: Path) -> None:
     away = "redis://:secret@127.0.0.1:1"
-    assert is_one_line_error(run("worker", "app:manager", cwd=app, FLUID_BROKER_URL=away), ":***@127.0.0.1:1")
+    worker = run("worker", "app:manager", "--log-level", "WARNING", cwd=app, FLUID_BROKER_URL=away)
+    assert worker.returncode == 1
+    waited, stopped, error = worker.stderr.splitlines()  # it says once that it waits
+    assert "trying again for up to 1 s" in waited
+    assert "stopped running" in stopped
+    assert error.startswith("fluidfast: error: broker redis://:***@127.0.0.1:1")
+    assert "gave up after 1 s: start the server, or raise connect_seconds" in error
+    assert "secret" not in worker.stderr
     options = ("wait", "--params", '{"number": 1}')
     assert is_one_line_error(run("queue", "app:manager", *options, cwd=app, FLUID_BROKER_URL=away), ":***@127.0.0.1:1")
 
