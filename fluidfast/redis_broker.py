@@ -147,6 +147,7 @@ class RedisTaskBroker(TaskBroker):
         self._reply_link: Link | None = None
         self._durable_link: Link | None = None
         self._wakeups: dict[str, WakeUp] = {}
+        self._renewing: dict[str, redis.Redis] = {}  # of the threads that renew, by consumer
         self._claiming: set[str] = set()  # batches whose claim is not answered: they may hold a lease already
         self.adoptions: dict[str, Adoption] = {}
         self.asking: Counter[str] = Counter()  # claims on their way, by consumer
@@ -341,15 +342,19 @@ class RedisTaskBroker(TaskBroker):
     async def _link_for(self, role: str) -> Link:
         """``link``, and the user has the rights of a role. Raises BrokerAuthError and as ``link``."""
         self._roles.add(role)
-        link = await self.link()
-        if role not in self._tried:  # that one was there before, for something else
-            other = await self.new_link()
-            try:
-                await self._try_rights(other)
-            except (LinkLost, ServerReply) as exc:
-                raise self.error(exc) from exc
-            finally:
-                other.abort()
+        try:
+            link = await self.link()
+            if role not in self._tried:  # that one was there before, for something else
+                other = await self.new_link()
+                try:
+                    await self._try_rights(other)
+                except (LinkLost, ServerReply) as exc:
+                    raise self.error(exc) from exc
+                finally:
+                    other.abort()
+        except BrokerAuthError:
+            self._roles.discard(role)  # the others go on
+            raise
         return link
 
     def _check_links(self) -> None:
@@ -507,6 +512,9 @@ class RedisTaskBroker(TaskBroker):
         for wakeup in list(self._wakeups.values()):
             await wakeup.close()
         self._wakeups.clear()
+        for renewing in self._renewing.values():
+            renewing.close()  # it connects again if its thread goes on
+        self._renewing.clear()
         self.adoptions.clear()
         if self._adopting is not None:
             self._adopting.cancel()
@@ -788,7 +796,7 @@ class RedisTaskBroker(TaskBroker):
 
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
         lease = self.options.lease_seconds
-        client = self.server.sync_client(max(0.5, lease / 3))
+        client = self._renewing[consumer] = self.server.sync_client(max(0.5, lease / 3))
         script = load("renew")
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
@@ -806,7 +814,7 @@ class RedisTaskBroker(TaskBroker):
                 lost = client.eval(script.text.decode(), 1, *arguments)
             except redis.exceptions.RedisError:  # the keys may be elsewhere by now
                 client.close()
-                client = self.server.sync_client(max(0.5, lease / 3))
+                client = self._renewing[consumer] = self.server.sync_client(max(0.5, lease / 3))
                 raise
             if wakeup is not None:
                 wakeup.lives(began)
