@@ -293,12 +293,13 @@ class Producer(Outbox):
         now = monotonic()
         while self._in_flight and now - self._in_flight[0].since >= SEND_SECONDS:
             sending = self._in_flight.popleft()
-            runs = len(sending.batch)
-            known = (
-                f"whether these {runs} runs were queued is unknown" if sending.sent else f"{runs} runs were not sent"
+            self._resolve(
+                sending,
+                BrokerConnectionError(
+                    f"broker {self.broker.url}: no answer within {SEND_SECONDS:.0f} s; "
+                    f"whether these {len(sending.batch)} runs were queued is unknown"
+                ),
             )
-            text = f"broker {self.broker.url}: no answer within {SEND_SECONDS:.0f} s; {known}"
-            self._resolve(sending, BrokerConnectionError(text))
 
     def _fail(self, exc: Exception) -> None:
         if self._count:

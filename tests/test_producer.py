@@ -11,7 +11,7 @@ import pytest
 import redis
 from broker_kit import HIGH, LOW, MEDIUM, places, take
 from servers import RedisServer
-from waiting import until, within
+from waiting import pass_time, until, within
 
 from fluidfast.broker import Batch, TaskBroker
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError
@@ -386,7 +386,7 @@ class TestLost:
     async def test_what_came_meanwhile_is_sent_when_all_that_was_on_its_way_is_given_up(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.1)
+        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.6)
         is_back = False
         channel = broker.channel
 
@@ -398,6 +398,7 @@ class TestLost:
         monkeypatch.setattr(broker, "channel", lost)
         first = submit(producer, b"first")
         await until(lambda: producer._opening is not None)
+        await pass_time(0.3)  # half of its time
         second = submit(producer, b"second")  # nothing calls for it but an answer to the first
         assert producer._count == 1
         with pytest.raises(BrokerConnectionError, match="unknown"):
@@ -409,16 +410,18 @@ class TestLost:
     async def test_what_came_meanwhile_is_sent_when_the_connection_came_back_too_late(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.05)
+        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.6)
         channel = broker.channel
+        never = asyncio.Event()
 
         async def late() -> Any:
-            await asyncio.sleep(0.1)
-            return await channel()
+            monkeypatch.setattr(broker, "channel", channel)
+            await never.wait()
 
         monkeypatch.setattr(broker, "channel", late)
         first = submit(producer, b"first")
         await until(lambda: producer._opening is not None)
+        await pass_time(0.3)
         second = submit(producer, b"second")
         assert producer._count == 1
         with pytest.raises(BrokerConnectionError, match="unknown"):

@@ -551,7 +551,7 @@ ACL_LINES = (
     # finds managers by SCAN, which tells the names of all keys of the database, whoever's they are.
     "user fluidfast-dashboard on >PASSWORD resetkeys resetchannels -@all "
     "%R~{NAME}-* "
-    "+client|setinfo +scan +time +llen +lrange +hgetall +mget +get +zcard +zcount +memory|usage",
+    "+client|setinfo +scan +time +llen +lrange +hget +hgetall +mget +get +zcard +zcount +memory|usage",
 )
 
 
