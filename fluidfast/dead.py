@@ -8,6 +8,7 @@ of tasks without a ``retry``. Their bytes are as they came. Both are bounded, an
 import asyncio
 import hashlib
 import heapq
+import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import msgspec
 
 from .broker import PAGE_ENTRIES, Kind, TaskBroker
 from .checks import check_number
+from .params import read_json, without_constants
 from .states import PRIORITIES, TaskPriority
 
 __all__ = ["KINDS", "DeadLetter", "DeadLetters"]
@@ -241,7 +243,7 @@ def read_fields(payload: bytes) -> dict[str, Any]:
                 "params": params,
                 "retry_attempt": values[10] if len(values) > 10 else 0,
             }
-        fields = msgspec.json.decode(payload)
+        fields = read_json(payload)
         return fields if isinstance(fields, dict) else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, IndexError):
         return {}
@@ -254,9 +256,12 @@ def afresh(payload: bytes) -> bytes:
             values = msgspec.msgpack.decode(payload)
             values[8:11] = [None, 0, 0][: max(0, len(values) - 8)]
             return msgspec.msgpack.encode(values)
-        fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+        constants = without_constants(payload) is not None
+        fields = read_json(payload) if constants else msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+        if not isinstance(fields, dict):
+            return payload
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
         return payload
     for name in ("execute_after", "rate_limit_attempt", "retry_attempt"):
         fields.pop(name, None)
-    return msgspec.json.encode(fields)
+    return json.dumps(fields).encode() if constants else msgspec.json.encode(fields)

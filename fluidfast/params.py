@@ -26,6 +26,7 @@ __all__ = [
     "adapter_for",
     "cause_of",
     "params_error",
+    "read_json",
     "read_params",
     "without_constants",
     "write_params",
@@ -227,6 +228,14 @@ def without_constants(raw: bytes) -> bytes | None:
         return None
     made = CONSTANT.sub(lambda found: found[0] if found[0].startswith(b'"') else b"null", raw)
     return None if made == raw else made
+
+
+def read_json(raw: bytes) -> Any:
+    """JSON as builtins, also with the NaN and infinities of Python's ``json``. Raises what msgspec raises."""
+    if (plain := without_constants(raw)) is None:
+        return msgspec.json.decode(raw)
+    msgspec.json.decode(plain)  # all else in it is as JSON should be
+    return json.loads(raw)
 
 
 def write_params(adapter: ParamsAdapter, params: Any) -> bytes:

@@ -17,6 +17,7 @@ import redis.asyncio
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast._codec import Codec
 from fluidfast.broker import BrokerURL
+from fluidfast.dead import DeadLetter, afresh
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
 from fluidfast.params import adapter_for, read_params, without_constants, write_params
 
@@ -116,6 +117,19 @@ def test_texts_are_left_alone(text: str) -> None:
 def test_what_is_no_run_stays_none(payload: bytes) -> None:
     with pytest.raises(PayloadError):
         codec_of(None).decode(payload, None)
+
+
+def test_a_dead_letter_with_a_nan_is_shown_and_begins_afresh() -> None:
+    payload = b'{"id":"x","task":"work","retry_attempt":3,"params":{"f":[NaN,"NaN"]},"more":-Infinity}'
+    letter = DeadLetter.read("1764000000000 why", payload)
+    assert (letter.task, letter.run_id, letter.attempts) == ("work", "x", 3)
+    assert repr(letter.params) == "{'f': [nan, 'NaN']}"
+    run = codec_of(None).decode(afresh(payload), None)
+    assert run.retry_attempt == 0
+    assert repr(run.params) == "{'f': [nan, 'NaN']}"
+    for broken in (b'{"task":"work","params":{"f":NaN}', b"[NaN]", b"NaN"):
+        assert afresh(broken) == broken
+        assert DeadLetter.read("", broken).task == ""
 
 
 async def test_a_consumer_runs_and_retries_what_aio_fluid_queued(redis_url: str, no_leaked_keys: Any) -> None:
