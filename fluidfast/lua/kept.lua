@@ -67,6 +67,8 @@ local function try_keep(prefix)
   redis.call('PEXPIRE', nothing, 1)
   redis.call('HGETALL', nothing)
   redis.call('LINDEX', nothing, 0)
+  redis.call('LLEN', nothing)
+  redis.call('EXISTS', nothing)
 end
 
 -- Push entries, at most as many and as large as given (0: none), and drop the oldest. A call drops about as much as it
