@@ -19,7 +19,7 @@ from fluidfast import TaskManager, TaskRun, task
 from fluidfast.errors import BrokerConnectionError, NotDurableError
 
 Start = Callable[..., RedisServer]
-SECONDS = 3.0
+SECONDS = 4.0
 """For what is 30 s."""
 
 
