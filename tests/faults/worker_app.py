@@ -17,7 +17,8 @@ The environment variable ``FAULT`` holds a JSON object (``harness.Fleet`` writes
     exit_after    producer: seconds it waits for a server that is not there before it gives up
 
 A worker ends on SIGTERM, with exit code 0, and with its parent (it reads its stdin). Tasks: ``work`` (params ``ms``:
-how long it sleeps, ``spin_ms``: how long it blocks the event loop), ``fail`` (raises, then succeeds at its third try).
+how long it sleeps, ``spin_ms``: how long it blocks the event loop), ``fail`` (raises, then succeeds at its third try),
+``block`` (blocks the event loop for 1.5 s).
 """
 
 from __future__ import annotations
@@ -81,7 +82,15 @@ async def fail(ctx: TaskRun[Work]) -> None:
     ledger().finished(ctx.id)
 
 
-TASKS: list[Task[Any]] = [work, fail]
+@task(timeout_seconds=600)
+async def block(ctx: TaskRun[Work]) -> None:
+    """Keep the event loop from everything else for 1.5 s."""
+    ledger().started(ctx.id)
+    time.sleep(1.5)  # noqa: ASYNC251
+    ledger().finished(ctx.id)
+
+
+TASKS: list[Task[Any]] = [work, fail, block]
 
 
 def end_with_parent() -> None:
