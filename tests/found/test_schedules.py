@@ -395,7 +395,6 @@ def test_a_line_of_cron(line: str, fields: dict[str, Any]) -> None:
         (scheduled(crontab()), "it must be a schedule"),
         ([], "it must be a schedule"),
     ],
-    ids=repr,
 )
 def test_no_schedule(schedule: Any, says: str) -> None:
     with pytest.raises(TaskDecoratorError, match=says) as caught:
