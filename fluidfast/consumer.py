@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from .events import AsyncTaskDispatcher, Event, task_event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
 from .task import Task
+from .texts import printable
 from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 
 __all__ = ["TaskConsumer"]
@@ -196,6 +198,16 @@ class TaskConsumer(TaskManager, Workers):
         if error is not None and not Workers._has_logged(self, error):
             statuses[self.worker_name] = await Worker.status(self)
         return statuses
+
+    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
+        """As ``TaskManager.register_task``. Warns of a task that would be a Kubernetes job in aio-fluid."""
+        TaskManager.register_task(self, task, tags, replace=replace)
+        if task.cpu_bound and task.k8s_config is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            logger.warning(
+                "task %s has a k8s_config, but Kubernetes jobs are not supported yet: its runs are child processes in "
+                "the pod of this consumer, with the pod's CPU and memory",
+                printable(task.name),
+            )
 
     def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
         """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the

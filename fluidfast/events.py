@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from ._machine import Listeners
 from .states import STATES
+from .texts import printable
 
 if TYPE_CHECKING:
     from .run import TaskRun
@@ -152,7 +153,7 @@ def task_event(event: Event | str) -> Event:
 
 def _log_failure(run: "TaskRun", tag: str) -> None:
     """One line, with the traceback of the exception that is being handled."""
-    logger.exception("handler of event %s, tag %r, failed for run %s", run.state, tag, run.shown_id)
+    logger.exception("handler of event %s, tag %r, failed for run %s", run.state, tag, printable(run.id))
 
 
 class TaskDispatcher(Dispatcher["TaskRun"]):

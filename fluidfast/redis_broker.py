@@ -91,6 +91,8 @@ JUMP_SECONDS = 1.0
 SUSPECT_AFTER = 2
 DEAD_AFTER = 3
 NO_SHARD = -1
+FIRST_PAGE = 8
+"""Entries of what gave up that are read before it is known how large they are."""
 DENIED = ("ACL failure in script", "The user executing the script can't")
 """What a server says of a command within a script that the user may not use: Redis 7.2 and Valkey, older ones."""
 TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
@@ -1057,13 +1059,23 @@ class RedisTaskBroker(TaskBroker):
         # places where an entry was taken out are passed over one by one, as long as there are any
         at, skip = (0, offset) if int(gone or 0) else (offset, 0)
         entries: list[bytes] = []
+        step = FIRST_PAGE
         while (left := limit + skip - len(entries)) > 0:
-            page = await self.script("look", kind, at, min(left, PAGE_ENTRIES), PAGE_BYTES, int(oldest))
+            size = min(left, step)
+            page = await self._dead_page(kind, at, size, oldest)
             at += len(page)
             entries += [entry for entry in page if entry]
-            if not page:
+            if len(page) < size:
                 break
+            step = max(1, min(PAGE_ENTRIES, PAGE_BYTES * len(page) // (sum(map(len, page)) or 1)))
         return [parted(entry) for entry in entries[skip:]]
+
+    async def _dead_page(self, kind: Kind, at: int, size: int, oldest: bool) -> list[bytes]:
+        """Read ``size`` entries behind ``at`` others. A command and no script, so that a user who only reads may."""
+        key = self.keys.gave_up(kind)
+        first, last = (-at - size, -at - 1) if oldest else (at, at + size - 1)
+        page: list[bytes] = await self.redis(lambda: self.redis_cli.lrange(key, first, last))
+        return page[::-1] if oldest else page
 
     async def delayed_length(self) -> int:
         return int(await self.redis(lambda: self.redis_cli.zcard(self.keys.delayed)))

@@ -9,7 +9,7 @@ __all__ = ["NAMES", "Script", "load"]
 
 NAMES = (
     "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",
-    "farewell", "look", "sift", "exhume", "fire",
+    "farewell", "sift", "exhume", "fire",
 )  # fmt: skip
 WITH_KEPT = ("settle", "reap", "exhume")
 """Scripts that write the lists of what gave up; ``lua/kept.lua`` stands in front of them."""

@@ -304,7 +304,8 @@ def cases(given: dict[str, Any]) -> Iterator[Case]:
             ("an array", [text]),
         ):
             bad = run.model_copy(update={"params": wrong_params})
-            yield f"encode {kind}, {name}", partial(codec.encode, bad), RuntimeError
+            error = None if kind == "a NaN" else RuntimeError  # one that arrived is retried as it came
+            yield f"encode {kind}, {name}", partial(codec.encode, bad), error
         bad = run.model_copy(update={"id": "\ud800"})
         yield f"encode a wrong id, {name}", partial(codec.encode, bad), RuntimeError
         yield f"encode none, {name}", partial(codec.encode_many, [None]), TypeError  # type: ignore[list-item]

@@ -171,7 +171,8 @@ async def test_users_without_the_right_to_it_go_by_the_script(server: RedisServe
     assert await take(broker, 10) == [b"0", b"1", b"2", b"3"]
     with redis.Redis(port=server.port) as client:
         denied = [(entry["object"], int(entry["count"])) for entry in client.acl_log()]
-    assert denied == [(command, 1)], "it is tried once"
+    assert {name for name, _ in denied} == {command}
+    assert sum(count for _, count in denied) <= 2, "it is tried when the broker connects, and once with a batch"
     await producer.close()
     await broker.close()
 
@@ -180,7 +181,7 @@ class Awaits:
     """A producer whose runs are awaited one by one, so that they go past the event loop; it is looked for an answer
     for as long as it takes."""
 
-    def __init__(self, url: str, look_us: int = 10_000_000) -> None:
+    def __init__(self, url: str, look_us: int = 1_000_000) -> None:
         self.broker = TaskBroker.from_url(f"{url}{'&' if '?' in url else '?'}busy_poll_us={look_us}")
         self.producer = Producer(self.broker)
         self.sent: list[bytes] = []

@@ -279,7 +279,7 @@ def test_snapshots(source: str, target: str) -> None:
         steps.append((state, *map(moment, (model.queued, model.start, model.end))))
     run.set_state(target, moment(later))
     assert [(snapshot.state, snapshot.queued, snapshot.start, snapshot.end) for snapshot in seen] == steps
-    assert run not in seen
+    assert all(run is not one for one in seen)
     assert len(set(map(id, seen))) == len(seen)
 
 

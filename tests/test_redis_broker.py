@@ -313,10 +313,9 @@ class TestRefused:
         assert monotonic() - start < 10
 
     async def test_no_server_for_a_consumer(self) -> None:
-        consumer = consumer_of("redis://127.0.0.1:1")
-        await consumer.startup()
+        consumer = consumer_of("redis://127.0.0.1:1", connect_seconds=0.1)
         with pytest.raises(BrokerConnectionError, match=r"redis://127\.0\.0\.1:1"):
-            await within(consumer.wait_for_shutdown())
+            await within(consumer.startup())
         assert consumer.is_stopped()
 
     @pytest.mark.parametrize("login", ["", ":wrong@", "nobody:{secret}@", "{secret}@"])

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from waiting import within
 
 from fluidfast import settings
 from fluidfast.errors import WorkerStartError
@@ -557,7 +558,7 @@ async def test_an_error_of_a_task_handler_does_not() -> None:
     async with consumer:
         for _ in range(3):
             consumer.send(Run())
-            await seen.acquire()
+            await within(seen.acquire())
         assert consumer.is_running()
 
 

@@ -214,8 +214,7 @@ async def queue(found: Any, options: argparse.Namespace) -> int:
                 await queue_lines(sender, *source, skip=options.on_error == "skip")
         except asyncio.CancelledError:  # the second Ctrl-C: what is known is said all the same
             account.interrupted = True
-            report(account, what, perf_counter() - started)
-            raise
+            return report(account, what, perf_counter() - started)
         finally:
             await close(manager)
     return report(account, what, perf_counter() - started)
@@ -261,7 +260,9 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
         progress.clear()
         print("fluidfast: stopping; waiting for what was sent, Ctrl-C again ends at once", file=sys.stderr)
 
-    on_signals(stop)
+    sending = asyncio.current_task()
+    assert sending is not None
+    on_signals(stop, sending.cancel)
     try:
         async for window in windows(lines, min(WINDOW, sender.manager._backpressure.batch_runs)):
             made: list[tuple[int, TaskRun[Any, Any], bytes]] = []

@@ -38,6 +38,9 @@ from fluidfast.dead import read_fields
 APP = Path(__file__).with_name("worker_app.py")
 ALLOWED_KEYS = ("*-tasks-*", "*-ff:failed")
 """What may stay for ever: aio-fluid's table of tasks."""
+UNSURE = ("*-ff:consumers", "*-ff:consumer-leases")
+"""What a consumer may leave behind that lost a connection shortly before it left: something may yet be moved to its
+inbox, so it stays known until the sweep of another consumer looks there."""
 
 
 class Process:

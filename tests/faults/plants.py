@@ -79,7 +79,7 @@ def renew_nothing() -> Undo:
 
 
 def pop_without_lease() -> list[Undo]:
-    undo = edited("claim", "  if #given > 0 then\n    for i = 1", "  if false then\n    for i = 1")
+    undo = edited("claim", "  if #given > 0 then\n    now = ", "  if false then\n    now = ")
     return [undo, settle_always(), renew_nothing()]
 
 
@@ -115,7 +115,10 @@ def no_order() -> list[Undo]:
 
 
 def settled_again() -> list[Undo]:
-    return [edited("settle", "if n_fields > 0 and settled == 0 then", "if false then")]
+    return [
+        edited("settle", "if not held then return 1 end", "if false then return 1 end"),
+        edited("settle", "if n_fields > 0 and settled == 0 then", "if false then"),
+    ]
 
 
 def delayed_again() -> list[Undo]:
@@ -134,7 +137,7 @@ def one_sweep() -> list[Undo]:
 
     async def reap_at_once(self: RedisTaskBroker) -> int:
         await reap(self)
-        self._seen_expired = {batch: (mark, -1e9) for batch, (mark, _) in self._seen_expired.items()}
+        self._seen_expired = {batch: seen._replace(confirmed_at=-1e9) for batch, seen in self._seen_expired.items()}
         return await reap(self)
 
     return [patch(RedisTaskBroker, "reap", reap_at_once)]

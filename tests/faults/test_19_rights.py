@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from harness import Fleet, until
+from harness import UNSURE, Fleet, until
 from results import Figures
 
 from fluidfast.commands.ledger import FINISHED
@@ -47,7 +47,7 @@ def take_away(fleet: Fleet, figures: Figures, seed: int, *, worker: Sequence[str
     figures.add(19, "a right is taken away under load, each in turn", rights=len(rights), **verdict.counts())
     assert not verdict.dead
     # a consumer whose waiting was refused is not sure of its inbox, so it stays known for the next sweep of another
-    fleet.assert_clean("*-ff:consumers", "*-ff:consumer-leases")
+    fleet.assert_clean(*UNSURE)
 
 
 def test_a_right_is_taken_away_under_load(fleet: Fleet, fault_seed: int, figures: Figures) -> None:

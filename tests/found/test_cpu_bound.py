@@ -16,7 +16,7 @@ from waiting import within
 from fluidfast import TaskManager, TaskRun, TaskState
 from fluidfast.errors import TaskRunError
 
-IDS = ["--params", "-1", "-", "--", "--help", "a b\n\x1b[2J\u202e'\"", "nul\x00", "\ud800", "x" * 5000, "=", ""]
+IDS = ["--params", "-1", "-", "--", "--help", "a b\n\x1b[2J\u202e'\"", "nul\x00", "x" * 5000, "=", ""]
 
 APP = """
 from fluidfast import TaskManager, TaskRun, task

@@ -212,7 +212,7 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
     large = [b"x" * (PAGE_BYTES // 3) for _ in range(12)]
     await push(broker, [*large[:6], *(run_of(n) for n in range(900)), *large[6:]])
     calls: list[tuple[str, int, int]] = []
-    script = broker.script
+    script, read = broker.script, broker._dead_page
 
     async def watched(name: str, *arguments: Any) -> Any:
         reply = await script(name, *arguments)
@@ -220,7 +220,13 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
         calls.append((name, max(len(got), (len(arguments) - 3) // 3), sum(map(len, got))))
         return reply
 
+    async def read_watched(*arguments: Any) -> list[bytes]:
+        page = await read(*arguments)
+        calls.append(("read", len(page), sum(map(len, page)) // 8))  # by the mean so far: not more than eight times
+        return page
+
     broker.script = watched  # type: ignore[method-assign]
+    broker._dead_page = read_watched  # type: ignore[method-assign]
     assert len(await broker.dead(10_000)) == 912
     assert await DeadLetters(broker).requeue() == 912
     assert max(count for _, count, _ in calls) <= PAGE_ENTRIES

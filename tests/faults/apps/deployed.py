@@ -32,7 +32,7 @@ def take_notes() -> None:
         ledger().attempted(str(read_fields(args[-1])["id"]))
         is_ours, fired = await push_after(self, *args)
         if is_ours:
-            ledger().note(f"fired {args[0]}")
+            ledger().note(f"fired {args[2] / 1e6:.3f}")
         return is_ours, fired
 
     RedisTaskBroker.push_after = push_noted  # type: ignore[method-assign]
