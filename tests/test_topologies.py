@@ -442,7 +442,8 @@ async def works(url: str) -> None:
         await until(lambda: consumer.engine._leases)
         [batch] = consumer.engine._leases
         key = f"{{{manager.broker.name}}}-ff:leases"
-        deadline = await manager.broker.redis_cli.zscore(key, batch)  # type: ignore[attr-defined]
+        # it may have started out of the inbox, and goes under its lease next
+        deadline = await until(lambda: manager.broker.redis_cli.zscore(key, batch))  # type: ignore[attr-defined]
 
         async def prolonged() -> bool:
             now = await manager.broker.redis_cli.zscore(key, batch)  # type: ignore[attr-defined]

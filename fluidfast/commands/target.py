@@ -212,11 +212,15 @@ async def closing(manager: TaskManager) -> AsyncIterator[None]:
         await manager.on_shutdown()
 
 
+class Bare:
+    """Has what every class statement makes, whichever Python runs it."""
+
+
 def say_what_is_left_out(manager: TaskManager) -> None:
     """Log what a consumer that was made of a plain manager does not do."""
     kind = type(manager)
     own = {name for cls in kind.__mro__[: kind.__mro__.index(TaskManager)] for name in vars(cls)}
-    if overridden := sorted(name for name in own - {*vars(object), "__module__"} if hasattr(TaskManager, name)):
+    if overridden := sorted(name for name in own - {*vars(object), *vars(Bare)} if hasattr(TaskManager, name)):
         logger.warning(
             "the worker makes a TaskConsumer of this %s, and does not call what it overrides (%s): derive it from "
             "TaskConsumer",
