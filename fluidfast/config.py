@@ -53,12 +53,10 @@ class TaskManagerConfig:
     ``max_dead``, ``max_dead_bytes``: how many dead letters the broker keeps, and how many bytes of them, the newest
     (None: the URL's, else 1,000,000 and 256 MiB; 0: none). ``max_failed``, ``max_failed_bytes``: the same of failed
     runs of tasks without ``retry`` (None: the URL's, else 100,000 and 64 MiB).
-    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns
-    when the
-    run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes, which is sent at once
-    and
-    confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is raised by
-    the next ``queue`` and by ``flush``.
+    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns when
+    the run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes. The buffer is sent
+    at once and confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is
+    raised by the next ``queue`` and by ``flush``.
     ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number);
     counted by the last confirmed batch, so producers at work together overshoot by what they have in flight.
     ``max_queue_bytes``: the same in bytes of their payloads (with what the server adds to each): about, from the mean

@@ -1,7 +1,8 @@
 -- A consumer leaves, or has no room: what its wake-ups moved to its inbox goes back, in order.
 --
 -- KEYS  1 the broker's prefix
--- ARGV  1 consumer   2 "1": it leaves for good, and no call of it can move anything to an inbox any more   3 letters of inboxes to leave alone
+-- ARGV  1 consumer   2 "1": it leaves for good, and no call of it can move anything to an inbox any more
+--       3 letters of inboxes to leave alone
 -- returns how many went back
 -- called by  RedisTaskBroker.farewell, idle_no_more
 local prefix = KEYS[1]
