@@ -29,10 +29,7 @@ DIRECTIVES = {
     "linetrace": TRACE,
 }
 
-# module, in the order of the floors (shared headers are the .pxd beside each)
-MODULES = (
-    "_pqueue", "_machine", "_clock", "_resp", "_lane", "_run", "_codec", "_leases", "_outbox", "_slots", "_front",
-)  # fmt: skip
+SOURCES = sorted(path.as_posix() for path in Path("fluidfast").rglob("*.pyx"))  # relative: setuptools wants it
 
 macros = [("CYTHON_TRACE_NOGIL", "1")] if TRACE else []
 flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if SANITIZE else []
@@ -82,13 +79,13 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"fluidfast.{name}",
-                [f"fluidfast/{name}.pyx"],
+                source.removesuffix(".pyx").replace("/", "."),
+                [source],
                 define_macros=macros,
                 extra_compile_args=flags,
                 extra_link_args=links,
             )
-            for name in MODULES
+            for source in SOURCES
         ],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
