@@ -231,8 +231,8 @@ def forked(work: Callable[[], Any], seconds: float = 30) -> int:
     pid = os.fork()
     if not pid:
         code = 1
-        # One that hangs says where, and ends. By a signal: the watchdog of `dump_traceback_later` is a thread, and where
-        # pytest has one (`-o faulthandler_timeout`), the child would wait for the parent's for ever.
+        # One that hangs says where, and ends. By a signal: the watchdog of `dump_traceback_later` is a thread, and
+        # where pytest has one (`-o faulthandler_timeout`), the child would wait for the parent's for ever.
         faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(int(seconds))
         try:
