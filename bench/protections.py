@@ -18,9 +18,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from fluidfast import TaskConsumer, redis_broker, scripts
+from fluidfast import TaskConsumer
+from fluidfast.brokers.redis import broker as redis_broker
+from fluidfast.brokers.redis import scripts
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.loops import ease_collector
-from fluidfast.redis_broker import RedisTaskBroker
 
 from .common import ROOT, BenchError
 from .driver import run

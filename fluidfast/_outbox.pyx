@@ -13,7 +13,7 @@ from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_GET_SIZE
 
 from ._clock cimport forks, monotonic_us
-from ._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
+from .brokers.redis._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
 
 __all__ = ["Confirmation", "Outbox", "settle_all"]
 

@@ -58,13 +58,13 @@ PAGE_BYTES = 512 << 10
 
 BUILT_IN = {
     "memory": "fluidfast.memory_broker:MemoryTaskBroker",
-    "redis": "fluidfast.sharded_broker:redis_broker",
-    "rediss": "fluidfast.sharded_broker:redis_broker",
-    "unix": "fluidfast.sharded_broker:redis_broker",
-    "redis+sentinel": "fluidfast.sharded_broker:redis_broker",
-    "rediss+sentinel": "fluidfast.sharded_broker:redis_broker",
-    "redis+cluster": "fluidfast.sharded_broker:redis_broker",
-    "rediss+cluster": "fluidfast.sharded_broker:redis_broker",
+    "redis": "fluidfast.brokers.redis.sharded:redis_broker",
+    "rediss": "fluidfast.brokers.redis.sharded:redis_broker",
+    "unix": "fluidfast.brokers.redis.sharded:redis_broker",
+    "redis+sentinel": "fluidfast.brokers.redis.sharded:redis_broker",
+    "rediss+sentinel": "fluidfast.brokers.redis.sharded:redis_broker",
+    "redis+cluster": "fluidfast.brokers.redis.sharded:redis_broker",
+    "rediss+cluster": "fluidfast.brokers.redis.sharded:redis_broker",
 }
 """Brokers by scheme, imported when a URL names them."""
 

@@ -14,8 +14,8 @@ from manager_kit import consuming, managing, take_runs, waiting
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BufferedRunsLost, ConfigError, QueueFullError
-from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.states import TaskPriority
 
 

@@ -15,6 +15,7 @@ from topology_kit import ask, start_replica
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import (
     BrokerConnectionError,
     BrokerError,
@@ -24,7 +25,6 @@ from fluidfast.errors import (
     DurabilityUnsupportedError,
     NotDurableError,
 )
-from fluidfast.redis_broker import RedisTaskBroker
 
 Start = Callable[..., RedisServer]
 

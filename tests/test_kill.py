@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 
 RUNS = 10_000
 LEASE_SECONDS = 1.0

@@ -17,13 +17,13 @@ from broker_kit import HIGH, LOW, MEDIUM, take, take_all
 from servers import RedisServer
 from waiting import within
 
-from fluidfast._lane import Direct, HeadStart, Lane
-from fluidfast._resp import pack
 from fluidfast.broker import Batch, Confirm, TaskBroker
+from fluidfast.brokers.redis._lane import Direct, HeadStart, Lane
+from fluidfast.brokers.redis._resp import pack
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.channel import RedisChannel
 from fluidfast.errors import BrokerFullError
 from fluidfast.producer import MAX_BATCH_BYTES, Producer
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_channel import RedisChannel
 
 StartServer = Callable[..., RedisServer]
 
@@ -537,7 +537,7 @@ class TestInTheAwait:
     async def test_an_answer_that_takes_longer(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
         async with Awaits(server.url, look_us=1) as awaits:
             came = taken_over(awaits, monkeypatch)
-            monkeypatch.setattr("fluidfast.redis_link.POLL_PAUSE", 0.0)
+            monkeypatch.setattr("fluidfast.brokers.redis.link.POLL_PAUSE", 0.0)
             await awaits.row(50)
             assert came
             assert len(await take(awaits.broker, 100)) == 55

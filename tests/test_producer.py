@@ -14,10 +14,10 @@ from servers import RedisServer
 from waiting import pass_time, until, within
 
 from fluidfast.broker import Batch, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.scripts import load
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError
 from fluidfast.producer import MAX_BATCH, MAX_IN_FLIGHT, Producer
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.scripts import load
 
 StartServer = Callable[..., RedisServer]
 

@@ -25,8 +25,8 @@ from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BrokerAuthError, BrokerConnectionError, BrokerError, BrokerFullError, BrokerURLError
-from fluidfast.redis_broker import RedisTaskBroker
 from fluidfast.states import TaskState
 
 StartServer = Callable[..., RedisServer]
@@ -967,7 +967,7 @@ class TestConnectionsAreKilled:
 async def test_a_server_that_hangs_has_its_connection_ended(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.redis_broker.REPLY_SECONDS", 0.5)
+    monkeypatch.setattr("fluidfast.brokers.redis.broker.REPLY_SECONDS", 0.5)
     server = start_server()
     async with TaskManager(broker_url=server.url) as manager:
         manager.register_task(note)

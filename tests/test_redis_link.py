@@ -11,10 +11,10 @@ import pytest
 from waiting import within
 
 from fluidfast import TaskBroker
-from fluidfast._resp import pack
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_channel import BEGIN, COMMIT
-from fluidfast.redis_link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction
+from fluidfast.brokers.redis._resp import pack
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.channel import BEGIN, COMMIT
+from fluidfast.brokers.redis.link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction
 
 PING = pack(("PING",))
 
@@ -81,7 +81,7 @@ class TestBusyPoll:
     async def test_not_where_there_is_no_core_for_it(
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.redis_link.several_cores", lambda: False)
+        monkeypatch.setattr("fluidfast.brokers.redis.link.several_cores", lambda: False)
         link = await open_broker().link()
         polls = count_polls(link, monkeypatch)
         assert await within(link.call(PING)) == b"PONG"
@@ -91,7 +91,7 @@ class TestBusyPoll:
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An answer takes 20 ms. It is looked for within the first tenth of a millisecond, a few times, then not."""
-        monkeypatch.setattr("fluidfast.redis_link.POLL_PAUSE", 60.0)
+        monkeypatch.setattr("fluidfast.brokers.redis.link.POLL_PAUSE", 60.0)
         link = await open_broker(busy_poll_us=100).link()
         slow = pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.02"))
         for _ in range(POLL_MISSES):
@@ -109,7 +109,7 @@ class TestBusyPoll:
     async def test_looked_for_again_later(
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.redis_link.POLL_PAUSE", 0.0)
+        monkeypatch.setattr("fluidfast.brokers.redis.link.POLL_PAUSE", 0.0)
         link = await open_broker().link()
         for _ in range(POLL_MISSES):
             assert await within(link.call(pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.01")))) is None

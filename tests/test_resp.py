@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fluidfast._resp import pack
+from fluidfast.brokers.redis._resp import pack
 
 ARGUMENTS = st.one_of(
     st.text(), st.binary(max_size=300), st.integers(), st.floats(), st.sampled_from([b"", "", "é", 0, -1, 0.1, -0.0])

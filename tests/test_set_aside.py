@@ -15,10 +15,10 @@ from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 from fluidfast.commands.bench_load import Load, left_on
 from fluidfast.errors import BrokerConnectionError
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 
 StartServer = Callable[..., RedisServer]
 GIVE_UP = 60

@@ -18,11 +18,12 @@ from manager_kit import consuming, managing
 from test_kill import read, running, work
 from waiting import until, within
 
-from fluidfast import RetryPolicy, TaskManager, TaskRun, sharded_broker, task
+from fluidfast import RetryPolicy, TaskManager, TaskRun, task
 from fluidfast.broker import Batch, Claim, Confirm, Settlement, TaskBroker
+from fluidfast.brokers.redis import sharded as sharded_broker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.sharded import ShardedChannel, ShardedRedisBroker
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerURLError
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.sharded_broker import ShardedChannel, ShardedRedisBroker
 
 SHARDS = 4
 

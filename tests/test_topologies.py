@@ -516,7 +516,7 @@ async def test_tls_with_a_client_certificate(
 async def test_tls_and_its_absence(
     redis_server: RedisServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.redis_servers.CONNECT_SECONDS", 0.5)  # such a server waits for more
+    monkeypatch.setattr("fluidfast.brokers.redis.servers.CONNECT_SECONDS", 0.5)  # such a server waits for more
     await refused(tls_url(redis_server.port, ssl_ca_certs=authority.path))
     async with tls_in_front(redis_server, authority.sign("server", f"IP:{HOST}")) as port:
         await refused(f"redis://{HOST}:{port}")

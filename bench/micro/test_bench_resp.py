@@ -11,7 +11,7 @@ from itertools import repeat
 import hiredis
 import pytest
 
-from fluidfast._resp import pack
+from fluidfast.brokers.redis._resp import pack
 
 OPS = 100
 COMMANDS = {

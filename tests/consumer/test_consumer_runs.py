@@ -20,7 +20,7 @@ from waiting import pass_time, until, within
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
 from fluidfast._leases import Claimed
 from fluidfast._slots import MAX_CLAIM
-from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 
 
 class TestRuns:

@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fluidfast import redis_broker, redis_channel, scripts
 from fluidfast.broker import Settlement
-from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.brokers.redis import broker as redis_broker
+from fluidfast.brokers.redis import channel as redis_channel
+from fluidfast.brokers.redis import scripts
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.settler import Settler
 
 Undo = Callable[[], None]

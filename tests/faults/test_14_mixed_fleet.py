@@ -20,8 +20,8 @@ from apps.processes import Command, app
 from harness import Fleet, until
 from results import Figures
 
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
-from fluidfast.redis_broker import RedisTaskBroker
 
 GIVEN = os.environ.get("FLUIDFAST_AIO_PYTHON", "")
 MIXED = "&fleet=mixed"

@@ -26,7 +26,7 @@ from worker_app import work
 
 from fluidfast import TaskManager
 from fluidfast.broker import Settlement
-from fluidfast.redis_broker import RedisTaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 
 SHORT_CUTS = 300
 LONG_CUTS = 10_000

@@ -15,8 +15,8 @@ from results import Figures
 from worker_app import work
 
 from fluidfast import TaskManager
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BrokerFullError
-from fluidfast.redis_broker import RedisTaskBroker
 
 PAD = 2000
 

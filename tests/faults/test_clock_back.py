@@ -18,10 +18,10 @@ from clocks import Clock
 from servers import RedisServer, find_servers, select_servers
 from waiting import until, within
 
-from fluidfast import redis_broker
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.redis import broker as redis_broker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BrokerFullError
-from fluidfast.redis_broker import RedisTaskBroker
 
 HOUR = 3600.0
 LEASE = 0.3

@@ -16,9 +16,9 @@ from worker_app import work
 
 from fluidfast import TaskConsumer, TaskRun, engine, task
 from fluidfast.broker import Settlement
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.ledger import FINISHED, STARTED
 from fluidfast.errors import BrokerConnectionError
-from fluidfast.redis_broker import RedisTaskBroker
 
 
 def name_of(url: str) -> str:

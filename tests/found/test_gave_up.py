@@ -13,8 +13,8 @@ from waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import DeadLetters
-from fluidfast.redis_broker import RedisTaskBroker
 
 NONE = RetryPolicy(max_attempts=0)
 

@@ -13,10 +13,10 @@ import pytest
 
 from fluidfast import TaskManager
 from fluidfast.broker import PAGE_BYTES, PAGE_ENTRIES, Settlement, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.dead import RedisSifter
 from fluidfast.dead import DeadLetters
 from fluidfast.errors import BrokerError
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_dead import RedisSifter
 
 
 def run_of(n: int, name: str = "t") -> bytes:

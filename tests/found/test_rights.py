@@ -14,11 +14,11 @@ from waiting import within
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.keys import Keys
+from fluidfast.brokers.redis.rights import CONSUMER, PRODUCER, commands_of
+from fluidfast.brokers.redis.wakeup import Adoption
 from fluidfast.errors import BrokerAuthError, BrokerError
-from fluidfast.keys import Keys
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_rights import CONSUMER, PRODUCER, commands_of
-from fluidfast.redis_wakeup import Adoption
 
 RIGHTS = [right for right in commands_of(CONSUMER, Keys()) if "|" not in right]
 USER = "worker"

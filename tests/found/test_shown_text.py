@@ -14,6 +14,7 @@ from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
 from fluidfast._codec import Codec
 from fluidfast._machine import Listeners
 from fluidfast.broker import BrokerURL
+from fluidfast.brokers.redis.servers import finder
 from fluidfast.cli.logs import JsonFormatter, LineFormatter
 from fluidfast.config import TaskManagerConfig
 from fluidfast.errors import (
@@ -24,7 +25,6 @@ from fluidfast.errors import (
     TaskRunError,
     UnknownTaskError,
 )
-from fluidfast.redis_servers import finder
 from fluidfast.texts import hide_password
 
 NASTY = "x\x1b[2J\r\n2026-01-01 CRITICAL root: FORGED \u202e\x9b"

@@ -36,10 +36,10 @@ from test_golden import GOLDEN, TASKS
 
 from fluidfast import TaskRun, crontab
 from fluidfast._codec import Codec, encode_json
+from fluidfast.brokers.redis.broker import decode_info
 from fluidfast.dead import DeadLetter, afresh, is_packed
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError, UnknownTaskError
 from fluidfast.params import non_finite_field
-from fluidfast.redis_broker import decode_info
 
 CORPUS = Path(__file__).with_name("corpus")
 MAX_INPUT = 1 << 20

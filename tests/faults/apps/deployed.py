@@ -12,8 +12,8 @@ import worker_app
 from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskRun, TaskScheduler, every, task
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import read_fields
-from fluidfast.redis_broker import RedisTaskBroker
 
 PERIOD = 2.0
 

@@ -14,8 +14,8 @@ from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.broker import Claim
-from fluidfast.redis_broker import RedisTaskBroker
-from fluidfast.redis_wakeup import WakeUp
+from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.wakeup import WakeUp
 
 
 @task

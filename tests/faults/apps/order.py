@@ -10,8 +10,8 @@ from worker_app import OPTIONS, ledger
 
 from fluidfast import TaskRun, task
 from fluidfast.broker import Claim
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import read_fields
-from fluidfast.redis_broker import RedisTaskBroker
 
 
 class Step(msgspec.Struct):

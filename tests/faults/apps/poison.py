@@ -11,7 +11,8 @@ import signal
 import msgspec
 from worker_app import ledger
 
-from fluidfast import TaskRun, redis_broker, task
+from fluidfast import TaskRun, task
+from fluidfast.brokers.redis import broker as redis_broker
 
 PLANT = os.environ.get("PLANT", "")
 if PLANT == "no-suspects":  # whoever was beside a poison three times is blamed as well

@@ -11,8 +11,8 @@ from typing import Any
 from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskRun, TaskScheduler, crontab, every, task
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import read_fields
-from fluidfast.redis_broker import RedisTaskBroker
 
 
 async def note(ctx: TaskRun) -> None:

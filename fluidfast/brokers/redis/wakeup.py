@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._leases import Claimed
+from ..._leases import Claimed
+from ...broker import Claim
+from ...states import LETTERS, PRIORITIES, TaskPriority
 from ._resp import pack
-from .broker import Claim
-from .redis_link import Link, LinkLost, ServerReply, give
+from .link import Link, LinkLost, ServerReply, give
 from .scripts import load
-from .states import LETTERS, PRIORITIES, TaskPriority
 
 if TYPE_CHECKING:
-    from .redis_broker import RedisTaskBroker
+    from .broker import RedisTaskBroker
 
 __all__ = ["Adoption", "Blocked", "WakeUp", "enabled_by_name"]
 

@@ -2,17 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._clock import monotonic_seconds
+from ..._clock import monotonic_seconds
+from ...broker import Batch, Confirm
+from ...errors import ConnectionLostError
+from ...states import PRIORITIES
 from ._lane import Lane
 from ._resp import pack
-from .broker import Batch, Confirm
-from .errors import ConnectionLostError
-from .redis_link import Link, ServerReply, Transaction
+from .link import Link, ServerReply, Transaction
 from .scripts import load
-from .states import PRIORITIES
 
 if TYPE_CHECKING:
-    from .redis_broker import RedisTaskBroker
+    from .broker import RedisTaskBroker
 
 __all__ = ["BEGIN", "COMMIT", "RedisChannel", "is_durable"]
 

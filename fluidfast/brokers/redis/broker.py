@@ -21,11 +21,10 @@ import redis
 import redis.exceptions
 from redis.asyncio import Redis
 
-from . import settings
-from ._clock import keep_for_good, new_id
-from ._leases import paired
-from ._resp import pack
-from .broker import (
+from ... import settings
+from ..._clock import keep_for_good, new_id
+from ..._leases import paired
+from ...broker import (
     PAGE_BYTES,
     PAGE_ENTRIES,
     BrokerURL,
@@ -41,7 +40,7 @@ from .broker import (
     header,
     number_option,
 )
-from .errors import (
+from ...errors import (
     BrokerAuthError,
     BrokerConnectionError,
     BrokerError,
@@ -51,19 +50,20 @@ from .errors import (
     DurabilityUnsupportedError,
     NotDurableError,
 )
+from ...places import has_place, refuse_second_loop
+from ...states import LETTERS, PRIORITIES, TaskPriority
+from ...task import Task, TaskInfo, TaskInfoUpdate
+from ...texts import printable, writable
+from ._resp import pack
+from .channel import RedisChannel, is_durable
+from .dead import RedisSifter, parted
 from .keys import DEFAULT_NAME, Keys
-from .places import has_place, refuse_second_loop
-from .redis_channel import RedisChannel, is_durable
-from .redis_dead import RedisSifter, parted
-from .redis_link import Link, LinkLost, ServerReply
-from .redis_lock import BrokerLock
-from .redis_rights import CONSUMER, PRODUCER, commands_of, memory_policy, missing_rights, warn_of_eviction
-from .redis_servers import OPTIONS, ServerFinder, finder, first_word
-from .redis_wakeup import Adoption, WakeUp, enabled_by_name
+from .link import Link, LinkLost, ServerReply
+from .lock import BrokerLock
+from .rights import CONSUMER, PRODUCER, commands_of, memory_policy, missing_rights, warn_of_eviction
 from .scripts import NAMES, load
-from .states import LETTERS, PRIORITIES, TaskPriority
-from .task import Task, TaskInfo, TaskInfoUpdate
-from .texts import printable, writable
+from .servers import OPTIONS, ServerFinder, finder, first_word
+from .wakeup import Adoption, WakeUp, enabled_by_name
 
 __all__ = ["RedisTaskBroker"]
 

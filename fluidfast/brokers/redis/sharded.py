@@ -24,8 +24,8 @@ from zlib import crc32
 
 import msgspec
 
-from ._clock import keep_for_good
-from .broker import (
+from ..._clock import keep_for_good
+from ...broker import (
     PAGE_ENTRIES,
     Batch,
     BrokerURL,
@@ -40,12 +40,12 @@ from .broker import (
     TaskManagersStatus,
     option,
 )
-from .errors import BrokerConnectionError, BrokerError, BrokerURLError
+from ...errors import BrokerConnectionError, BrokerError, BrokerURLError
+from ...places import has_place
+from ...states import TaskPriority
+from ...task import Task, TaskInfo
+from .broker import NO_SHARD, RedisTaskBroker
 from .keys import DEFAULT_NAME
-from .places import has_place
-from .redis_broker import NO_SHARD, RedisTaskBroker
-from .states import TaskPriority
-from .task import Task, TaskInfo
 
 __all__ = ["ShardedRedisBroker", "redis_broker"]
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from ._clock import new_id
-from .broker import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
-from .errors import BrokerError
-from .states import LETTERS
+from ..._clock import new_id
+from ...broker import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
+from ...errors import BrokerError
+from ...states import LETTERS
 
 if TYPE_CHECKING:
-    from .redis_broker import RedisTaskBroker
+    from .broker import RedisTaskBroker
 
 __all__ = ["RedisSifter", "parted"]
 

@@ -27,7 +27,7 @@ class Script:
 @cache
 def load(name: str) -> Script:
     """The script in ``lua/NAME.lua``."""
-    folder = resources.files("fluidfast.lua")
+    folder = resources.files("fluidfast.brokers.redis.lua")
     files = ("kept", name) if name in WITH_KEPT else (name,)
     text = b"".join(folder.joinpath(f"{file}.lua").read_bytes() for file in files)
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
+from ...states import PRIORITIES
 from ._resp import pack
 from .keys import Keys
-from .redis_link import Link, ServerReply
+from .link import Link, ServerReply
 from .scripts import load
-from .states import PRIORITIES
 
 __all__ = ["CONSUMER", "PRODUCER", "commands_of", "memory_policy", "missing_rights", "warn_of_eviction"]
 

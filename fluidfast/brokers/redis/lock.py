@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, LockNotOwnedError
 
-from .checks import check_number
-from .errors import BrokerError, ConfigError
+from ...checks import check_number
+from ...errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
-    from .redis_broker import RedisTaskBroker
+    from .broker import RedisTaskBroker
 
 __all__ = ["BrokerLock"]
 

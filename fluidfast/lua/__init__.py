@@ -1,1 +1,0 @@
-"""The scripts, one .lua file a verb. ``fluidfast.scripts`` loads them."""
