@@ -57,7 +57,7 @@ PAGE_BYTES = 512 << 10
 """Entries of a list, and bytes of them, that the server reads in one step."""
 
 BUILT_IN = {
-    "memory": "fluidfast.memory_broker:MemoryTaskBroker",
+    "memory": "fluidfast.brokers.memory.broker:MemoryTaskBroker",
     "redis": "fluidfast.brokers.redis.sharded:redis_broker",
     "rediss": "fluidfast.brokers.redis.sharded:redis_broker",
     "unix": "fluidfast.brokers.redis.sharded:redis_broker",

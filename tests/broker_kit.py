@@ -8,10 +8,10 @@ from typing import Any
 
 from fluidfast._clock import new_id
 from fluidfast.broker import Batch, Settlement, TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
 from fluidfast.errors import ConnectionLostError
-from fluidfast.memory_broker import MemoryTaskBroker
 
 HIGH, MEDIUM, LOW = 0, 1, 2
 

@@ -15,7 +15,7 @@ from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.broker import Settlement
-from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 
 LONG = 60.0
 """Nobody is to wait for so long."""

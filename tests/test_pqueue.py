@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from models.pqueue_model import PriorityQueueModel
 
-from fluidfast._pqueue import PriorityQueue
+from fluidfast.brokers.memory._pqueue import PriorityQueue
 
 # The tracer needs memory of its own, and makes a hundredfold of the time.
 not_traced = pytest.mark.skipif(os.environ.get("FLUIDFAST_TRACE") == "1" or sys.gettrace() is not None, reason="traced")
@@ -354,7 +354,7 @@ def test_memory_failure_changes_nothing(verb: str) -> None:
 def test_memory_failure_for_real() -> None:
     script = """
         import resource
-        from fluidfast._pqueue import PriorityQueue
+        from fluidfast.brokers.memory._pqueue import PriorityQueue
 
         def fill(push, length):
             # Ends when doubling the buffer does not fit the limit.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fluidfast._pqueue import PriorityQueue
+from fluidfast.brokers.memory._pqueue import PriorityQueue
 
 OPS = 10_000
 PAYLOADS = [b"payload %08d" % i for i in range(1_000_000)]

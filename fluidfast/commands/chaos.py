@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 
 from ..broker import TaskBroker
+from ..brokers.memory.broker import MemoryTaskBroker
 from ..cpubound import PARENT
 from ..dead import read_fields
 from ..errors import BrokerConnectionError, TaskError
 from ..manager import TaskManager
-from ..memory_broker import MemoryTaskBroker
 from .bench_load import left_on
 from .display import HelpFormatter, Progress, table
 from .ledger import FINISHED, NOTE, Oracle

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from .._run import TaskRun
+from ..brokers.memory.broker import MemoryTaskBroker
 from ..errors import BrokerConnectionError, NotDurableError, ParamsError, PayloadTooLargeError, TaskError
 from ..manager import TaskManager
-from ..memory_broker import MemoryTaskBroker
 from ..states import PRIORITIES, TaskPriority
 from ..task import Task
 from .display import HelpFormatter, Progress, one_line, ranges

@@ -11,9 +11,9 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from ..brokers.memory.broker import MemoryTaskBroker
 from ..consumer import TaskConsumer
 from ..errors import TaskError
-from ..memory_broker import MemoryTaskBroker
 from ..process import keep_writing
 from ..settings import get_settings
 from .display import HelpFormatter, one_line

@@ -10,9 +10,9 @@ from broker_kit import left_in_memory, with_options
 from servers import leaked_keys
 
 from fluidfast.broker import TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
-from fluidfast.memory_broker import MemoryTaskBroker
 
 Open = Callable[..., TaskBroker]
 

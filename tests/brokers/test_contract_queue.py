@@ -10,7 +10,7 @@ import pytest
 from broker_kit import HIGH, LOW, MEDIUM, Sender, places, put, redis_parts, take, take_all
 
 from fluidfast.broker import Settlement, TaskBroker
-from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.states import TaskPriority
 
 Open = Callable[..., TaskBroker]

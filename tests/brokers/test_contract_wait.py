@@ -11,8 +11,8 @@ from broker_kit import HIGH, LOW, MEDIUM, places, put, redis_parts, take
 from waiting import pass_time, until, within
 
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.memory_broker import MemoryTaskBroker
 
 Open = Callable[..., TaskBroker]
 SOON = 3.0

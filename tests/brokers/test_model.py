@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 )
 
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
-from fluidfast.memory_broker import MemoryTaskBroker
 from fluidfast.states import LETTERS
 
 T = TypeVar("T")

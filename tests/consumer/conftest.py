@@ -12,7 +12,7 @@ from waiting import within
 
 from fluidfast import TaskConsumer
 from fluidfast.broker import TaskBroker
-from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.task import Task
 
 

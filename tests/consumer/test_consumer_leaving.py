@@ -15,8 +15,8 @@ from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.broker import TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.memory_broker import MemoryTaskBroker
 from fluidfast.task import Task
 
 

@@ -15,7 +15,7 @@ from consumer_kit import Notes, Start, are, empty, gated, info, note, settled, t
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskManager, TaskRun, TaskState, task
-from fluidfast.memory_broker import MemoryTaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 
 
 class TestMaxConcurrency:

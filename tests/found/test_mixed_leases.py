@@ -11,8 +11,8 @@ from broker_kit import LOW, MEDIUM, half_a_lease_later, places, put, take_all, w
 from waiting import until, within
 
 from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.memory_broker import MemoryTaskBroker
 
 LEASES = (1, 5, 30, 300)
 

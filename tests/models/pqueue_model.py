@@ -1,4 +1,4 @@
-"""``fluidfast._pqueue.PriorityQueue`` as it would be written if nothing had to be fast."""
+"""``fluidfast.brokers.memory._pqueue.PriorityQueue`` as it would be written if nothing had to be fast."""
 
 from collections.abc import Iterable
 
