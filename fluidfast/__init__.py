@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from ._run import TaskRun
     from ._version import __version__
-    from .broker import TaskBroker
+    from .brokers.base import TaskBroker
     from .clock import TaskScheduler
     from .common import is_in_cpu_process
     from .config import TaskManagerConfig

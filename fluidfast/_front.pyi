@@ -4,7 +4,7 @@ from typing import Any
 from ._machine import Listeners
 from ._run import TaskRun
 from .backpressure import Backpressure
-from .broker import TaskBroker
+from .brokers.base import TaskBroker
 from .producer import Producer
 from .states import TaskPriority
 from .task import Task

@@ -1,4 +1,4 @@
-from ._leases cimport Claimed, Ledger
+from .brokers._leases cimport Claimed, Ledger
 from ._machine cimport Listeners
 
 cdef class Slot:

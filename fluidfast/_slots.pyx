@@ -10,7 +10,7 @@ context. Other runs pay one comparison for that.
 cimport cython
 from cpython.object cimport PyObject
 from ._clock cimport now_us
-from ._leases cimport Claimed, Lease, Ledger
+from .brokers._leases cimport Claimed, Lease, Ledger
 from ._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
 from ._run cimport TaskRun
 

@@ -9,7 +9,7 @@ import asyncio
 from contextvars import ContextVar
 from typing import Any
 
-from .broker import TaskBroker
+from .brokers.base import TaskBroker
 from .config import TaskManagerConfig
 from .errors import QueueFullError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer

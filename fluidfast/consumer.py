@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ._clock import keep_for_good
 from ._run import TaskRun
-from .broker import TaskBroker
+from .brokers.base import TaskBroker
 from .checks import check_number
 from .common import is_in_cpu_process
 from .config import TaskManagerConfig

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from .broker import PAGE_ENTRIES, Kind, TaskBroker
+from .brokers.base import PAGE_ENTRIES, Kind, TaskBroker
 from .checks import check_number
 from .params import read_json, without_constants
 from .states import PRIORITIES, TaskPriority

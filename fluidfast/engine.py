@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ._clock import now_micros
 from ._run import TaskRun
 from ._slots import Slot, Slots
-from .broker import Claim, Claimed
+from .brokers.base import Claim, Claimed
 from .errors import (
     BrokerConnectionError,
     BrokerError,

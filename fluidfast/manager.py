@@ -13,7 +13,7 @@ from ._clock import now_micros
 from ._front import QueueFront
 from ._run import TaskRun
 from .backpressure import Backpressure
-from .broker import BOUNDS, TaskBroker, TaskRegistry
+from .brokers.base import BOUNDS, TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .checks import check_number
 from .config import TaskManagerConfig

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ._clock import keep_for_good, new_id
 from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
-from .broker import Batch, Channel, Confirm, TaskBroker
+from .brokers.base import Batch, Channel, Confirm, TaskBroker
 from .brokers.redis._lane import Lane
 from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 from .places import has_place, refuse_second_loop

@@ -9,7 +9,7 @@ import msgspec
 
 from ._clock import keep_for_good, new_id
 from ._run import TaskRun
-from .broker import TaskBroker
+from .brokers.base import TaskBroker
 from .errors import BrokerAuthError, BrokerError, TaskError
 from .states import FINISHED_STATES, TaskState
 from .texts import describe, printable

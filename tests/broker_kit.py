@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from fluidfast._clock import new_id
-from fluidfast.broker import Batch, Settlement, TaskBroker
+from fluidfast.brokers.base import Batch, Settlement, TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker

@@ -31,10 +31,10 @@ import pytest
 from fluidfast import TaskManager, TaskRun, TaskState, task
 from fluidfast._clock import monotonic_seconds, new_id, now_micros
 from fluidfast._codec import Codec, TaskPlan, encode_json
-from fluidfast._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast._machine import Listeners, RunState
 from fluidfast._outbox import Confirmation, Outbox, settle_all
-from fluidfast.broker import Batch, Confirm, Settlement, TaskBroker
+from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
+from fluidfast.brokers.base import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.brokers.redis._lane import Direct, Lane
 from fluidfast.brokers.redis._resp import pack
 from fluidfast.errors import BrokerConnectionError

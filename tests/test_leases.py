@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluidfast import TaskRun, task
-from fluidfast._leases import Claimed, Lease, Ledger, numbered, paired
-from fluidfast.broker import Settlement
+from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
+from fluidfast.brokers.base import Settlement
 from fluidfast.states import LETTERS, PRIORITIES
 
 

@@ -17,7 +17,7 @@ from broker_kit import HIGH, LOW, MEDIUM, take, take_all
 from servers import RedisServer
 from waiting import within
 
-from fluidfast.broker import Batch, Confirm, TaskBroker
+from fluidfast.brokers.base import Batch, Confirm, TaskBroker
 from fluidfast.brokers.redis._lane import Direct, HeadStart, Lane
 from fluidfast.brokers.redis._resp import pack
 from fluidfast.brokers.redis.broker import RedisTaskBroker

@@ -13,7 +13,7 @@ from broker_kit import HIGH, LOW, MEDIUM, places, take
 from servers import RedisServer
 from waiting import pass_time, until, within
 
-from fluidfast.broker import Batch, TaskBroker
+from fluidfast.brokers.base import Batch, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.scripts import load
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError

@@ -14,7 +14,7 @@ import pytest
 from command_kit import run
 
 from fluidfast import TaskManagerConfig
-from fluidfast.broker import BUILT_IN, BrokerOptions
+from fluidfast.brokers.base import BUILT_IN, BrokerOptions
 from fluidfast.commands import parser
 
 ROOT = Path(__file__).parents[1]

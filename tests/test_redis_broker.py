@@ -24,7 +24,7 @@ from servers import RedisServer
 from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BrokerAuthError, BrokerConnectionError, BrokerError, BrokerFullError, BrokerURLError
 from fluidfast.states import TaskState

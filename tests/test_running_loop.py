@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.producer import Producer
 
 

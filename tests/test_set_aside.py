@@ -14,7 +14,7 @@ from servers import RedisServer
 from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import Claim, Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 from fluidfast.commands.bench_load import Load, left_on

@@ -19,7 +19,7 @@ from test_kill import read, running, work
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskManager, TaskRun, task
-from fluidfast.broker import Batch, Claim, Confirm, Settlement, TaskBroker
+from fluidfast.brokers.base import Batch, Claim, Confirm, Settlement, TaskBroker
 from fluidfast.brokers.redis import sharded as sharded_broker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedChannel, ShardedRedisBroker

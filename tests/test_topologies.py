@@ -31,7 +31,7 @@ from topology_kit import (
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.commands.chaos import check_empty
 from fluidfast.commands.target import CommandError
 from fluidfast.errors import (

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskRun, task
-from fluidfast._leases import Claimed, Lease, Ledger
 from fluidfast._machine import Listeners
 from fluidfast._slots import Slot, Slots
-from fluidfast.broker import Settlement
+from fluidfast.brokers._leases import Claimed, Lease, Ledger
+from fluidfast.brokers.base import Settlement
 
 OPS = 1_000
 
@@ -161,7 +161,7 @@ def test_run(benchmark, way):
 
 @pytest.mark.parametrize("way", ["fluidfast", "f-strings and plain objects"])
 def test_claimed(benchmark, way):
-    from fluidfast._leases import numbered
+    from fluidfast.brokers._leases import numbered
 
     class Plain:
         __slots__ = ("field", "lease", "payload", "run", "strikes")

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from ..broker import TaskBroker
+from ..brokers.base import TaskBroker
 from ..common import is_in_cpu_process
 from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from .._version import __version__
-from ..broker import TaskBroker
+from ..brokers.base import TaskBroker
 from ..brokers.memory.broker import MemoryTaskBroker
 from ..bulk import QueueSummary
 from ..consumer import TaskConsumer

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from .._run import TaskRun
-from ..broker import TaskBroker
+from ..brokers.base import TaskBroker
 from ..task import Task, task
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ..broker import TaskBroker
+from ..brokers.base import TaskBroker
 from ..brokers.memory.broker import MemoryTaskBroker
 from ..cpubound import PARENT
 from ..dead import read_fields

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .._clock import new_id
-from ..broker import BrokerURL
+from ..brokers.base import BrokerURL
 from ..checks import MAX_COUNT, shown
 from ..consumer import TaskConsumer
 from ..events import Event

@@ -44,7 +44,7 @@ from typing import Annotated, Any, cast
 import msgspec
 from starlette.requests import HTTPConnection
 
-from ..broker import TaskManagersStatus
+from ..brokers.base import TaskManagersStatus
 from ..errors import (
     BrokerConnectionError,
     BrokerFullError,

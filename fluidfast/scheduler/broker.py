@@ -1,6 +1,6 @@
 """The brokers, under aio-fluid's name."""
 
-from ..broker import TaskBroker, TaskManagersStatus, TaskManagerStatus, TaskRegistry
+from ..brokers.base import TaskBroker, TaskManagersStatus, TaskManagerStatus, TaskRegistry
 from ..brokers.redis.broker import RedisTaskBroker
 
 __all__ = ["RedisTaskBroker", "TaskBroker", "TaskManagerStatus", "TaskManagersStatus", "TaskRegistry"]

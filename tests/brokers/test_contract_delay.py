@@ -10,7 +10,7 @@ import pytest
 from broker_kit import HIGH, LOW, MEDIUM, places, put, take
 from waiting import until, within
 
-from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.base import Settlement, TaskBroker
 
 Open = Callable[..., TaskBroker]
 

@@ -14,7 +14,7 @@ from waiting import until, within
 
 from fluidfast import TaskManager, every, task
 from fluidfast._clock import new_id
-from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.errors import PayloadError, UnknownTaskError
 from fluidfast.states import TaskPriority, TaskState
 

@@ -11,7 +11,7 @@ from broker_kit import HIGH, LOW, MEDIUM, places, put, take
 from waiting import pass_time, until
 
 from fluidfast import task
-from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import Claim, Settlement, TaskBroker
 
 Open = Callable[..., TaskBroker]
 LEASE = 0.1

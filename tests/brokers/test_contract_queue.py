@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from broker_kit import HIGH, LOW, MEDIUM, Sender, places, put, redis_parts, take, take_all
 
-from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.states import TaskPriority
 

@@ -11,7 +11,7 @@ from consumer_kit import Notes, Start, failing, gated, note, strict
 from waiting import within
 
 from fluidfast import TaskConsumer
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.task import Task
 

@@ -14,7 +14,7 @@ from consumer_kit import Notes, Start, are, clean, empty, gated, note, told
 from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.task import Task

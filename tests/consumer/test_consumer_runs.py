@@ -18,8 +18,8 @@ from consumer_kit import Notes, Start, codec_n, dead_count, empty, info, note, t
 from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
-from fluidfast._leases import Claimed
 from fluidfast._slots import MAX_CLAIM
+from fluidfast.brokers._leases import Claimed
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 
 

@@ -25,7 +25,7 @@ from waiting import until
 from worker_app import work
 
 from fluidfast import TaskManager
-from fluidfast.broker import Settlement
+from fluidfast.brokers.base import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 
 SHORT_CUTS = 300

@@ -15,7 +15,7 @@ from servers import RedisServer
 from worker_app import work
 
 from fluidfast import TaskConsumer, TaskRun, engine, task
-from fluidfast.broker import Settlement
+from fluidfast.brokers.base import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.ledger import FINISHED, STARTED
 from fluidfast.errors import BrokerConnectionError

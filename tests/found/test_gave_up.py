@@ -12,7 +12,7 @@ import pytest
 from waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.broker import Settlement, TaskBroker
+from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import DeadLetters
 

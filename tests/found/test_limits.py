@@ -13,7 +13,7 @@ from consumer_kit import Notes, empty, gated, told
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.checks import CENTURY
 from fluidfast.replies import TaskRunWaiter
 

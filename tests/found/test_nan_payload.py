@@ -16,7 +16,7 @@ import redis.asyncio
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast._codec import Codec
-from fluidfast.broker import BrokerURL
+from fluidfast.brokers.base import BrokerURL
 from fluidfast.dead import DeadLetter, afresh
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
 from fluidfast.params import adapter_for, read_params, without_constants, write_params

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskManagerConfig, TaskRun, every, task
-from fluidfast.broker import BrokerOptions, BrokerURL
+from fluidfast.brokers.base import BrokerOptions, BrokerURL
 from fluidfast.checks import check_number, read_number
 from fluidfast.clock import ScheduleTasks
 from fluidfast.commands.target import at_least_one

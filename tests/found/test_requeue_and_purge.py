@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from fluidfast import TaskManager
-from fluidfast.broker import PAGE_BYTES, PAGE_ENTRIES, Settlement, TaskBroker
+from fluidfast.brokers.base import PAGE_BYTES, PAGE_ENTRIES, Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.dead import RedisSifter
 from fluidfast.dead import DeadLetters

@@ -13,7 +13,7 @@ from broker_kit import HIGH, LOW, MEDIUM, half_a_lease_later, put, take_all, wit
 from waiting import within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.broker import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import Claim, Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.keys import Keys
 from fluidfast.brokers.redis.rights import CONSUMER, PRODUCER, commands_of

@@ -15,7 +15,7 @@ from servers import HOST, RedisServer
 from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.broker import TaskBroker
+from fluidfast.brokers.base import TaskBroker
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, BrokerURLError
 
 Start = Callable[..., RedisServer]

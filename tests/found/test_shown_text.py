@@ -13,7 +13,7 @@ import pytest
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
 from fluidfast._codec import Codec
 from fluidfast._machine import Listeners
-from fluidfast.broker import BrokerURL
+from fluidfast.brokers.base import BrokerURL
 from fluidfast.brokers.redis.servers import finder
 from fluidfast.cli.logs import JsonFormatter, LineFormatter
 from fluidfast.config import TaskManagerConfig

@@ -15,8 +15,14 @@ from typing import Any, Self
 import msgspec
 
 from ..._clock import keep_for_good, new_id, now_micros
-from ..._leases import numbered
-from ...broker import (
+from ...checks import check_number
+from ...errors import BrokerURLError, ConfigError
+from ...places import has_place
+from ...states import LETTERS, PRIORITIES, TaskPriority
+from ...task import Task, TaskInfo, TaskInfoUpdate
+from ...texts import writable
+from .._leases import numbered
+from ..base import (
     PAGE_ENTRIES,
     BrokerURL,
     Channel,
@@ -32,12 +38,6 @@ from ...broker import (
     header,
     run_id_of,
 )
-from ...checks import check_number
-from ...errors import BrokerURLError, ConfigError
-from ...places import has_place
-from ...states import LETTERS, PRIORITIES, TaskPriority
-from ...task import Task, TaskInfo, TaskInfoUpdate
-from ...texts import writable
 from ._pqueue import PriorityQueue
 
 __all__ = ["MemoryTaskBroker"]

@@ -1,7 +1,7 @@
 from collections import deque
 from typing import Any
 
-from ...broker import Batch, Confirm
+from ..base import Batch, Confirm
 
 __all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]
 

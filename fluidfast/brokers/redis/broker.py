@@ -23,8 +23,22 @@ from redis.asyncio import Redis
 
 from ... import settings
 from ..._clock import keep_for_good, new_id
-from ..._leases import paired
-from ...broker import (
+from ...errors import (
+    BrokerAuthError,
+    BrokerConnectionError,
+    BrokerError,
+    BrokerFullError,
+    BrokerURLError,
+    ConnectionLostError,
+    DurabilityUnsupportedError,
+    NotDurableError,
+)
+from ...places import has_place, refuse_second_loop
+from ...states import LETTERS, PRIORITIES, TaskPriority
+from ...task import Task, TaskInfo, TaskInfoUpdate
+from ...texts import printable, writable
+from .._leases import paired
+from ..base import (
     PAGE_BYTES,
     PAGE_ENTRIES,
     BrokerURL,
@@ -40,20 +54,6 @@ from ...broker import (
     header,
     number_option,
 )
-from ...errors import (
-    BrokerAuthError,
-    BrokerConnectionError,
-    BrokerError,
-    BrokerFullError,
-    BrokerURLError,
-    ConnectionLostError,
-    DurabilityUnsupportedError,
-    NotDurableError,
-)
-from ...places import has_place, refuse_second_loop
-from ...states import LETTERS, PRIORITIES, TaskPriority
-from ...task import Task, TaskInfo, TaskInfoUpdate
-from ...texts import printable, writable
 from ._resp import pack
 from .channel import RedisChannel, is_durable
 from .dead import RedisSifter, parted

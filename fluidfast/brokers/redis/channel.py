@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ..._clock import monotonic_seconds
-from ...broker import Batch, Confirm
 from ...errors import ConnectionLostError
 from ...states import PRIORITIES
+from ..base import Batch, Confirm
 from ._lane import Lane
 from ._resp import pack
 from .link import Link, ServerReply, Transaction

@@ -5,9 +5,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from ..._clock import new_id
-from ...broker import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
 from ...errors import BrokerError
 from ...states import LETTERS
+from ..base import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
 
 if TYPE_CHECKING:
     from .broker import RedisTaskBroker

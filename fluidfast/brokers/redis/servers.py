@@ -20,8 +20,8 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry as SyncRetry
 
-from ...broker import BrokerURL
 from ...errors import BrokerURLError
+from ..base import BrokerURL
 
 __all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder", "first_word"]
 

@@ -25,7 +25,11 @@ from zlib import crc32
 import msgspec
 
 from ..._clock import keep_for_good
-from ...broker import (
+from ...errors import BrokerConnectionError, BrokerError, BrokerURLError
+from ...places import has_place
+from ...states import TaskPriority
+from ...task import Task, TaskInfo
+from ..base import (
     PAGE_ENTRIES,
     Batch,
     BrokerURL,
@@ -40,10 +44,6 @@ from ...broker import (
     TaskManagersStatus,
     option,
 )
-from ...errors import BrokerConnectionError, BrokerError, BrokerURLError
-from ...places import has_place
-from ...states import TaskPriority
-from ...task import Task, TaskInfo
 from .broker import NO_SHARD, RedisTaskBroker
 from .keys import DEFAULT_NAME
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..._leases import Claimed
-from ...broker import Claim
 from ...states import LETTERS, PRIORITIES, TaskPriority
+from .._leases import Claimed
+from ..base import Claim
 from ._resp import pack
 from .link import Link, LinkLost, ServerReply, give
 from .scripts import load

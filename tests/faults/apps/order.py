@@ -9,7 +9,7 @@ import msgspec
 from worker_app import OPTIONS, ledger
 
 from fluidfast import TaskRun, task
-from fluidfast.broker import Claim
+from fluidfast.brokers.base import Claim
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.dead import read_fields
 
@@ -45,7 +45,7 @@ if OPTIONS:
 
     RedisTaskBroker.claim = claim_noted  # type: ignore[method-assign, assignment]
     if bug == "low-first":
-        from fluidfast.broker import BrokerOptions
+        from fluidfast.brokers.base import BrokerOptions
         from fluidfast.states import PRIORITIES
 
         BrokerOptions.queues = property(lambda self: PRIORITIES[::-1], lambda self, value: None)  # type: ignore[assignment]

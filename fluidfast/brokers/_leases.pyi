@@ -1,8 +1,8 @@
 import asyncio
 from typing import Any, final
 
-from ._run import TaskRun
-from .broker import Settlement
+from .._run import TaskRun
+from .base import Settlement
 
 __all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]
 
