@@ -2,7 +2,7 @@
 
 cimport cython
 
-from ._codec cimport Codec
+from .wire._codec cimport Codec
 from ._machine cimport INIT, QUEUED
 from ._run cimport TaskRun
 

@@ -382,7 +382,7 @@ cdef class TaskRun(RunState):
 
     def queue_dump_json(self) -> bytes:
         """The payload that goes on a queue, in JSON, secrets revealed."""
-        from ._codec import encode_json
+        from .wire._codec import encode_json
 
         return encode_json(self)
 

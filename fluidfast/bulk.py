@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ._codec import Codec
 from ._outbox import Confirmation
 from .errors import TaskError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 from .states import PRIORITIES, TaskPriority, TaskState
 from .task import Task
+from .wire._codec import Codec
 
 __all__ = ["QueueSummary", "queue_many"]
 

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from models.codec_model import FIELDS, PRIORITIES, Refused, depth, pack, read_json, read_msgpack, unpack, write_json
 
 from fluidfast import Task, TaskRun, TaskState, task
-from fluidfast._codec import Codec, TaskPlan, encode_json
 from fluidfast._machine import Listeners
 from fluidfast.errors import (
     ParamsError,
@@ -34,6 +33,7 @@ from fluidfast.errors import (
     UnknownTaskError,
 )
 from fluidfast.params import Params
+from fluidfast.wire._codec import Codec, TaskPlan, encode_json
 
 SECRET = "canary-secret-value"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,8 +21,8 @@ import pydantic
 import pytest
 
 from fluidfast import TaskRun, task
-from fluidfast._codec import Codec
 from fluidfast.params import Params
+from fluidfast.wire._codec import Codec
 
 GOLDEN = Path(__file__).with_name("golden")
 DIGESTS = {

@@ -30,7 +30,6 @@ import pytest
 
 from fluidfast import TaskManager, TaskRun, TaskState, task
 from fluidfast._clock import monotonic_seconds, new_id, now_micros
-from fluidfast._codec import Codec, TaskPlan, encode_json
 from fluidfast._machine import Listeners, RunState
 from fluidfast._outbox import Confirmation, Outbox, settle_all
 from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
@@ -40,6 +39,7 @@ from fluidfast.brokers.redis._resp import pack
 from fluidfast.errors import BrokerConnectionError
 from fluidfast.params import Params
 from fluidfast.producer import Producer
+from fluidfast.wire._codec import Codec, TaskPlan, encode_json
 
 CALLS = 10_000
 WARM_UP = 300

@@ -20,9 +20,9 @@ import pytest
 from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskRun, task
-from fluidfast._codec import Codec
 from fluidfast.errors import ParamsError, PayloadError, TaskDecoratorError, TaskParamsError
 from fluidfast.params import Params, ParamsAdapter, adapter_for
+from fluidfast.wire._codec import Codec
 
 SECRET = "canary-secret-value"
 T = TypeVar("T")
@@ -868,7 +868,7 @@ def test_pydantic_is_imported_by_whoever_uses_it() -> None:
     import sys
 
     script = (
-        "import sys, msgspec; from fluidfast._codec import Codec; from fluidfast import task, TaskRun\n"
+        "import sys, msgspec; from fluidfast.wire._codec import Codec; from fluidfast import task, TaskRun\n"
         "class P(msgspec.Struct):\n a: int\n"
         "@task\nasync def work(ctx: TaskRun[P]): ...\n"
         "codec = Codec({}); run = codec.create(work, None, '', {'a': 1}, None, None)\n"

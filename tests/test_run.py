@@ -20,11 +20,11 @@ import pydantic
 import pytest
 
 from fluidfast import Task, TaskPriority, TaskRun, TaskState, task
-from fluidfast._codec import Codec
 from fluidfast._machine import Listeners, RunState
 from fluidfast.errors import TaskAbortedError, TaskRunError
 from fluidfast.params import Params
 from fluidfast.task import annotated_model
+from fluidfast.wire._codec import Codec
 
 SECRET = "canary-secret-value"
 MOMENT = datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC)

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from fluidfast import TaskRun, task
-from fluidfast._codec import Codec
 from fluidfast._machine import Listeners
+from fluidfast.wire._codec import Codec
 
 OPS = 2_000
 GIVEN = {"user_id": 123, "email": "someone@example.com", "amount": 12.5, "tags": ["new", "eu"]}

@@ -22,11 +22,11 @@ from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast._codec import Codec
 from fluidfast.commands.queue import Account, Sender
 from fluidfast.errors import ParamsError, TaskDecoratorError
 from fluidfast.http import task_manager_fastapi
 from fluidfast.params import adapter_for
+from fluidfast.wire._codec import Codec
 
 
 def task_of(model: Any, name: str = "work") -> Task[Any]:

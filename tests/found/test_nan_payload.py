@@ -15,11 +15,11 @@ import pytest
 import redis.asyncio
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
-from fluidfast._codec import Codec
 from fluidfast.brokers.base import BrokerURL
 from fluidfast.dead import DeadLetter, afresh
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
 from fluidfast.params import adapter_for, read_params, without_constants, write_params
+from fluidfast.wire._codec import Codec
 
 
 class Struct(msgspec.Struct):

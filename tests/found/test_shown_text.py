@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
-from fluidfast._codec import Codec
 from fluidfast._machine import Listeners
 from fluidfast.brokers.base import BrokerURL
 from fluidfast.brokers.redis.servers import finder
@@ -26,6 +25,7 @@ from fluidfast.errors import (
     UnknownTaskError,
 )
 from fluidfast.texts import hide_password
+from fluidfast.wire._codec import Codec
 
 NASTY = "x\x1b[2J\r\n2026-01-01 CRITICAL root: FORGED \u202e\x9b"
 LONG = "y" * 500_000

@@ -35,11 +35,11 @@ from models.codec_model import FIELDS, Refused, further, read_json, read_msgpack
 from test_golden import GOLDEN, TASKS
 
 from fluidfast import TaskRun, crontab
-from fluidfast._codec import Codec, encode_json
 from fluidfast.brokers.redis.broker import decode_info
 from fluidfast.dead import DeadLetter, afresh, is_packed
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError, UnknownTaskError
 from fluidfast.params import non_finite_field
+from fluidfast.wire._codec import Codec, encode_json
 
 CORPUS = Path(__file__).with_name("corpus")
 MAX_INPUT = 1 << 20

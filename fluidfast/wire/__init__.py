@@ -1,0 +1,1 @@
+"""A TaskRun as bytes, and back: JSON as aio-fluid writes it, and MessagePack."""
