@@ -3,18 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 try:
-    from ._run import TaskRun
     from ._version import __version__
     from .brokers.base import TaskBroker
     from .clock import TaskScheduler
     from .common import is_in_cpu_process
-    from .config import TaskManagerConfig
     from .consumer import TaskConsumer
+    from .core._run import TaskRun
+    from .core.config import TaskManagerConfig
+    from .core.schedule import Scheduler, crontab, every
+    from .core.states import TaskPriority, TaskState
+    from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
     from .manager import TaskManager
     from .plugin import TaskManagerPlugin
-    from .schedule import Scheduler, crontab, every
-    from .states import TaskPriority, TaskState
-    from .task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
 except ImportError as exc:
     if exc.name is None or not exc.name.startswith("fluidfast._"):
         raise

@@ -1,4 +1,4 @@
-from ._machine cimport Listeners
+from .core._machine cimport Listeners
 from ._outbox cimport Outbox
 
 cdef class QueueFront:

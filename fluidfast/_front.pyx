@@ -3,8 +3,8 @@
 cimport cython
 
 from .wire._codec cimport Codec
-from ._machine cimport INIT, QUEUED
-from ._run cimport TaskRun
+from .core._machine cimport INIT, QUEUED
+from .core._run cimport TaskRun
 
 from .errors import BufferedRunsLost
 from .producer import done, refused

@@ -1,5 +1,5 @@
 from .brokers._leases cimport Claimed, Ledger
-from ._machine cimport Listeners
+from .core._machine cimport Listeners
 
 cdef class Slot:
     cdef public object task

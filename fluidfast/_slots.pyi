@@ -3,8 +3,8 @@ from collections import deque
 from contextvars import Context
 from typing import Any, final
 
-from ._machine import Listeners
 from .brokers._leases import Claimed
+from .core._machine import Listeners
 from .engine import Group
 from .settler import Settler
 from .threads import Job

@@ -9,10 +9,10 @@ context. Other runs pay one comparison for that.
 
 cimport cython
 from cpython.object cimport PyObject
-from ._clock cimport now_us
+from .core._time cimport now_us
 from .brokers._leases cimport Claimed, Lease, Ledger
-from ._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
-from ._run cimport TaskRun
+from .core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
+from .core._run cimport TaskRun
 
 import asyncio
 import contextvars
@@ -24,7 +24,7 @@ from time import monotonic
 from .backpressure import SLOT
 from .errors import TaskRunError
 from .executor import SET_TO_FAILURE, refuse_unrun
-from .task import is_async
+from .core.task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .brokers.base import TaskBroker
-from .config import TaskManagerConfig
+from .core.config import TaskManagerConfig
 from .errors import QueueFullError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 

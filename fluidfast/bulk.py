@@ -7,10 +7,10 @@ from time import monotonic
 from typing import Any
 
 from ._outbox import Confirmation
+from .core.states import PRIORITIES, TaskPriority, TaskState
+from .core.task import Task
 from .errors import TaskError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
-from .states import PRIORITIES, TaskPriority, TaskState
-from .task import Task
 from .wire._codec import Codec
 
 __all__ = ["QueueSummary", "queue_many"]

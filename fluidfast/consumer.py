@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Self
 
-from ._clock import keep_for_good
-from ._run import TaskRun
 from .brokers.base import TaskBroker
 from .checks import check_number
 from .common import is_in_cpu_process
-from .config import TaskManagerConfig
+from .core._run import TaskRun
+from .core._time import keep_for_good
+from .core.config import TaskManagerConfig
+from .core.events import AsyncTaskDispatcher, Event, task_event
+from .core.task import Task
+from .core.workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 from .engine import Engine
 from .errors import (
     BrokerAuthError,
@@ -25,12 +28,9 @@ from .errors import (
     QueueFullError,
     WorkerStartError,
 )
-from .events import AsyncTaskDispatcher, Event, task_event
 from .manager import AsyncHandler, TaskManager
 from .settings import get_settings
-from .task import Task
 from .texts import printable
-from .workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 
 __all__ = ["TaskConsumer"]
 

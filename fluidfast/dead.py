@@ -21,8 +21,8 @@ import msgspec
 
 from .brokers.base import PAGE_ENTRIES, Kind, TaskBroker
 from .checks import check_number
-from .params import read_json, without_constants
-from .states import PRIORITIES, TaskPriority
+from .core.params import read_json, without_constants
+from .core.states import PRIORITIES, TaskPriority
 
 __all__ = ["KINDS", "DeadLetter", "DeadLetters"]
 

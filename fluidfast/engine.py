@@ -16,10 +16,15 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._clock import now_micros
-from ._run import TaskRun
 from ._slots import Slot, Slots
 from .brokers.base import Claim, Claimed
+from .core._run import TaskRun
+from .core._time import now_micros
+from .core.events import is_current
+from .core.process import consumer_began, consumer_ended
+from .core.states import STATES
+from .core.task import Task, is_async
+from .core.workers import Worker
 from .errors import (
     BrokerConnectionError,
     BrokerError,
@@ -32,16 +37,11 @@ from .errors import (
     TaskRunError,
     UnknownTaskError,
 )
-from .events import is_current
 from .executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
 from .keeper import Held, LeaseKeeper
-from .process import consumer_began, consumer_ended
 from .settler import SETTLE_SECONDS, Lease, Settler
-from .states import STATES
-from .task import Task, is_async
 from .texts import describe, error_text, printable
 from .threads import Job, Threads
-from .workers import Worker
 
 if TYPE_CHECKING:
     from .manager import TaskManager

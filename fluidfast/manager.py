@@ -9,26 +9,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
 from typing import Any, Literal, Never, Self, TypeVar
 
-from ._clock import now_micros
 from ._front import QueueFront
-from ._run import TaskRun
 from .backpressure import Backpressure
 from .brokers.base import BOUNDS, TaskBroker, TaskRegistry
 from .bulk import QueueSummary, queue_many
 from .checks import check_number
-from .config import TaskManagerConfig
+from .core._run import TaskRun
+from .core._time import now_micros
+from .core.bag import State
+from .core.config import TaskManagerConfig
+from .core.events import AsyncTaskDispatcher, Event, TaskDispatcher
+from .core.places import has_place
+from .core.states import TaskPriority, TaskState
+from .core.task import Task, checked
 from .dead import DeadLetters
 from .errors import ConfigError, TaskAbortedError, TaskUsageError
-from .events import AsyncTaskDispatcher, Event, TaskDispatcher
 from .executor import execute
-from .places import has_place
 from .plugin import TaskManagerPlugin
 from .producer import Producer, shown_as_queue
 from .replies import Replies
-from .state import State
-from .states import TaskPriority, TaskState
 from .sync import SyncManager
-from .task import Task, checked
 from .texts import error_text
 
 __all__ = ["AsyncHandler", "TaskManager"]

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from ._clock import keep_for_good, new_id
-from ._run import TaskRun
 from .brokers.base import TaskBroker
+from .core._run import TaskRun
+from .core._time import keep_for_good, new_id
+from .core.states import FINISHED_STATES, TaskState
 from .errors import BrokerAuthError, BrokerError, TaskError
-from .states import FINISHED_STATES, TaskState
 from .texts import describe, printable
 
 __all__ = ["Replies", "TaskRunWaiter"]

@@ -1,5 +1,5 @@
 """``TaskRun``, by the name that people look for it under; it is compiled, in ``_run``."""
 
-from ._run import TaskRun
+from .core._run import TaskRun
 
 __all__ = ["TaskRun"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ._run import TaskRun
 from .brokers._leases import SETTLE_SECONDS, Lease, Ledger
 from .brokers.base import Claimed, Settlement, TaskBroker
+from .core._run import TaskRun
 from .errors import BrokerConnectionError, BrokerError, TaskError
 
 __all__ = ["SETTLE_SECONDS", "Lease", "Settler"]

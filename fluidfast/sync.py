@@ -11,12 +11,12 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
 
-from ._clock import keep_for_good
 from ._outbox import Confirmation
-from ._run import TaskRun
 from .bulk import QueueSummary
-from .states import TaskPriority
-from .task import Task
+from .core._run import TaskRun
+from .core._time import keep_for_good
+from .core.states import TaskPriority
+from .core.task import Task
 
 if TYPE_CHECKING:
     from .manager import TaskManager

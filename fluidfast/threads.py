@@ -17,9 +17,9 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
+from .core.task import Task
 from .errors import NoThreadError
 from .executor import call_in_thread
-from .task import Task
 from .texts import printable
 
 __all__ = ["NAME", "Job", "Threads"]

@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from fluidfast._clock import new_id
 from fluidfast.brokers.base import Batch, Settlement, TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
+from fluidfast.core._time import new_id
 from fluidfast.errors import ConnectionLostError
 
 HIGH, MEDIUM, LOW = 0, 1, 2

@@ -15,8 +15,8 @@ from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.core.states import TaskPriority
 from fluidfast.errors import BufferedRunsLost, ConfigError, QueueFullError
-from fluidfast.states import TaskPriority
 
 
 @task

@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from waiting import until, within
 
 from fluidfast import RetryPolicy, Task, TaskConsumer, TaskManager, TaskRun, task
+from fluidfast.core.params import Params
 from fluidfast.errors import TaskAbortedError, TaskDecoratorError, TaskRunError
-from fluidfast.params import Params
 
 MANY = 10
 

@@ -24,8 +24,8 @@ from fluidfast import (
     task,
 )
 from fluidfast.clock import DISABLED_SECONDS, ScheduleTasks
+from fluidfast.core.schedule import CronRun
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, NotDurableError
-from fluidfast.schedule import CronRun
 from fluidfast.scheduler.scheduler import TaskScheduler as FacadeScheduler
 from fluidfast.settings import get_settings
 

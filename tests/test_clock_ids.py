@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 
-from fluidfast._clock import monotonic_seconds, new_id, now_micros
+from fluidfast.core._time import monotonic_seconds, new_id, now_micros
 
 HEX = set("0123456789abcdef")
 
@@ -67,7 +67,7 @@ def test_unique_over_threads() -> None:
 
 FORKS = """
     import os, sys
-    from fluidfast._clock import new_id
+    from fluidfast.core._time import new_id
 
     # a pool that is not used, half used, and all but used up; and a child's child
     ids = []

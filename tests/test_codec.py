@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from models.codec_model import FIELDS, PRIORITIES, Refused, depth, pack, read_json, read_msgpack, unpack, write_json
 
 from fluidfast import Task, TaskRun, TaskState, task
-from fluidfast._machine import Listeners
+from fluidfast.core._machine import Listeners
+from fluidfast.core.params import Params
 from fluidfast.errors import (
     ParamsError,
     PayloadError,
@@ -32,7 +33,6 @@ from fluidfast.errors import (
     TaskRunError,
     UnknownTaskError,
 )
-from fluidfast.params import Params
 from fluidfast.wire._codec import Codec, TaskPlan, encode_json
 
 SECRET = "canary-secret-value"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.events import AsyncDispatcher, AsyncTaskDispatcher, Dispatcher, Event, TaskDispatcher
-from fluidfast.states import STATES, TaskState
+from fluidfast.core.events import AsyncDispatcher, AsyncTaskDispatcher, Dispatcher, Event, TaskDispatcher
+from fluidfast.core.states import STATES, TaskState
 
 
 @dataclass

@@ -21,7 +21,7 @@ import pydantic
 import pytest
 
 from fluidfast import TaskRun, task
-from fluidfast.params import Params
+from fluidfast.core.params import Params
 from fluidfast.wire._codec import Codec
 
 GOLDEN = Path(__file__).with_name("golden")

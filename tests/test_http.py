@@ -23,6 +23,7 @@ from waiting import within
 
 import fluidfast
 from fluidfast import TaskConsumer, TaskManager, TaskManagerPlugin, TaskRun, TaskScheduler, every, task
+from fluidfast.core.workers import WorkerFunction
 from fluidfast.errors import BrokerConnectionError, BrokerFullError
 from fluidfast.scheduler import RetryPolicy, TaskState
 from fluidfast.scheduler.endpoints import (
@@ -34,7 +35,6 @@ from fluidfast.scheduler.endpoints import (
     get_task_manager_from_request,
     task_manager_fastapi,
 )
-from fluidfast.workers import WorkerFunction
 
 CANARY = "canary-5a1e"
 

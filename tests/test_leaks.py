@@ -29,15 +29,15 @@ import pydantic
 import pytest
 
 from fluidfast import TaskManager, TaskRun, TaskState, task
-from fluidfast._clock import monotonic_seconds, new_id, now_micros
-from fluidfast._machine import Listeners, RunState
 from fluidfast._outbox import Confirmation, Outbox, settle_all
 from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast.brokers.base import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.brokers.redis._lane import Direct, Lane
 from fluidfast.brokers.redis._resp import pack
+from fluidfast.core._machine import Listeners, RunState
+from fluidfast.core._time import monotonic_seconds, new_id, now_micros
+from fluidfast.core.params import Params
 from fluidfast.errors import BrokerConnectionError
-from fluidfast.params import Params
 from fluidfast.producer import Producer
 from fluidfast.wire._codec import Codec, TaskPlan, encode_json
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluidfast import TaskRun, task
 from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast.brokers.base import Settlement
-from fluidfast.states import LETTERS, PRIORITIES
+from fluidfast.core.states import LETTERS, PRIORITIES
 
 
 @task

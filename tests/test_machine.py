@@ -14,10 +14,10 @@ from models.machine_model import ENDS, STAGES, Forbidden, MachineModel
 
 import fluidfast
 from fluidfast import TaskRun, TaskState, task
-from fluidfast._machine import Listeners, RunState
+from fluidfast.core._machine import Listeners, RunState
+from fluidfast.core.events import TaskDispatcher
+from fluidfast.core.states import FINISHED_STATES, STATES
 from fluidfast.errors import TaskRunError
-from fluidfast.events import TaskDispatcher
-from fluidfast.states import FINISHED_STATES, STATES
 
 NAMES = STAGES + ENDS
 NOW = 1_764_000_000_123_456

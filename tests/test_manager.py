@@ -20,7 +20,7 @@ from starlette.background import BackgroundTask
 from waiting import within
 
 from fluidfast import TaskManager, TaskManagerConfig, TaskManagerPlugin, TaskPriority, TaskRun, TaskState, task
-from fluidfast._clock import now_micros
+from fluidfast.core._time import now_micros
 from fluidfast.errors import (
     ConfigError,
     ParamsError,

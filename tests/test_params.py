@@ -20,8 +20,8 @@ import pytest
 from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskRun, task
+from fluidfast.core.params import Params, ParamsAdapter, adapter_for
 from fluidfast.errors import ParamsError, PayloadError, TaskDecoratorError, TaskParamsError
-from fluidfast.params import Params, ParamsAdapter, adapter_for
 from fluidfast.wire._codec import Codec
 
 SECRET = "canary-secret-value"

@@ -26,8 +26,8 @@ from waiting import pass_time, until, within
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.core.states import TaskState
 from fluidfast.errors import BrokerAuthError, BrokerConnectionError, BrokerError, BrokerFullError, BrokerURLError
-from fluidfast.states import TaskState
 
 StartServer = Callable[..., RedisServer]
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]

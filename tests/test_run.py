@@ -20,10 +20,10 @@ import pydantic
 import pytest
 
 from fluidfast import Task, TaskPriority, TaskRun, TaskState, task
-from fluidfast._machine import Listeners, RunState
+from fluidfast.core._machine import Listeners, RunState
+from fluidfast.core.params import Params
+from fluidfast.core.task import annotated_model
 from fluidfast.errors import TaskAbortedError, TaskRunError
-from fluidfast.params import Params
-from fluidfast.task import annotated_model
 from fluidfast.wire._codec import Codec
 
 SECRET = "canary-secret-value"

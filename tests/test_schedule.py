@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluidfast.schedule import CronRun, Scheduler, crontab, every
+from fluidfast.core.schedule import CronRun, Scheduler, crontab, every
 
 ROME = ZoneInfo("Europe/Rome")
 

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluidfast import K8sConfig, RetryPolicy, Task, TaskInfo, TaskPriority, TaskRun, every, task
+from fluidfast.core.params import Params
+from fluidfast.core.task import EmptyParams, TaskOptions, is_async
 from fluidfast.errors import TaskDecoratorError
-from fluidfast.params import Params
-from fluidfast.task import EmptyParams, TaskOptions, is_async
 
 if TYPE_CHECKING:
     from somewhere import Imported, Run  # type: ignore[import-not-found]

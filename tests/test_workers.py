@@ -11,10 +11,9 @@ import pytest
 from waiting import within
 
 from fluidfast import settings
-from fluidfast.errors import WorkerStartError
-from fluidfast.events import AsyncDispatcher, AsyncTaskDispatcher
-from fluidfast.states import TaskState
-from fluidfast.workers import (
+from fluidfast.core.events import AsyncDispatcher, AsyncTaskDispatcher
+from fluidfast.core.states import TaskState
+from fluidfast.core.workers import (
     AsyncConsumer,
     QueueConsumer,
     QueueConsumerWorker,
@@ -23,6 +22,7 @@ from fluidfast.workers import (
     Workers,
     WorkerState,
 )
+from fluidfast.errors import WorkerStartError
 
 SOON = 0.02
 """A grace period that is meant to run out, in seconds."""

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from fluidfast._clock import monotonic_seconds, new_id, now_micros
+from fluidfast.core._time import monotonic_seconds, new_id, now_micros
 
 OPS = 10_000
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskRun, TaskState, task
-from fluidfast._clock import now_micros
-from fluidfast._machine import RunState
-from fluidfast.events import TaskDispatcher
+from fluidfast.core._machine import RunState
+from fluidfast.core._time import now_micros
+from fluidfast.core.events import TaskDispatcher
 
 OPS = 5_000
 NOW = 1_764_000_000_123_456

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from fluidfast import TaskRun, task
-from fluidfast._machine import Listeners
+from fluidfast.core._machine import Listeners
 from fluidfast.wire._codec import Codec
 
 OPS = 2_000

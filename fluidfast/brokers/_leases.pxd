@@ -1,4 +1,4 @@
-from .._run cimport TaskRun
+from ..core._run cimport TaskRun
 
 cdef class Claimed:
     cdef public str field

@@ -1,7 +1,7 @@
 import asyncio
 from typing import Any, final
 
-from .._run import TaskRun
+from ..core._run import TaskRun
 from .base import Settlement
 
 __all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]

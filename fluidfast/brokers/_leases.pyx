@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 import asyncio
 from time import monotonic
 
-from ..states import LETTERS
+from ..core.states import LETTERS
 
 __all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]
 

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .. import settings
-from .._clock import new_id
-from .._run import TaskRun
 from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number, read_number
+from ..core._run import TaskRun
+from ..core._time import new_id
+from ..core.states import PRIORITIES, TaskPriority
+from ..core.task import Task, TaskInfo, checked, place_of, same_function
 from ..errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
-from ..states import PRIORITIES, TaskPriority
-from ..task import Task, TaskInfo, checked, place_of, same_function
 from ..texts import MAX_ERROR, hide_password, printable, quoted
 from ..wire._codec import Codec
 from ._leases import Claimed

@@ -25,15 +25,15 @@ import msgspec
 
 from ..brokers.base import TaskBroker
 from ..common import is_in_cpu_process
+from ..core.params import adapter_for, params_error, read_params
+from ..core.process import open_standard_streams
+from ..core.states import TaskState
+from ..core.task import Task
 from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
 from ..executor import execute as execute_run
 from ..manager import TaskManager
-from ..params import adapter_for, params_error, read_params
-from ..process import open_standard_streams
 from ..run import TaskRun
-from ..states import TaskState
-from ..task import Task
 from ..texts import error_text, printable
 from .logs import configure_logging
 from .options import JSON, RESERVED, FieldOptions, field_name

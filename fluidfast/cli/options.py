@@ -14,8 +14,8 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from ..params import Params
-from ..task import Task
+from ..core.params import Params
+from ..core.task import Task
 
 __all__ = ["JSON", "RESERVED", "FieldOptions", "field_name"]
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 
 from .._version import __version__
 from ..common import is_in_cpu_process
+from ..core.process import open_standard_streams
 from ..errors import TaskError
-from ..process import open_standard_streams
 from . import bench, chaos, child, dead, queue, worker
 from .display import HelpFormatter, one_line
 from .loops import loop_name

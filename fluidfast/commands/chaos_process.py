@@ -25,13 +25,13 @@ from typing import Any
 
 import msgspec
 
-from ..config import TaskManagerConfig
 from ..consumer import TaskConsumer
+from ..core.config import TaskManagerConfig
+from ..core.task import Task, task
 from ..cpubound import die_with_parent
 from ..errors import BrokerConnectionError, NotDurableError, TaskError
 from ..manager import TaskManager
 from ..run import TaskRun
-from ..task import Task, task
 from .ledger import Ledger
 from .loops import run_loop
 

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.params import adapter_for, read_params
 from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..executor import execute
-from ..params import adapter_for, read_params
 from ..settings import get_settings
 from ..texts import error_text
 from .loops import run_loop

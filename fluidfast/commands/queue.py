@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from .._run import TaskRun
 from ..brokers.memory.broker import MemoryTaskBroker
+from ..core._run import TaskRun
+from ..core.states import PRIORITIES, TaskPriority
+from ..core.task import Task
 from ..errors import BrokerConnectionError, NotDurableError, ParamsError, PayloadTooLargeError, TaskError
 from ..manager import TaskManager
-from ..states import PRIORITIES, TaskPriority
-from ..task import Task
 from .display import HelpFormatter, Progress, one_line, ranges
 from .lines import LineReader
 from .loops import on_signals, run_loop

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from .._clock import new_id
 from ..brokers.base import BrokerURL
 from ..checks import MAX_COUNT, shown
 from ..consumer import TaskConsumer
-from ..events import Event
+from ..core._time import new_id
+from ..core.events import Event
 from ..manager import TaskManager
 from ..texts import describe, printable
 

@@ -45,6 +45,10 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from ..brokers.base import TaskManagersStatus
+from ..core.params import Params, adapter_for
+from ..core.states import TaskPriority, TaskState
+from ..core.task import Task, TaskInfo
+from ..core.workers import Worker
 from ..errors import (
     BrokerConnectionError,
     BrokerFullError,
@@ -55,12 +59,8 @@ from ..errors import (
     UnknownTaskError,
 )
 from ..manager import TaskManager
-from ..params import Params, adapter_for
 from ..run import TaskRun
 from ..settings import read_settings
-from ..states import TaskPriority, TaskState
-from ..task import Task, TaskInfo
-from ..workers import Worker
 
 __all__ = [
     "TaskCreate",

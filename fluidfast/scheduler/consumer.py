@@ -1,8 +1,8 @@
 """The managers and their dispatchers, under aio-fluid's name."""
 
-from ..config import TaskManagerConfig
 from ..consumer import TaskConsumer
-from ..events import AsyncTaskDispatcher, TaskDispatcher
+from ..core.config import TaskManagerConfig
+from ..core.events import AsyncTaskDispatcher, TaskDispatcher
 from ..manager import AsyncHandler, TaskManager
 
 __all__ = [

@@ -1,5 +1,5 @@
 """The calendar schedule, under aio-fluid's name."""
 
-from ..schedule import CronRun, Scheduler, crontab
+from ..core.schedule import CronRun, Scheduler, crontab
 
 __all__ = ["CronRun", "Scheduler", "crontab"]

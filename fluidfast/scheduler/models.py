@@ -1,10 +1,8 @@
 """Tasks, runs and what describes them, under aio-fluid's name."""
 
-from ..config import TaskManagerConfig
-from ..replies import TaskRunWaiter
-from ..run import TaskRun
-from ..states import FINISHED_STATES, TaskPriority, TaskState
-from ..task import (
+from ..core.config import TaskManagerConfig
+from ..core.states import FINISHED_STATES, TaskPriority, TaskState
+from ..core.task import (
     EmptyParams,
     K8sConfig,
     K8sResourceRequirements,
@@ -18,6 +16,8 @@ from ..task import (
     TaskInfoUpdate,
     task,
 )
+from ..replies import TaskRunWaiter
+from ..run import TaskRun
 
 __all__ = [
     "FINISHED_STATES",

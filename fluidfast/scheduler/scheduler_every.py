@@ -1,5 +1,5 @@
 """The interval schedule, under aio-fluid's name."""
 
-from ..schedule import every
+from ..core.schedule import every
 
 __all__ = ["every"]

@@ -1,6 +1,14 @@
 """The workers, under aio-fluid's name."""
 
-from ..workers import AsyncConsumer, QueueConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
+from ..core.workers import (
+    AsyncConsumer,
+    QueueConsumer,
+    QueueConsumerWorker,
+    Worker,
+    WorkerFunction,
+    Workers,
+    WorkerState,
+)
 
 __all__ = [
     "AsyncConsumer",

@@ -1,11 +1,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .._machine import Listeners
-from .._run import TaskRun
-from ..params import ParamsAdapter
-from ..states import TaskPriority
-from ..task import Task
+from ..core._machine import Listeners
+from ..core._run import TaskRun
+from ..core.params import ParamsAdapter
+from ..core.states import TaskPriority
+from ..core.task import Task
 
 __all__ = ["Codec", "TaskPlan", "encode_json"]
 

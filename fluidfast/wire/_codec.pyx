@@ -43,16 +43,16 @@ from typing import Any
 
 import msgspec
 
-from .._clock cimport make_id, now_us, put_hex
-from .._machine cimport QUEUED, state_number
-from .._run cimport TaskRun, make_run, micros, priority_number
+from ..core._time cimport make_id, now_us, put_hex
+from ..core._machine cimport QUEUED, state_number
+from ..core._run cimport TaskRun, make_run, micros, priority_number
 
 from ..errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
-from ..params import (
+from ..core.params import (
     Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error, without_constants
 )
-from ..states import PRIORITIES, STATES
-from ..task import checked
+from ..core.states import PRIORITIES, STATES
+from ..core.task import checked
 from ..texts import printable, quoted
 
 cdef extern from "Python.h":

@@ -13,10 +13,10 @@ from broker_kit import HIGH, MEDIUM, places, put, take, with_options
 from waiting import until, within
 
 from fluidfast import TaskManager, every, task
-from fluidfast._clock import new_id
 from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.core._time import new_id
+from fluidfast.core.states import TaskPriority, TaskState
 from fluidfast.errors import PayloadError, UnknownTaskError
-from fluidfast.states import TaskPriority, TaskState
 
 Open = Callable[..., TaskBroker]
 

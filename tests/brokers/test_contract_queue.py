@@ -11,7 +11,7 @@ from broker_kit import HIGH, LOW, MEDIUM, Sender, places, put, redis_parts, take
 
 from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
-from fluidfast.states import TaskPriority
+from fluidfast.core.states import TaskPriority
 
 Open = Callable[..., TaskBroker]
 

@@ -27,7 +27,7 @@ from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
-from fluidfast.states import LETTERS
+from fluidfast.core.states import LETTERS
 
 T = TypeVar("T")
 Item = tuple[int, bytes]

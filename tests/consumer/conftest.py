@@ -13,7 +13,7 @@ from waiting import within
 from fluidfast import TaskConsumer
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
-from fluidfast.task import Task
+from fluidfast.core.task import Task
 
 
 @pytest.fixture

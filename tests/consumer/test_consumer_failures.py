@@ -16,7 +16,7 @@ from consumer_kit import Notes, Start, are, clean, dead_count, empty, empty_afte
 from waiting import pass_time, until
 
 from fluidfast import RetryPolicy, TaskRun, TaskState, task
-from fluidfast.task import Task
+from fluidfast.core.task import Task
 
 
 class TestFailure:

@@ -13,8 +13,8 @@ from consumer_kit import Notes, Start, empty, empty_after, note, told
 from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState
+from fluidfast.core.workers import Worker, WorkerFunction
 from fluidfast.errors import CpuBoundEntryPointError, WorkerStartError
-from fluidfast.workers import Worker, WorkerFunction
 
 
 class TestAsyncHandlers:

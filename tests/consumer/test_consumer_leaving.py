@@ -17,7 +17,7 @@ from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.task import Task
+from fluidfast.core.task import Task
 
 
 class TestShutdown:

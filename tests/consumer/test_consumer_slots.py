@@ -15,9 +15,9 @@ from msgspec import Struct
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
+from fluidfast.core.events import AsyncTaskDispatcher
+from fluidfast.core.workers import AsyncConsumer, WorkerFunction
 from fluidfast.errors import QueueFullError
-from fluidfast.events import AsyncTaskDispatcher
-from fluidfast.workers import AsyncConsumer, WorkerFunction
 
 
 class Done(StopIteration):

@@ -16,8 +16,8 @@ from waiting import until, within
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, every, task
 from fluidfast.cli import execute_once
 from fluidfast.commands.child import execute_one
+from fluidfast.core.workers import WorkerFunction, Workers, WorkerState
 from fluidfast.errors import BrokerConnectionError, ConfigError, UnknownTaskError, WorkerStartError
-from fluidfast.workers import WorkerFunction, Workers, WorkerState
 
 
 @task

@@ -15,7 +15,7 @@ from broker_kit import places, with_options
 from waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
-from fluidfast.task import Task
+from fluidfast.core.task import Task
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -23,9 +23,9 @@ from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.commands.queue import Account, Sender
+from fluidfast.core.params import adapter_for
 from fluidfast.errors import ParamsError, TaskDecoratorError
 from fluidfast.http import task_manager_fastapi
-from fluidfast.params import adapter_for
 from fluidfast.wire._codec import Codec
 
 
@@ -261,7 +261,7 @@ def test_what_is_written_can_be_read_by_aio_fluid(case: Any) -> None:
 
 
 def test_the_usual_models_keep_their_own_serializer() -> None:
-    from fluidfast.params import wire_of
+    from fluidfast.core.params import wire_of
 
     class Usual(BaseModel):
         a: int

@@ -15,9 +15,9 @@ from fluidfast.brokers.base import BrokerOptions, BrokerURL
 from fluidfast.checks import check_number, read_number
 from fluidfast.clock import ScheduleTasks
 from fluidfast.commands.target import at_least_one
+from fluidfast.core.task import K8sConfig
 from fluidfast.errors import BrokerURLError, ConfigError, TaskDecoratorError, TaskError
 from fluidfast.settings import get_settings
-from fluidfast.task import K8sConfig
 
 NOT_SECONDS = (math.nan, -math.inf, -1, 1e17, 10**400, True, "60", [])
 NOT_FINITE = (math.inf, *NOT_SECONDS)

@@ -16,8 +16,8 @@ from waiting import until
 
 from fluidfast import Scheduler, TaskManager, TaskManagerConfig, TaskRun, crontab, every, task
 from fluidfast.clock import LOOKED_SECONDS, ScheduleTasks, mark_of
+from fluidfast.core.schedule import CronRun
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, ConfigError, NotDurableError, TaskDecoratorError
-from fluidfast.schedule import CronRun
 
 NOON = datetime(2024, 5, 6, 12, 0, 0, tzinfo=UTC)
 

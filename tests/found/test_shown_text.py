@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
-from fluidfast._machine import Listeners
 from fluidfast.brokers.base import BrokerURL
 from fluidfast.brokers.redis.servers import finder
 from fluidfast.cli.logs import JsonFormatter, LineFormatter
-from fluidfast.config import TaskManagerConfig
+from fluidfast.core._machine import Listeners
+from fluidfast.core.config import TaskManagerConfig
 from fluidfast.errors import (
     BrokerURLError,
     ParamsError,

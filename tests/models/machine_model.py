@@ -1,4 +1,4 @@
-"""``fluidfast._machine.RunState`` as it would be written if nothing had to be fast.
+"""``fluidfast.core._machine.RunState`` as it would be written if nothing had to be fast.
 
     init -> queued -> running -> success | failure | aborted | rate_limited | interrupted
 

@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import msgspec
 
-from ..._clock import keep_for_good, new_id, now_micros
 from ...checks import check_number
+from ...core._time import keep_for_good, new_id, now_micros
+from ...core.places import has_place
+from ...core.states import LETTERS, PRIORITIES, TaskPriority
+from ...core.task import Task, TaskInfo, TaskInfoUpdate
 from ...errors import BrokerURLError, ConfigError
-from ...places import has_place
-from ...states import LETTERS, PRIORITIES, TaskPriority
-from ...task import Task, TaskInfo, TaskInfoUpdate
 from ...texts import writable
 from .._leases import numbered
 from ..base import (

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, strlen
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
-from ..._clock cimport monotonic_ns
+from ...core._time cimport monotonic_ns
 from ._resp cimport put, put_number, put_string
 
 __all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]

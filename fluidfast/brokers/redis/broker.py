@@ -22,7 +22,10 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from ... import settings
-from ..._clock import keep_for_good, new_id
+from ...core._time import keep_for_good, new_id
+from ...core.places import has_place, refuse_second_loop
+from ...core.states import LETTERS, PRIORITIES, TaskPriority
+from ...core.task import Task, TaskInfo, TaskInfoUpdate
 from ...errors import (
     BrokerAuthError,
     BrokerConnectionError,
@@ -33,9 +36,6 @@ from ...errors import (
     DurabilityUnsupportedError,
     NotDurableError,
 )
-from ...places import has_place, refuse_second_loop
-from ...states import LETTERS, PRIORITIES, TaskPriority
-from ...task import Task, TaskInfo, TaskInfoUpdate
 from ...texts import printable, writable
 from .._leases import paired
 from ..base import (

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..._clock import monotonic_seconds
+from ...core._time import monotonic_seconds
+from ...core.states import PRIORITIES
 from ...errors import ConnectionLostError
-from ...states import PRIORITIES
 from ..base import Batch, Confirm
 from ._lane import Lane
 from ._resp import pack

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from ..._clock import new_id
+from ...core._time import new_id
+from ...core.states import LETTERS
 from ...errors import BrokerError
-from ...states import LETTERS
 from ..base import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
 
 if TYPE_CHECKING:

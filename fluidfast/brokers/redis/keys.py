@@ -7,7 +7,7 @@ invisible to it.
 
 from dataclasses import dataclass
 
-from ...states import TaskPriority
+from ...core.states import TaskPriority
 
 __all__ = ["DEFAULT_NAME", "Keys"]
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
-from ...states import PRIORITIES
+from ...core.states import PRIORITIES
 from ._resp import pack
 from .keys import Keys
 from .link import Link, ServerReply

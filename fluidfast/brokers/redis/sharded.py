@@ -24,11 +24,11 @@ from zlib import crc32
 
 import msgspec
 
-from ..._clock import keep_for_good
+from ...core._time import keep_for_good
+from ...core.places import has_place
+from ...core.states import TaskPriority
+from ...core.task import Task, TaskInfo
 from ...errors import BrokerConnectionError, BrokerError, BrokerURLError
-from ...places import has_place
-from ...states import TaskPriority
-from ...task import Task, TaskInfo
 from ..base import (
     PAGE_ENTRIES,
     Batch,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ...states import LETTERS, PRIORITIES, TaskPriority
+from ...core.states import LETTERS, PRIORITIES, TaskPriority
 from .._leases import Claimed
 from ..base import Claim
 from ._resp import pack

@@ -13,7 +13,7 @@ import worker_app
 from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskConsumer, TaskRun
-from fluidfast.states import TaskState
+from fluidfast.core.states import TaskState
 
 
 class AsItWasTold(Exception):

@@ -46,6 +46,6 @@ if OPTIONS:
     RedisTaskBroker.claim = claim_noted  # type: ignore[method-assign, assignment]
     if bug == "low-first":
         from fluidfast.brokers.base import BrokerOptions
-        from fluidfast.states import PRIORITIES
+        from fluidfast.core.states import PRIORITIES
 
         BrokerOptions.queues = property(lambda self: PRIORITIES[::-1], lambda self, value: None)  # type: ignore[assignment]

@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from .checks import CENTURY, shown
-from .errors import ConfigError
+from ..checks import CENTURY, shown
+from ..errors import ConfigError
 
 __all__ = ["CronRun", "Scheduler", "crontab", "every"]
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from .checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
-from .common import is_in_cpu_process
-from .errors import ConfigError
-from .settings import get_settings
-from .texts import hide_password
+from ..checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
+from ..common import is_in_cpu_process
+from ..errors import ConfigError
+from ..settings import get_settings
+from ..texts import hide_password
 
 __all__ = ["TaskManagerConfig"]
 

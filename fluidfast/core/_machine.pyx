@@ -12,7 +12,7 @@ order of their numbers, so the bits need no order of their own.
 
 from datetime import datetime, timedelta, timezone
 
-from .errors import TaskRunError
+from ..errors import TaskRunError
 from .states import STATES
 
 __all__ = ["Listeners", "RunState"]

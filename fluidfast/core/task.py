@@ -15,9 +15,9 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, Unpac
 
 import msgspec
 
-from . import settings
-from .checks import CENTURY, MAX_COUNT, check_number, shown
-from .errors import ConfigError, TaskDecoratorError, TaskUsageError
+from .. import settings
+from ..checks import CENTURY, MAX_COUNT, check_number, shown
+from ..errors import ConfigError, TaskDecoratorError, TaskUsageError
 from .params import Params, adapter_for
 from .schedule import Scheduler, crontab
 from .states import TaskPriority, TaskState
@@ -341,7 +341,7 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
     if model is None:
         model = annotated_model(function, name, scope)
     if options.pop("cpu_bound", False):
-        from .cpubound import run_in_subprocess
+        from ..cpubound import run_in_subprocess
 
         options["cpu_executor"] = function
         executor: TaskExecutor = run_in_subprocess

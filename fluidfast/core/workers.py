@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from enum import StrEnum
 from typing import Any, Generic, Self
 
-from .checks import CENTURY, check_number
-from .errors import ConfigError, WorkerStartError
+from ..checks import CENTURY, check_number
+from ..errors import ConfigError, WorkerStartError
+from ..settings import get_settings
+from ..texts import describe
 from .events import AsyncDispatcher, MessageType, is_current
-from .settings import get_settings
-from .texts import describe
 
 __all__ = [
     "AsyncConsumer",

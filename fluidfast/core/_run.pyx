@@ -14,14 +14,14 @@ from libc.stdint cimport uint8_t
 import types
 from datetime import date, datetime, timedelta, timezone
 
-from ._clock cimport make_id, now_us
+from ._time cimport make_id, now_us
 from ._machine cimport INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunState, state_number
 
-from .checks import shown
-from .errors import ConfigError, TaskAbortedError, TaskRunError, TaskUsageError
+from ..checks import shown
+from ..errors import ConfigError, TaskAbortedError, TaskRunError, TaskUsageError
 from .record import dump, dump_json
 from .states import PRIORITIES, STATES
-from .texts import printable
+from ..texts import printable
 
 __all__ = ["TaskRun"]
 
@@ -382,7 +382,7 @@ cdef class TaskRun(RunState):
 
     def queue_dump_json(self) -> bytes:
         """The payload that goes on a queue, in JSON, secrets revealed."""
-        from .wire._codec import encode_json
+        from ..wire._codec import encode_json
 
         return encode_json(self)
 
@@ -429,7 +429,7 @@ cdef class TaskRun(RunState):
             Exception: whatever the task raised, ``TimeoutError`` after its ``timeout_seconds``; the state is
                 ``failure``.
         """
-        from .executor import execute
+        from ..executor import execute
 
         await execute(self)
 

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
+from ..texts import printable
 from ._machine import Listeners
 from .states import STATES
-from .texts import printable
 
 if TYPE_CHECKING:
-    from .run import TaskRun
+    from ..run import TaskRun
 
 __all__ = [
     "AsyncDispatcher",

@@ -17,8 +17,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, UnionType, type_info
 
-from .errors import ParamsError, TaskDecoratorError
-from .texts import MAX_ERROR, error_text, printable, quoted
+from ..errors import ParamsError, TaskDecoratorError
+from ..texts import MAX_ERROR, error_text, printable, quoted
 
 __all__ = [
     "Params",
