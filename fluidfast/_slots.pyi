@@ -6,8 +6,8 @@ from typing import Any, final
 from .brokers._leases import Claimed
 from .core._machine import Listeners
 from .engine import Group
+from .execute.threads import Job
 from .settler import Settler
-from .threads import Job
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 

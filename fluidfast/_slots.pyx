@@ -23,7 +23,7 @@ from time import monotonic
 
 from .backpressure import SLOT
 from .errors import TaskRunError
-from .executor import SET_TO_FAILURE, refuse_unrun
+from .execute.executor import SET_TO_FAILURE, refuse_unrun
 from .core.task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]

@@ -37,11 +37,11 @@ from .errors import (
     TaskRunError,
     UnknownTaskError,
 )
-from .executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
+from .execute.executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
+from .execute.threads import Job, Threads
 from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 from .texts import describe, error_text, printable
-from .threads import Job, Threads
 
 if TYPE_CHECKING:
     from .manager import TaskManager

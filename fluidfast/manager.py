@@ -24,7 +24,7 @@ from .core.states import TaskPriority, TaskState
 from .core.task import Task, checked
 from .dead import DeadLetters
 from .errors import ConfigError, TaskAbortedError, TaskUsageError
-from .executor import execute
+from .execute.executor import execute
 from .plugin import TaskManagerPlugin
 from .producer import Producer, shown_as_queue
 from .replies import Replies

@@ -28,7 +28,7 @@ from click.testing import CliRunner, Result
 from fastapi import FastAPI
 from waiting import within
 
-import fluidfast.cpubound as cpubound
+import fluidfast.execute.cpubound as cpubound
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, every, task
 from fluidfast.cli.logs import configure_logging, logging_config
 from fluidfast.errors import ConfigError, TaskAbortedError, TaskRunError

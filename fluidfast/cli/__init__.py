@@ -29,9 +29,9 @@ from ..core.params import adapter_for, params_error, read_params
 from ..core.process import open_standard_streams
 from ..core.states import TaskState
 from ..core.task import Task
-from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
-from ..executor import execute as execute_run
+from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
+from ..execute.executor import execute as execute_run
 from ..manager import TaskManager
 from ..run import TaskRun
 from ..texts import error_text, printable

@@ -19,9 +19,9 @@ import msgspec
 
 from ..brokers.base import TaskBroker
 from ..brokers.memory.broker import MemoryTaskBroker
-from ..cpubound import PARENT
 from ..dead import read_fields
 from ..errors import BrokerConnectionError, TaskError
+from ..execute.cpubound import PARENT
 from ..manager import TaskManager
 from .bench_load import left_on
 from .display import HelpFormatter, Progress, table

@@ -28,8 +28,8 @@ import msgspec
 from ..consumer import TaskConsumer
 from ..core.config import TaskManagerConfig
 from ..core.task import Task, task
-from ..cpubound import die_with_parent
 from ..errors import BrokerConnectionError, NotDurableError, TaskError
+from ..execute.cpubound import die_with_parent
 from ..manager import TaskManager
 from ..run import TaskRun
 from .ledger import Ledger

@@ -1,7 +1,7 @@
 """The process of one CPU-bound run of a ``worker``: its command line with ``exec ...`` behind it.
 
-See ``fluidfast.cpubound``, which starts it, and ``fluidfast.cli``, which does the same for applications that have a
-command line of their own.
+See ``fluidfast.execute.cpubound``, which starts it, and ``fluidfast.cli``, which does the same for applications that
+have a command line of their own.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.params import adapter_for, read_params
-from ..cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..errors import TaskAbortedError, UnknownTaskError
-from ..executor import execute
+from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
+from ..execute.executor import execute
 from ..settings import get_settings
 from ..texts import error_text
 from .loops import run_loop

@@ -429,7 +429,7 @@ cdef class TaskRun(RunState):
             Exception: whatever the task raised, ``TimeoutError`` after its ``timeout_seconds``; the state is
                 ``failure``.
         """
-        from ..executor import execute
+        from ..execute.executor import execute
 
         await execute(self)
 

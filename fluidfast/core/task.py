@@ -341,7 +341,7 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
     if model is None:
         model = annotated_model(function, name, scope)
     if options.pop("cpu_bound", False):
-        from ..cpubound import run_in_subprocess
+        from ..execute.cpubound import run_in_subprocess
 
         options["cpu_executor"] = function
         executor: TaskExecutor = run_in_subprocess

@@ -1,5 +1,5 @@
 """Processes of CPU-bound runs, under aio-fluid's name."""
 
-from ..cpubound import cpu_bound_command, exec_args, run_in_subprocess, strip_serve
+from ..execute.cpubound import cpu_bound_command, exec_args, run_in_subprocess, strip_serve
 
 __all__ = ["cpu_bound_command", "exec_args", "run_in_subprocess", "strip_serve"]

@@ -24,7 +24,7 @@ from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.errors import HungThreadsError
-from fluidfast.threads import NAME
+from fluidfast.execute.threads import NAME
 
 Consuming = Callable[..., Any]
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")

@@ -7,14 +7,14 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from .common import is_in_cpu_process
-from .core._run import TaskRun
-from .core.events import is_current
-from .core.states import TaskState
-from .core.task import TaskExecutor, is_async
+from ..common import is_in_cpu_process
+from ..core._run import TaskRun
+from ..core.events import is_current
+from ..core.states import TaskState
+from ..core.task import TaskExecutor, is_async
+from ..errors import TaskAbortedError, TaskRunError
+from ..texts import printable
 from .cpubound import confirm_executed
-from .errors import TaskAbortedError, TaskRunError
-from .texts import printable
 
 __all__ = ["Retry", "call", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
 

@@ -17,10 +17,10 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from .core.task import Task
-from .errors import NoThreadError
+from ..core.task import Task
+from ..errors import NoThreadError
+from ..texts import printable
 from .executor import call_in_thread
-from .texts import printable
 
 __all__ = ["NAME", "Job", "Threads"]
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .common import cpu_env
-from .core._run import TaskRun
-from .core.params import adapter_for, write_params
-from .errors import TaskAbortedError, TaskRunError
-from .texts import printable
+from ..common import cpu_env
+from ..core._run import TaskRun
+from ..core.params import adapter_for, write_params
+from ..errors import TaskAbortedError, TaskRunError
+from ..texts import printable
 
 __all__ = ["confirm_executed", "cpu_bound_command", "exec_args", "run_in_subprocess", "strip_serve"]
 
