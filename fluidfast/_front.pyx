@@ -7,7 +7,7 @@ from .core._machine cimport INIT, QUEUED
 from .core._run cimport TaskRun
 
 from .errors import BufferedRunsLost
-from .producer import done, refused
+from .produce.producer import done, refused
 
 __all__ = ["QueueFront"]
 

@@ -21,7 +21,7 @@ from collections import deque
 from functools import partial
 from time import monotonic
 
-from .backpressure import SLOT
+from .produce.backpressure import SLOT
 from .errors import TaskRunError
 from .execute.executor import SET_TO_FAILURE, refuse_unrun
 from .core.task import is_async

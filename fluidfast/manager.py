@@ -10,9 +10,7 @@ from types import ModuleType
 from typing import Any, Literal, Never, Self, TypeVar
 
 from ._front import QueueFront
-from .backpressure import Backpressure
 from .brokers.base import BOUNDS, TaskBroker, TaskRegistry
-from .bulk import QueueSummary, queue_many
 from .checks import check_number
 from .core._run import TaskRun
 from .core._time import now_micros
@@ -26,7 +24,9 @@ from .dead import DeadLetters
 from .errors import ConfigError, TaskAbortedError, TaskUsageError
 from .execute.executor import execute
 from .plugin import TaskManagerPlugin
-from .producer import Producer, shown_as_queue
+from .produce.backpressure import Backpressure
+from .produce.bulk import QueueSummary, queue_many
+from .produce.producer import Producer, shown_as_queue
 from .replies import Replies
 from .sync import SyncManager
 from .texts import error_text

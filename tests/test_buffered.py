@@ -23,7 +23,7 @@ from fluidfast.errors import (
     PayloadTooLargeError,
     UnknownTaskError,
 )
-from fluidfast.producer import MAX_BATCH
+from fluidfast.produce.producer import MAX_BATCH
 
 Start = Callable[..., RedisServer]
 

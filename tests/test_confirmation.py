@@ -26,8 +26,8 @@ from manager_kit import managing, take_runs
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast import _front as front
-from fluidfast._outbox import Confirmation, call_all, settle_all
 from fluidfast.errors import ParamsError, UnknownTaskError
+from fluidfast.produce._outbox import Confirmation, call_all, settle_all
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 WHERE: ContextVar[object] = ContextVar("WHERE", default="nowhere")

@@ -29,7 +29,6 @@ import pydantic
 import pytest
 
 from fluidfast import TaskManager, TaskRun, TaskState, task
-from fluidfast._outbox import Confirmation, Outbox, settle_all
 from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
 from fluidfast.brokers.base import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.brokers.redis._lane import Direct, Lane
@@ -38,7 +37,8 @@ from fluidfast.core._machine import Listeners, RunState
 from fluidfast.core._time import monotonic_seconds, new_id, now_micros
 from fluidfast.core.params import Params
 from fluidfast.errors import BrokerConnectionError
-from fluidfast.producer import Producer
+from fluidfast.produce._outbox import Confirmation, Outbox, settle_all
+from fluidfast.produce.producer import Producer
 from fluidfast.wire._codec import Codec, TaskPlan, encode_json
 
 CALLS = 10_000

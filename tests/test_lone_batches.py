@@ -23,7 +23,7 @@ from fluidfast.brokers.redis._resp import pack
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.channel import RedisChannel
 from fluidfast.errors import BrokerFullError
-from fluidfast.producer import MAX_BATCH_BYTES, Producer
+from fluidfast.produce.producer import MAX_BATCH_BYTES, Producer
 
 StartServer = Callable[..., RedisServer]
 

@@ -17,7 +17,7 @@ from fluidfast.brokers.base import Batch, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.scripts import load
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError
-from fluidfast.producer import MAX_BATCH, MAX_IN_FLIGHT, Producer
+from fluidfast.produce.producer import MAX_BATCH, MAX_IN_FLIGHT, Producer
 
 StartServer = Callable[..., RedisServer]
 
@@ -370,7 +370,7 @@ class TestLost:
     async def test_given_up_after_a_time(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.1)
+        monkeypatch.setattr("fluidfast.produce.producer.SEND_SECONDS", 0.1)
 
         async def lost() -> Any:
             return lambda batch, confirm: asyncio.get_running_loop().call_soon(confirm, 0, ConnectionLostError("cut"))
@@ -386,7 +386,7 @@ class TestLost:
     async def test_what_came_meanwhile_is_sent_when_all_that_was_on_its_way_is_given_up(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.6)
+        monkeypatch.setattr("fluidfast.produce.producer.SEND_SECONDS", 0.6)
         is_back = False
         channel = broker.channel
 
@@ -410,7 +410,7 @@ class TestLost:
     async def test_what_came_meanwhile_is_sent_when_the_connection_came_back_too_late(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.producer.SEND_SECONDS", 0.6)
+        monkeypatch.setattr("fluidfast.produce.producer.SEND_SECONDS", 0.6)
         channel = broker.channel
         never = asyncio.Event()
 

@@ -20,7 +20,6 @@ from servers import RedisServer
 from waiting import within
 
 from fluidfast import Task, TaskManager, TaskRun, task
-from fluidfast.bulk import QueueSummary
 from fluidfast.errors import (
     BrokerConnectionError,
     BrokerFullError,
@@ -30,7 +29,8 @@ from fluidfast.errors import (
     TaskError,
     UnknownTaskError,
 )
-from fluidfast.producer import MAX_BATCH, MAX_BATCH_BYTES
+from fluidfast.produce.bulk import QueueSummary
+from fluidfast.produce.producer import MAX_BATCH, MAX_BATCH_BYTES
 
 Start = Callable[..., RedisServer]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fluidfast.brokers.base import TaskBroker
-from fluidfast.producer import Producer
+from fluidfast.produce.producer import Producer
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ async def test_asyncio_is_asked_no_more_than_it_has_to_be(outbox: Producer, monk
         asked.append(1)
         return loop
 
-    monkeypatch.setattr("fluidfast._outbox.get_running_loop", ask)
+    monkeypatch.setattr("fluidfast.produce._outbox.get_running_loop", ask)
     for _ in range(5):
         assert outbox.running_loop() is loop
     assert len(asked) == (0 if sys.version_info < (3, 12) else 5)  # from then on it is as quick

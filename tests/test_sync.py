@@ -20,7 +20,6 @@ from servers import RedisServer
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.bulk import QueueSummary
 from fluidfast.errors import (
     BrokerConnectionError,
     BufferedRunsLost,
@@ -28,6 +27,7 @@ from fluidfast.errors import (
     QueueFullError,
     UnknownTaskError,
 )
+from fluidfast.produce.bulk import QueueSummary
 from fluidfast.sync import SyncManager
 
 Start = Callable[..., RedisServer]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from fluidfast._outbox import Confirmation, settle_all
+from fluidfast.produce._outbox import Confirmation, settle_all
 
 OPS = 1_000
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from ..core.states import PRIORITIES, TaskPriority, TaskState
+from ..core.task import Task
+from ..errors import TaskError
+from ..wire._codec import Codec
 from ._outbox import Confirmation
-from .core.states import PRIORITIES, TaskPriority, TaskState
-from .core.task import Task
-from .errors import TaskError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
-from .wire._codec import Codec
 
 __all__ = ["QueueSummary", "queue_many"]
 

@@ -1,4 +1,4 @@
-from .brokers.redis._lane cimport Lane
+from ..brokers.redis._lane cimport Lane
 
 cdef class Outbox
 

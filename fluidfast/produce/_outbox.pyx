@@ -12,8 +12,8 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_GET_SIZE
 
-from .core._time cimport forks, monotonic_us
-from .brokers.redis._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
+from ..core._time cimport forks, monotonic_us
+from ..brokers.redis._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
 
 __all__ = ["Confirmation", "Outbox", "settle_all"]
 

@@ -9,9 +9,9 @@ import asyncio
 from contextvars import ContextVar
 from typing import Any
 
-from .brokers.base import TaskBroker
-from .core.config import TaskManagerConfig
-from .errors import QueueFullError
+from ..brokers.base import TaskBroker
+from ..core.config import TaskManagerConfig
+from ..errors import QueueFullError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 
 __all__ = ["LOOK_SECONDS", "SLOT", "Backpressure"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any, Generic, Literal, TypeVar
 
-from .brokers.redis._lane import Lane
+from ..brokers.redis._lane import Lane
 from .producer import Groups, Sending
 
 T = TypeVar("T")

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+from ..brokers.base import Batch, Channel, Confirm, TaskBroker
+from ..brokers.redis._lane import Lane
+from ..core._time import keep_for_good, new_id
+from ..core.places import has_place, refuse_second_loop
+from ..errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
-from .brokers.base import Batch, Channel, Confirm, TaskBroker
-from .brokers.redis._lane import Lane
-from .core._time import keep_for_good, new_id
-from .core.places import has_place, refuse_second_loop
-from .errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 
 __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
 
