@@ -17,7 +17,7 @@ from servers import RedisServer
 from waiting import DEADLINE_SECONDS, until, within
 
 from fluidfast import RetryPolicy, Task, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.keeper import Held, LeaseKeeper
+from fluidfast.consume.keeper import Held, LeaseKeeper
 
 LEASE = 0.6
 """Seconds. A lease that is not prolonged is somebody else's after this and two sweeps, of half as much each."""
@@ -418,7 +418,7 @@ def test_nothing_is_prolonged_while_there_is_nothing_to_hold() -> None:
 
 def test_it_sees_a_loop_that_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between its periods; and it says nothing of one that gets on."""
-    monkeypatch.setattr("fluidfast.keeper.STALLED_SECONDS", 0.01)
+    monkeypatch.setattr("fluidfast.consume.keeper.STALLED_SECONDS", 0.01)
     fake = Fake()
     with fake.keeping():
         fake.calls(5)

@@ -170,7 +170,7 @@ class TestTimeout:
     async def test_a_handler_that_swallows_the_cancel(
         self, start: Start, notes: Notes, times: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.engine.CANCEL_AGAIN_SECONDS", 0.05)
+        monkeypatch.setattr("fluidfast.consume.engine.CANCEL_AGAIN_SECONDS", 0.05)
 
         @task(timeout_seconds=0.1)
         async def stubborn(ctx: TaskRun[Any, Notes]) -> None:

@@ -69,7 +69,7 @@ class TestShutdown:
         """Also with a slot free: a claim that was on its way starts nothing any more. ``late``: answered when what was
         there has gone back already, and so in front of that."""
         if late:
-            monkeypatch.setattr("fluidfast.engine.END_OF_WAITING_SECONDS", 0.2)
+            monkeypatch.setattr("fluidfast.consume.engine.END_OF_WAITING_SECONDS", 0.2)
         consumer = await start(max_concurrent_tasks=1)
         for n in range(300):
             await consumer.queue("note", n=n)
@@ -364,7 +364,7 @@ class TestLease:
     async def test_a_suspect_runs_alone_on_a_busy_consumer(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.engine.QUIET_SECONDS", 0.2)
+        monkeypatch.setattr("fluidfast.consume.engine.QUIET_SECONDS", 0.2)
         beside: list[int] = []
 
         @task

@@ -18,9 +18,9 @@ from consumer_kit import Notes, Start, codec_n, dead_count, empty, info, note, t
 from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
-from fluidfast._slots import MAX_CLAIM
 from fluidfast.brokers._leases import Claimed
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.consume._slots import MAX_CLAIM
 
 
 class TestRuns:
@@ -203,7 +203,7 @@ class TestRuns:
     async def test_what_waits_long_for_a_slot_goes_to_others(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.engine.HOLD_SECONDS", 0.1)
+        monkeypatch.setattr("fluidfast.consume.engine.HOLD_SECONDS", 0.1)
         first = await start(max_concurrent_tasks=1)
         for n in range(200):  # quick ones, so that it claims many at a time
             await first.queue("note", n=n)

@@ -26,7 +26,7 @@ from fluidfast.brokers.redis import broker as redis_broker
 from fluidfast.brokers.redis import channel as redis_channel
 from fluidfast.brokers.redis import scripts
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.settler import Settler
+from fluidfast.consume.settler import Settler
 
 Undo = Callable[[], None]
 

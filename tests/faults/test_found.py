@@ -14,10 +14,11 @@ from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
 from worker_app import work
 
-from fluidfast import TaskConsumer, TaskRun, engine, task
+from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.ledger import FINISHED, STARTED
+from fluidfast.consume import engine
 from fluidfast.errors import BrokerConnectionError
 
 

@@ -171,7 +171,7 @@ def refuse(thread: threading.Thread) -> None:
 async def test_a_run_without_a_thread_goes_back(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fluidfast.engine.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fluidfast.consume.engine.AGAIN_SECONDS", 0.05)
     retried = good._replace(name="retried", retry=RetryPolicy(max_attempts=1, wait=0.01))
     async with consuming(retried, max_concurrent_tasks=2) as consumer:
         with monkeypatch.context() as patch:
@@ -277,7 +277,7 @@ async def test_a_thread_that_hangs_counts_under_max_concurrency(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, retry: RetryPolicy | None
 ) -> None:
     """Until its function has returned, which is longer than a lease here, on all consumers."""
-    monkeypatch.setattr("fluidfast.engine.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fluidfast.consume.engine.AGAIN_SECONDS", 0.05)
     asked: Counter[str] = Counter()
     alone = hang._replace(
         name="alone", max_concurrency=1, rate_limit_retry=RetryPolicy(wait=0.02), retry=retry, timeout_seconds=0.1
@@ -318,8 +318,8 @@ async def test_a_consumer_whose_threads_all_hang_ends_with_a_reason(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, broker_url: str
 ) -> None:
     """Each thread beyond the room takes a slot away: nothing is claimed that could not run, or it goes back."""
-    monkeypatch.setattr("fluidfast.engine.HUNG_ROOM", 1)
-    monkeypatch.setattr("fluidfast.engine.HUNG_SECONDS", 0.2)
+    monkeypatch.setattr("fluidfast.consume.engine.HUNG_ROOM", 1)
+    monkeypatch.setattr("fluidfast.consume.engine.HUNG_SECONDS", 0.2)
     async with TaskManager(broker_url=broker_url) as manager:
         for one in (hang, good):
             manager.register_task(one)
@@ -336,7 +336,7 @@ async def test_a_consumer_whose_threads_all_hang_ends_with_a_reason(
 async def test_slots_come_back_with_their_threads(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.engine.HUNG_ROOM", 1)
+    monkeypatch.setattr("fluidfast.consume.engine.HUNG_ROOM", 1)
     async with consuming(hang, good, in_loop, max_concurrent_tasks=2) as consumer:
         await consumer.queue_many("hang", ({} for _ in range(3)))
         await until(lambda: consumer.engine.concurrency == 0)
@@ -372,10 +372,10 @@ async def test_what_runs_in_a_thread_at_shutdown_goes_back(
 
 APP = """
 import asyncio, time
-import fluidfast.engine
+import fluidfast.consume.engine
 from fluidfast import TaskManager, task
 
-fluidfast.engine.HUNG_ROOM, fluidfast.engine.HUNG_SECONDS = 1, 0.2
+fluidfast.consume.engine.HUNG_ROOM, fluidfast.consume.engine.HUNG_SECONDS = 1, 0.2
 
 @task(timeout_seconds=0.3)
 def hang(ctx):

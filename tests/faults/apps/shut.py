@@ -8,7 +8,7 @@ from apps.slow import Length, blocking, quick, sleeping, threaded
 from worker_app import OPTIONS, end_with_parent, ledger, work
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.engine import Engine
+from fluidfast.consume.engine import Engine
 
 
 @task(timeout_seconds=600)

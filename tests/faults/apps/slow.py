@@ -10,7 +10,7 @@ import msgspec
 from worker_app import ledger
 
 from fluidfast import TaskRun, task
-from fluidfast.keeper import LeaseKeeper
+from fluidfast.consume.keeper import LeaseKeeper
 
 PLANT = os.environ.get("PLANT", "")
 if PLANT:  # no renewals, or such as are a task of the event loop

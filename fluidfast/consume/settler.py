@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from .brokers._leases import SETTLE_SECONDS, Lease, Ledger
-from .brokers.base import Claimed, Settlement, TaskBroker
-from .core._run import TaskRun
-from .errors import BrokerConnectionError, BrokerError, TaskError
+from ..brokers._leases import SETTLE_SECONDS, Lease, Ledger
+from ..brokers.base import Claimed, Settlement, TaskBroker
+from ..core._run import TaskRun
+from ..errors import BrokerConnectionError, BrokerError, TaskError
 
 __all__ = ["SETTLE_SECONDS", "Lease", "Settler"]
 

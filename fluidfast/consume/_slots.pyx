@@ -9,10 +9,10 @@ context. Other runs pay one comparison for that.
 
 cimport cython
 from cpython.object cimport PyObject
-from .core._time cimport now_us
-from .brokers._leases cimport Claimed, Lease, Ledger
-from .core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
-from .core._run cimport TaskRun
+from ..core._time cimport now_us
+from ..brokers._leases cimport Claimed, Lease, Ledger
+from ..core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
+from ..core._run cimport TaskRun
 
 import asyncio
 import contextvars
@@ -21,10 +21,10 @@ from collections import deque
 from functools import partial
 from time import monotonic
 
-from .produce.backpressure import SLOT
-from .errors import TaskRunError
-from .execute.executor import SET_TO_FAILURE, refuse_unrun
-from .core.task import is_async
+from ..produce.backpressure import SLOT
+from ..errors import TaskRunError
+from ..execute.executor import SET_TO_FAILURE, refuse_unrun
+from ..core.task import is_async
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
 
@@ -43,7 +43,7 @@ cdef extern from "Python.h":
     int Py_EQ
     void PyErr_Clear()
 
-logger = logging.getLogger("fluidfast.engine")
+logger = logging.getLogger("fluidfast.consume.engine")
 
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""

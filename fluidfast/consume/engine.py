@@ -16,16 +16,15 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._slots import Slot, Slots
-from .brokers.base import Claim, Claimed
-from .core._run import TaskRun
-from .core._time import now_micros
-from .core.events import is_current
-from .core.process import consumer_began, consumer_ended
-from .core.states import STATES
-from .core.task import Task, is_async
-from .core.workers import Worker
-from .errors import (
+from ..brokers.base import Claim, Claimed
+from ..core._run import TaskRun
+from ..core._time import now_micros
+from ..core.events import is_current
+from ..core.process import consumer_began, consumer_ended
+from ..core.states import STATES
+from ..core.task import Task, is_async
+from ..core.workers import Worker
+from ..errors import (
     BrokerConnectionError,
     BrokerError,
     HungThreadsError,
@@ -37,14 +36,15 @@ from .errors import (
     TaskRunError,
     UnknownTaskError,
 )
-from .execute.executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
-from .execute.threads import Job, Threads
+from ..execute.executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
+from ..execute.threads import Job, Threads
+from ..texts import describe, error_text, printable
+from ._slots import Slot, Slots
 from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
-from .texts import describe, error_text, printable
 
 if TYPE_CHECKING:
-    from .manager import TaskManager
+    from ..manager import TaskManager
 
 __all__ = ["Engine"]
 

@@ -3,10 +3,10 @@ from collections import deque
 from contextvars import Context
 from typing import Any, final
 
-from .brokers._leases import Claimed
-from .core._machine import Listeners
+from ..brokers._leases import Claimed
+from ..core._machine import Listeners
+from ..execute.threads import Job
 from .engine import Group
-from .execute.threads import Job
 from .settler import Settler
 
 __all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]

@@ -1,5 +1,5 @@
-from .brokers._leases cimport Claimed, Ledger
-from .core._machine cimport Listeners
+from ..brokers._leases cimport Claimed, Ledger
+from ..core._machine cimport Listeners
 
 cdef class Slot:
     cdef public object task

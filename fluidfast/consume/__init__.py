@@ -1,0 +1,1 @@
+"""The way out of a broker: claim, run, settle, and the upkeep of leases."""
