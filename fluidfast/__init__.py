@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 try:
     from ._version import __version__
     from .brokers.base import TaskBroker
-    from .clock import TaskScheduler
     from .common import is_in_cpu_process
-    from .consumer import TaskConsumer
     from .core._run import TaskRun
     from .core.config import TaskManagerConfig
     from .core.schedule import Scheduler, crontab, every
     from .core.states import TaskPriority, TaskState
     from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
-    from .manager import TaskManager
-    from .plugin import TaskManagerPlugin
+    from .manage.consumer import TaskConsumer
+    from .manage.firing import TaskScheduler
+    from .manage.manager import TaskManager
+    from .manage.plugin import TaskManagerPlugin
 except ImportError as exc:
     if exc.name is None or not exc.name.startswith("fluidfast._"):
         raise

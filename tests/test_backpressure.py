@@ -231,7 +231,7 @@ async def test_sync_queue_keeps_what_has_no_room(
     broker_url: str, on_full: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no caller to hold: the run waits in the process, and leaves it at the shutdown at the latest."""
-    monkeypatch.setattr("fluidfast.consumer.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fluidfast.manage.consumer.AGAIN_SECONDS", 0.05)
     options = {"max_queue_length": 3, "on_full": on_full, "consume_tasks": False, "max_concurrent_tasks": 0}
     async with opened(broker_url) as manager:
         async with consuming(broker_url, note, **options) as consumer:

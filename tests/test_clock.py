@@ -23,9 +23,9 @@ from fluidfast import (
     every,
     task,
 )
-from fluidfast.clock import DISABLED_SECONDS, ScheduleTasks
 from fluidfast.core.schedule import CronRun
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, NotDurableError
+from fluidfast.manage.firing import DISABLED_SECONDS, ScheduleTasks
 from fluidfast.scheduler.scheduler import TaskScheduler as FacadeScheduler
 from fluidfast.settings import get_settings
 
@@ -263,7 +263,7 @@ async def test_what_was_due_too_long_ago_is_given_up(rig: Rig, caplog: pytest.Lo
     await step(clock, NOON)
     failing.error = None
     since = next(iter(clock._due.values())).since
-    with patch("fluidfast.clock.monotonic", lambda: since + 1000):
+    with patch("fluidfast.manage.firing.monotonic", lambda: since + 1000):
         await clock.fire()
     assert clock.fired == 0
     assert "gave up schedule:job:" in caplog.text
@@ -323,7 +323,7 @@ async def test_a_disabled_task(rig: Rig, schedule: Scheduler) -> None:
     assert asked.calls == 1
     await broker.enable_task("job")
     now = clock._quiet["job"]
-    with patch("fluidfast.clock.monotonic", lambda: now + DISABLED_SECONDS):
+    with patch("fluidfast.manage.firing.monotonic", lambda: now + DISABLED_SECONDS):
         assert await step(clock, NOON + seconds(2)) == 1
 
 

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from manager_kit import managing, take_runs
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast import _front as front
 from fluidfast.errors import ParamsError, UnknownTaskError
+from fluidfast.manage import _front as front
 from fluidfast.produce._outbox import Confirmation, call_all, settle_all
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

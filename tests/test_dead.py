@@ -9,7 +9,7 @@ from command_kit import run
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskPriority, TaskRun, task
 from fluidfast.brokers.base import Settlement
-from fluidfast.dead import DeadLetter, afresh
+from fluidfast.manage.dead import DeadLetter, afresh
 
 GIVES_UP = RetryPolicy(max_attempts=1, wait=0.001)
 APP = """

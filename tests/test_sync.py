@@ -27,8 +27,8 @@ from fluidfast.errors import (
     QueueFullError,
     UnknownTaskError,
 )
+from fluidfast.manage.sync import SyncManager
 from fluidfast.produce.bulk import QueueSummary
-from fluidfast.sync import SyncManager
 
 Start = Callable[..., RedisServer]
 

@@ -32,7 +32,7 @@ from ..core.task import Task
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..execute.executor import execute as execute_run
-from ..manager import TaskManager
+from ..manage.manager import TaskManager
 from ..run import TaskRun
 from ..texts import error_text, printable
 from .logs import configure_logging

@@ -21,9 +21,9 @@ import msgspec
 from .._version import __version__
 from ..brokers.base import TaskBroker
 from ..brokers.memory.broker import MemoryTaskBroker
-from ..consumer import TaskConsumer
 from ..errors import TaskError
-from ..manager import TaskManager
+from ..manage.consumer import TaskConsumer
+from ..manage.manager import TaskManager
 from ..produce.bulk import QueueSummary
 from ..settings import get_settings
 from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib

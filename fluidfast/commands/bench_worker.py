@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 
-from ..consumer import TaskConsumer
 from ..errors import TaskError
+from ..manage.consumer import TaskConsumer
 from . import loops
 from .bench_load import IDLE_RUNS, Load, peak_memory_mib
 

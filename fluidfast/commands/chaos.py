@@ -19,10 +19,10 @@ import msgspec
 
 from ..brokers.base import TaskBroker
 from ..brokers.memory.broker import MemoryTaskBroker
-from ..dead import read_fields
 from ..errors import BrokerConnectionError, TaskError
 from ..execute.cpubound import PARENT
-from ..manager import TaskManager
+from ..manage.dead import read_fields
+from ..manage.manager import TaskManager
 from .bench_load import left_on
 from .display import HelpFormatter, Progress, table
 from .ledger import FINISHED, NOTE, Oracle

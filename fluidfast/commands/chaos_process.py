@@ -25,12 +25,12 @@ from typing import Any
 
 import msgspec
 
-from ..consumer import TaskConsumer
 from ..core.config import TaskManagerConfig
 from ..core.task import Task, task
 from ..errors import BrokerConnectionError, NotDurableError, TaskError
 from ..execute.cpubound import die_with_parent
-from ..manager import TaskManager
+from ..manage.consumer import TaskConsumer
+from ..manage.manager import TaskManager
 from ..run import TaskRun
 from .ledger import Ledger
 from .loops import run_loop

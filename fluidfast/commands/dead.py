@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..dead import KINDS, DeadLetter
-from ..manager import TaskManager
+from ..manage.dead import KINDS, DeadLetter
+from ..manage.manager import TaskManager
 from .display import HelpFormatter, Progress, one_line, table
 from .loops import run_loop
 from .target import HELP, CommandError, as_manager, at_least_one, load

@@ -18,7 +18,7 @@ from ..core._run import TaskRun
 from ..core.states import PRIORITIES, TaskPriority
 from ..core.task import Task
 from ..errors import BrokerConnectionError, NotDurableError, ParamsError, PayloadTooLargeError, TaskError
-from ..manager import TaskManager
+from ..manage.manager import TaskManager
 from .display import HelpFormatter, Progress, one_line, ranges
 from .lines import LineReader
 from .loops import on_signals, run_loop

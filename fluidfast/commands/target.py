@@ -17,10 +17,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ..brokers.base import BrokerURL
 from ..checks import MAX_COUNT, shown
-from ..consumer import TaskConsumer
 from ..core._time import new_id
 from ..core.events import Event
-from ..manager import TaskManager
+from ..manage.consumer import TaskConsumer
+from ..manage.manager import TaskManager
 from ..texts import describe, printable
 
 __all__ = [

@@ -12,9 +12,9 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.memory.broker import MemoryTaskBroker
-from ..consumer import TaskConsumer
 from ..core.process import keep_writing
 from ..errors import TaskError
+from ..manage.consumer import TaskConsumer
 from ..settings import get_settings
 from .display import HelpFormatter, one_line
 from .loops import STOP_SIGNALS, loop_name, on_signals, run_loop

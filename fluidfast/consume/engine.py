@@ -44,7 +44,7 @@ from .keeper import Held, LeaseKeeper
 from .settler import SETTLE_SECONDS, Lease, Settler
 
 if TYPE_CHECKING:
-    from ..manager import TaskManager
+    from ..manage.manager import TaskManager
 
 __all__ = ["Engine"]
 

@@ -58,7 +58,7 @@ from ..errors import (
     QueueFullError,
     UnknownTaskError,
 )
-from ..manager import TaskManager
+from ..manage.manager import TaskManager
 from ..run import TaskRun
 from ..settings import read_settings
 

@@ -16,7 +16,7 @@ from ..core.task import (
     TaskInfoUpdate,
     task,
 )
-from ..replies import TaskRunWaiter
+from ..manage.replies import TaskRunWaiter
 from ..run import TaskRun
 
 __all__ = [

@@ -1,5 +1,5 @@
 """Plugins, under aio-fluid's name."""
 
-from ..plugin import TaskManagerPlugin
+from ..manage.plugin import TaskManagerPlugin
 
 __all__ = ["TaskManagerPlugin"]

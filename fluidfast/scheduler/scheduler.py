@@ -1,5 +1,5 @@
 """The scheduler, under aio-fluid's name."""
 
-from ..clock import ScheduleTasks, TaskScheduler
+from ..manage.firing import ScheduleTasks, TaskScheduler
 
 __all__ = ["ScheduleTasks", "TaskScheduler"]

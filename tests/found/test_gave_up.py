@@ -14,7 +14,7 @@ from waiting import until
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.dead import DeadLetters
+from fluidfast.manage.dead import DeadLetters
 
 NONE = RetryPolicy(max_attempts=0)
 

@@ -17,8 +17,8 @@ import redis.asyncio
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import BrokerURL
 from fluidfast.core.params import adapter_for, read_params, without_constants, write_params
-from fluidfast.dead import DeadLetter, afresh
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
+from fluidfast.manage.dead import DeadLetter, afresh
 from fluidfast.wire._codec import Codec
 
 

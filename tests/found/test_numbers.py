@@ -13,10 +13,10 @@ import pytest
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskManagerConfig, TaskRun, every, task
 from fluidfast.brokers.base import BrokerOptions, BrokerURL
 from fluidfast.checks import check_number, read_number
-from fluidfast.clock import ScheduleTasks
 from fluidfast.commands.target import at_least_one
 from fluidfast.core.task import K8sConfig
 from fluidfast.errors import BrokerURLError, ConfigError, TaskDecoratorError, TaskError
+from fluidfast.manage.firing import ScheduleTasks
 from fluidfast.settings import get_settings
 
 NOT_SECONDS = (math.nan, -math.inf, -1, 1e17, 10**400, True, "60", [])

@@ -15,8 +15,8 @@ from fluidfast import TaskManager
 from fluidfast.brokers.base import PAGE_BYTES, PAGE_ENTRIES, Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.dead import RedisSifter
-from fluidfast.dead import DeadLetters
 from fluidfast.errors import BrokerError
+from fluidfast.manage.dead import DeadLetters
 
 
 def run_of(n: int, name: str = "t") -> bytes:

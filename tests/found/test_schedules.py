@@ -15,9 +15,9 @@ from broker_kit import with_options
 from waiting import until
 
 from fluidfast import Scheduler, TaskManager, TaskManagerConfig, TaskRun, crontab, every, task
-from fluidfast.clock import LOOKED_SECONDS, ScheduleTasks, mark_of
 from fluidfast.core.schedule import CronRun
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, ConfigError, NotDurableError, TaskDecoratorError
+from fluidfast.manage.firing import LOOKED_SECONDS, ScheduleTasks, mark_of
 
 NOON = datetime(2024, 5, 6, 12, 0, 0, tzinfo=UTC)
 
@@ -282,7 +282,7 @@ async def test_a_disabled_task_is_not_made_up_for(fleet: Fleet) -> None:
 async def test_looks_are_told_now_and_then(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not with each heartbeat."""
     now = 1000.0
-    monkeypatch.setattr("fluidfast.clock.monotonic", lambda: now)
+    monkeypatch.setattr("fluidfast.manage.firing.monotonic", lambda: now)
     clock = fleet.start(nightly)
     broker = clock.task_manager.broker
     told: list[Any] = []

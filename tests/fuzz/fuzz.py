@@ -37,8 +37,8 @@ from test_golden import GOLDEN, TASKS
 from fluidfast import TaskRun, crontab
 from fluidfast.brokers.redis.broker import decode_info
 from fluidfast.core.params import non_finite_field
-from fluidfast.dead import DeadLetter, afresh, is_packed
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError, UnknownTaskError
+from fluidfast.manage.dead import DeadLetter, afresh, is_packed
 from fluidfast.wire._codec import Codec, encode_json
 
 CORPUS = Path(__file__).with_name("corpus")

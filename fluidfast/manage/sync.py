@@ -11,12 +11,12 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
 
-from .core._run import TaskRun
-from .core._time import keep_for_good
-from .core.states import TaskPriority
-from .core.task import Task
-from .produce._outbox import Confirmation
-from .produce.bulk import QueueSummary
+from ..core._run import TaskRun
+from ..core._time import keep_for_good
+from ..core.states import TaskPriority
+from ..core.task import Task
+from ..produce._outbox import Confirmation
+from ..produce.bulk import QueueSummary
 
 if TYPE_CHECKING:
     from .manager import TaskManager

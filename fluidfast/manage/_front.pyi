@@ -1,13 +1,13 @@
 from collections.abc import Coroutine
 from typing import Any
 
-from .brokers.base import TaskBroker
-from .core._machine import Listeners
-from .core._run import TaskRun
-from .core.states import TaskPriority
-from .core.task import Task
-from .produce.backpressure import Backpressure
-from .produce.producer import Producer
+from ..brokers.base import TaskBroker
+from ..core._machine import Listeners
+from ..core._run import TaskRun
+from ..core.states import TaskPriority
+from ..core.task import Task
+from ..produce.backpressure import Backpressure
+from ..produce.producer import Producer
 
 class QueueFront:
     broker: TaskBroker

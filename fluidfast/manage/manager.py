@@ -9,27 +9,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
 from typing import Any, Literal, Never, Self, TypeVar
 
+from ..brokers.base import BOUNDS, TaskBroker, TaskRegistry
+from ..checks import check_number
+from ..core._run import TaskRun
+from ..core._time import now_micros
+from ..core.bag import State
+from ..core.config import TaskManagerConfig
+from ..core.events import AsyncTaskDispatcher, Event, TaskDispatcher
+from ..core.places import has_place
+from ..core.states import TaskPriority, TaskState
+from ..core.task import Task, checked
+from ..errors import ConfigError, TaskAbortedError, TaskUsageError
+from ..execute.executor import execute
+from ..produce.backpressure import Backpressure
+from ..produce.bulk import QueueSummary, queue_many
+from ..produce.producer import Producer, shown_as_queue
+from ..texts import error_text
 from ._front import QueueFront
-from .brokers.base import BOUNDS, TaskBroker, TaskRegistry
-from .checks import check_number
-from .core._run import TaskRun
-from .core._time import now_micros
-from .core.bag import State
-from .core.config import TaskManagerConfig
-from .core.events import AsyncTaskDispatcher, Event, TaskDispatcher
-from .core.places import has_place
-from .core.states import TaskPriority, TaskState
-from .core.task import Task, checked
 from .dead import DeadLetters
-from .errors import ConfigError, TaskAbortedError, TaskUsageError
-from .execute.executor import execute
 from .plugin import TaskManagerPlugin
-from .produce.backpressure import Backpressure
-from .produce.bulk import QueueSummary, queue_many
-from .produce.producer import Producer, shown_as_queue
 from .replies import Replies
 from .sync import SyncManager
-from .texts import error_text
 
 __all__ = ["AsyncHandler", "TaskManager"]
 

@@ -2,12 +2,12 @@
 
 cimport cython
 
-from .wire._codec cimport Codec
-from .core._machine cimport INIT, QUEUED
-from .core._run cimport TaskRun
+from ..wire._codec cimport Codec
+from ..core._machine cimport INIT, QUEUED
+from ..core._run cimport TaskRun
 
-from .errors import BufferedRunsLost
-from .produce.producer import done, refused
+from ..errors import BufferedRunsLost
+from ..produce.producer import done, refused
 
 __all__ = ["QueueFront"]
 

@@ -1,5 +1,5 @@
-from .core._machine cimport Listeners
-from .produce._outbox cimport Outbox
+from ..core._machine cimport Listeners
+from ..produce._outbox cimport Outbox
 
 cdef class QueueFront:
     cdef public object broker

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Self
 
-from .brokers.base import TaskBroker
-from .checks import check_number
-from .common import is_in_cpu_process
-from .consume.engine import Engine
-from .core._run import TaskRun
-from .core._time import keep_for_good
-from .core.config import TaskManagerConfig
-from .core.events import AsyncTaskDispatcher, Event, task_event
-from .core.task import Task
-from .core.workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
-from .errors import (
+from ..brokers.base import TaskBroker
+from ..checks import check_number
+from ..common import is_in_cpu_process
+from ..consume.engine import Engine
+from ..core._run import TaskRun
+from ..core._time import keep_for_good
+from ..core.config import TaskManagerConfig
+from ..core.events import AsyncTaskDispatcher, Event, task_event
+from ..core.task import Task
+from ..core.workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
+from ..errors import (
     BrokerAuthError,
     BrokerConnectionError,
     BrokerError,
@@ -28,9 +28,9 @@ from .errors import (
     QueueFullError,
     WorkerStartError,
 )
+from ..settings import get_settings
+from ..texts import printable
 from .manager import AsyncHandler, TaskManager
-from .settings import get_settings
-from .texts import printable
 
 __all__ = ["TaskConsumer"]
 

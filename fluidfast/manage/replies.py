@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from .brokers.base import TaskBroker
-from .core._run import TaskRun
-from .core._time import keep_for_good, new_id
-from .core.states import FINISHED_STATES, TaskState
-from .errors import BrokerAuthError, BrokerError, TaskError
-from .texts import describe, printable
+from ..brokers.base import TaskBroker
+from ..core._run import TaskRun
+from ..core._time import keep_for_good, new_id
+from ..core.states import FINISHED_STATES, TaskState
+from ..errors import BrokerAuthError, BrokerError, TaskError
+from ..texts import describe, printable
 
 __all__ = ["Replies", "TaskRunWaiter"]
 

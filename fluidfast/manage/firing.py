@@ -17,16 +17,16 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
-from .checks import CENTURY, check_number
+from ..checks import CENTURY, check_number
+from ..core._run import TaskRun
+from ..core.config import TaskManagerConfig
+from ..core.schedule import CronRun, Scheduler, crontab, every
+from ..core.task import Task
+from ..core.workers import Worker
+from ..errors import BrokerConnectionError, BrokerError, ConfigError, NotDurableError
+from ..settings import get_settings
 from .consumer import TaskConsumer
-from .core._run import TaskRun
-from .core.config import TaskManagerConfig
-from .core.schedule import CronRun, Scheduler, crontab, every
-from .core.task import Task
-from .core.workers import Worker
-from .errors import BrokerConnectionError, BrokerError, ConfigError, NotDurableError
 from .manager import TaskManager
-from .settings import get_settings
 
 __all__ = ["ScheduleTasks", "TaskScheduler"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import msgspec
 
-from .brokers.base import PAGE_ENTRIES, Kind, TaskBroker
-from .checks import check_number
-from .core.params import read_json, without_constants
-from .core.states import PRIORITIES, TaskPriority
+from ..brokers.base import PAGE_ENTRIES, Kind, TaskBroker
+from ..checks import check_number
+from ..core.params import read_json, without_constants
+from ..core.states import PRIORITIES, TaskPriority
 
 __all__ = ["KINDS", "DeadLetter", "DeadLetters"]
 

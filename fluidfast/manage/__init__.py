@@ -1,0 +1,1 @@
+"""The objects that people make: manager, consumer, scheduler, the synchronous face, dead runs."""
