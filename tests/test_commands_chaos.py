@@ -20,8 +20,8 @@ from servers import HOST, RedisServer
 from topology_kit import Authority, start_sentinels, tls_in_front, tls_url
 
 from fluidfast.brokers.base import BrokerURL
-from fluidfast.commands import chaos_process
 from fluidfast.commands.target import url_of_its_own
+from fluidfast.commands.trials import chaos_process
 
 FAULTS = Path(__file__).parent / "faults"
 

@@ -17,7 +17,7 @@ from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import Claim, Settlement, TaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
-from fluidfast.commands.bench_load import Load, left_on
+from fluidfast.commands.trials.bench_load import Load, left_on
 from fluidfast.errors import BrokerConnectionError
 
 StartServer = Callable[..., RedisServer]

@@ -32,8 +32,8 @@ from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
-from fluidfast.commands.chaos import check_empty
 from fluidfast.commands.target import CommandError
+from fluidfast.commands.trials.chaos import check_empty
 from fluidfast.errors import (
     BrokerAuthError,
     BrokerConnectionError,

@@ -18,10 +18,11 @@ from .._version import __version__
 from ..common import is_in_cpu_process
 from ..core.process import open_standard_streams
 from ..errors import TaskError
-from . import bench, chaos, child, dead, queue, worker
+from . import child, dead, queue, worker
 from .display import HelpFormatter, one_line
 from .loops import loop_name
 from .target import CommandError
+from .trials import bench, chaos
 
 __all__ = ["CommandError", "main"]
 

@@ -21,7 +21,7 @@ from harness import Fleet
 from results import Figures, commit_of, write_results
 from servers import RedisServer
 
-from fluidfast.commands.ledger import Oracle
+from fluidfast.commands.trials.ledger import Oracle
 
 HERE = Path(__file__).parent
 SEED = int(os.environ.get("FLUIDFAST_FAULT_SEED") or random.SystemRandom().randrange(1, 1_000_000))

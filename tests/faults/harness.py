@@ -32,7 +32,7 @@ import redis
 from servers import RedisServer, leaked_keys
 
 import fluidfast
-from fluidfast.commands.ledger import Oracle, Verdict
+from fluidfast.commands.trials.ledger import Oracle, Verdict
 from fluidfast.manage.dead import read_fields
 
 APP = Path(__file__).with_name("worker_app.py")

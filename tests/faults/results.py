@@ -18,7 +18,7 @@ Written by `python tests/faults/campaign.py`, or `pytest tests/faults -m soak --
 short forms).
 Each line is a run: of a scenario's long form the newest two that had different seeds, of its short form the newest one.
 The seed repeats it (`--fault-seed N`), as far as real processes repeat; the commit is what was measured.
-Rows are those of the list of faults; what the words of the oracle mean stands in `fluidfast/commands/ledger.py`.
+Rows are those of the list of faults; what the words of the oracle mean stands in `fluidfast/commands/trials/ledger.py`.
 """
 KEPT = {"long": 2, "short": 1}
 """Runs of a scenario, by form."""

@@ -13,7 +13,7 @@ from apps.processes import Item, app, queue_all
 from harness import Fleet, percentile, until
 from results import Figures
 
-from fluidfast.commands.ledger import ATTEMPTED, FINISHED, STARTED, Oracle
+from fluidfast.commands.trials.ledger import ATTEMPTED, FINISHED, STARTED, Oracle
 
 KINDS = ("sleeping", "blocking", "threaded")
 TASKS = (slow.sleeping, slow.blocking, slow.threaded, slow.quick)

@@ -14,7 +14,7 @@ from harness import Fleet, percentile, until
 from results import Figures
 
 from fluidfast import TaskManager
-from fluidfast.commands.ledger import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
+from fluidfast.commands.trials.ledger import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
 
 WARM_SECONDS = 0.5
 IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrangebyscore", "zrem", "zscore", "exists")

@@ -15,7 +15,7 @@ from apps.shut import TASKS
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
+from fluidfast.commands.trials.ledger import FINISHED, STARTED, Oracle
 from fluidfast.manage.dead import read_fields
 
 SLACK_SECONDS = 1.0

@@ -21,7 +21,7 @@ from harness import Fleet, until
 from results import Figures
 
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
+from fluidfast.commands.trials.ledger import FINISHED, STARTED, Oracle
 
 GIVEN = os.environ.get("FLUIDFAST_AIO_PYTHON", "")
 MIXED = "&fleet=mixed"

@@ -13,7 +13,7 @@ from apps.processes import Item, app, queue_all
 from harness import Fleet, percentile, until
 from results import Figures
 
-from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED, NOTE, STARTED, Oracle
+from fluidfast.commands.trials.ledger import ACKNOWLEDGED, FINISHED, NOTE, STARTED, Oracle
 
 WORDS = ("high", "medium", "low")
 

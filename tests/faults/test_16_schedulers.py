@@ -14,7 +14,7 @@ from apps.processes import Command, app, script
 from harness import Fleet, percentile, until
 from results import Figures
 
-from fluidfast.commands.ledger import NOTE, STARTED, Oracle
+from fluidfast.commands.trials.ledger import NOTE, STARTED, Oracle
 
 PERIODS = {"each_second": 1, "each_other": 2, "each_minute": 60}
 

@@ -13,7 +13,7 @@ from apps.processes import script
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import Oracle
+from fluidfast.commands.trials.ledger import Oracle
 
 HOW = ("raise", "return", "interrupt", "cancel")
 

@@ -12,7 +12,7 @@ import pytest
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import STARTED
+from fluidfast.commands.trials.ledger import STARTED
 
 LEASES = (1.0, 2.0, 5.0, 300.0)
 KILLED = LEASES[:3]

@@ -11,7 +11,7 @@ import pytest
 from harness import UNSURE, Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED
+from fluidfast.commands.trials.ledger import FINISHED
 
 PRODUCER = ("lpush", "evalsha", "get", "set", "zadd", "time")
 WORKER = (

@@ -14,7 +14,7 @@ import pytest
 from harness import Fleet, percentile, until
 from results import Figures
 
-from fluidfast.commands.ledger import STARTED
+from fluidfast.commands.trials.ledger import STARTED
 
 CONCURRENCY = 20
 RUNNING_MS = 5

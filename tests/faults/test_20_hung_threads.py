@@ -13,7 +13,7 @@ from apps.processes import app, queue_all
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED, NOTE, STARTED, Oracle
+from fluidfast.commands.trials.ledger import FINISHED, NOTE, STARTED, Oracle
 
 
 def hang_them_all(fleet: Fleet, oracle: Oracle, figures: Figures, seed: int, *, hung: int, each: int) -> None:

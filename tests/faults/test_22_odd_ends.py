@@ -14,7 +14,7 @@ from apps.processes import Item, app, queue_all
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED, Oracle
+from fluidfast.commands.trials.ledger import FINISHED, Oracle
 
 TASKS = (odd_async, odd_plain, odd_batch, good)
 

@@ -16,7 +16,7 @@ from apps.processes import Command, script
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import NOTE, Oracle
+from fluidfast.commands.trials.ledger import NOTE, Oracle
 
 LATE_SECONDS = 1.5
 """A scheduler looks every 0.1 s, and asks the broker what fired before it was there; the machine may be busy."""

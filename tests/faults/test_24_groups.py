@@ -22,7 +22,7 @@ from harness import Fleet, until
 from results import Figures
 
 import fluidfast
-from fluidfast.commands.ledger import FINISHED, STARTED, Oracle
+from fluidfast.commands.trials.ledger import FINISHED, STARTED, Oracle
 
 OUTPUTS = {"as usual": None, "disk full": "/dev/full", "closed": "closed"}
 

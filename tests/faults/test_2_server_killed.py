@@ -15,7 +15,7 @@ import pytest
 from harness import UNSURE, Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED
+from fluidfast.commands.trials.ledger import FINISHED
 
 OPTIONS = {"config": {"max_concurrent_tasks": 20}}
 RATE = 1000

@@ -11,7 +11,7 @@ import pytest
 from harness import Fleet, Process, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED, STARTED
+from fluidfast.commands.trials.ledger import FINISHED, STARTED
 
 OPTIONS = {"note": True, "config": {"max_concurrent_tasks": 5}}
 

@@ -20,7 +20,7 @@ from results import Figures
 from servers import HOST, RedisServer
 from topology_kit import ask, start_cluster, start_replica, start_sentinels
 
-from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED
+from fluidfast.commands.trials.ledger import ACKNOWLEDGED, FINISHED
 
 pytestmark = pytest.mark.soak
 

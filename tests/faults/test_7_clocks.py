@@ -16,7 +16,7 @@ from harness import Fleet, until
 from results import Figures
 from servers import RedisServer, find_servers, select_servers
 
-from fluidfast.commands.ledger import ACKNOWLEDGED, FINISHED, STARTED
+from fluidfast.commands.trials.ledger import ACKNOWLEDGED, FINISHED, STARTED
 
 HOUR = 3600.0
 

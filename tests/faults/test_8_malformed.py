@@ -19,7 +19,7 @@ import redis
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import FINISHED, in_a_line
+from fluidfast.commands.trials.ledger import FINISHED, in_a_line
 
 GOOD = (
     '{{"id":"{id}","task":"work","priority":"medium","state":"queued","queued":1764000000.123456,"params":{{"ms":0}}}}'

@@ -16,7 +16,7 @@ from apps.processes import Item, app, mourn, queue_all
 from harness import Fleet, until
 from results import Figures
 
-from fluidfast.commands.ledger import STARTED, Oracle
+from fluidfast.commands.trials.ledger import STARTED, Oracle
 
 TASKS = (poison.good, poison.segfault, poison.leave, poison.glutton, poison.hungry)
 KINDS = ("segfault", "leave", "glutton")

@@ -16,7 +16,7 @@ from plants import planted
 from results import Figures
 from servers import RedisServer
 
-from fluidfast.commands.ledger import STARTED
+from fluidfast.commands.trials.ledger import STARTED
 
 
 class Ignored(Figures):

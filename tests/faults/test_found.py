@@ -17,7 +17,7 @@ from worker_app import work
 from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.commands.ledger import FINISHED, STARTED
+from fluidfast.commands.trials.ledger import FINISHED, STARTED
 from fluidfast.consume import engine
 from fluidfast.errors import BrokerConnectionError
 

@@ -18,7 +18,7 @@ from harness import Fleet, until
 from proxy import BACK, THERE, FaultProxy
 from servers import RedisServer
 
-from fluidfast.commands.ledger import Oracle
+from fluidfast.commands.trials.ledger import Oracle
 
 
 def test_the_oracle_tells_the_classes_apart(oracle: Oracle) -> None:

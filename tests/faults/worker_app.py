@@ -44,7 +44,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 sys.modules.setdefault("worker_app", sys.modules[__name__])  # an app that imports it gets this one, not a second
 
-from fluidfast.commands.ledger import Ledger  # noqa: E402
+from fluidfast.commands.trials.ledger import Ledger  # noqa: E402
 
 OPTIONS: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
 LEDGER: Ledger | None = None

@@ -13,7 +13,7 @@ import worker_app
 from worker_app import OPTIONS, end_with_parent
 
 from fluidfast import TaskManager
-from fluidfast.commands.ledger import Ledger
+from fluidfast.commands.trials.ledger import Ledger
 
 manager = TaskManager(broker_url=OPTIONS["url"])
 worker_app.register(manager)

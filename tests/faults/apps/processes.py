@@ -15,7 +15,7 @@ from harness import Fleet, Process
 
 import fluidfast
 from fluidfast import Task, TaskManager
-from fluidfast.commands.ledger import Oracle
+from fluidfast.commands.trials.ledger import Oracle
 
 APPS = Path(__file__).parent
 Item = tuple[str, str, str | None, dict[str, Any]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ..brokers.base import TaskBroker
-from ..core._run import TaskRun
-from ..core.task import Task, task
+from ...brokers.base import TaskBroker
+from ...core._run import TaskRun
+from ...core.task import Task, task
 
 __all__ = [
     "DETAILS",

@@ -1,4 +1,4 @@
-"""A worker or the producer of ``chaos``: ``python -m fluidfast.commands.chaos_process``.
+"""A worker or the producer of ``chaos``: ``python -m fluidfast.commands.trials.chaos_process``.
 
 The first line of stdin is a JSON object (on stdin since the url may hold a password):
 
@@ -25,15 +25,15 @@ from typing import Any
 
 import msgspec
 
-from ..core.config import TaskManagerConfig
-from ..core.task import Task, task
-from ..errors import BrokerConnectionError, NotDurableError, TaskError
-from ..execute.cpubound import die_with_parent
-from ..manage.consumer import TaskConsumer
-from ..manage.manager import TaskManager
-from ..run import TaskRun
+from ...core.config import TaskManagerConfig
+from ...core.task import Task, task
+from ...errors import BrokerConnectionError, NotDurableError, TaskError
+from ...execute.cpubound import die_with_parent
+from ...manage.consumer import TaskConsumer
+from ...manage.manager import TaskManager
+from ...run import TaskRun
+from ..loops import run_loop
 from .ledger import Ledger
-from .loops import run_loop
 
 __all__: list[str] = []
 

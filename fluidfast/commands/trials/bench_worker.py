@@ -1,4 +1,4 @@
-"""The worker process of ``bench`` on a server: ``python -m fluidfast.commands.bench_worker``.
+"""The worker process of ``bench`` on a server: ``python -m fluidfast.commands.trials.bench_worker``.
 
 It is told on stdin, and answers on stdout, one JSON object a line:
 
@@ -22,9 +22,9 @@ from typing import Any
 
 import msgspec
 
-from ..errors import TaskError
-from ..manage.consumer import TaskConsumer
-from . import loops
+from ...errors import TaskError
+from ...manage.consumer import TaskConsumer
+from .. import loops
 from .bench_load import IDLE_RUNS, Load, peak_memory_mib
 
 __all__: list[str] = []

@@ -18,18 +18,18 @@ from typing import Any
 
 import msgspec
 
-from .._version import __version__
-from ..brokers.base import TaskBroker
-from ..brokers.memory.broker import MemoryTaskBroker
-from ..errors import TaskError
-from ..manage.consumer import TaskConsumer
-from ..manage.manager import TaskManager
-from ..produce.bulk import QueueSummary
-from ..settings import get_settings
+from ..._version import __version__
+from ...brokers.base import TaskBroker
+from ...brokers.memory.broker import MemoryTaskBroker
+from ...errors import TaskError
+from ...manage.consumer import TaskConsumer
+from ...manage.manager import TaskManager
+from ...produce.bulk import QueueSummary
+from ...settings import get_settings
+from ..display import HelpFormatter, Progress, table
+from ..loops import loop_name, on_signals, run_loop
+from ..target import CommandError, at_least_one, check_writable, url_of_its_own
 from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib
-from .display import HelpFormatter, Progress, table
-from .loops import loop_name, on_signals, run_loop
-from .target import CommandError, at_least_one, check_writable, url_of_its_own
 
 __all__ = ["add", "run"]
 
@@ -367,7 +367,7 @@ class WorkerProcess:
     async def started(cls, request: dict[str, Any], result: Result) -> AsyncIterator["WorkerProcess"]:
         """Start it, wait until it is ready; end it at the end."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fluidfast.commands.bench_worker",
+            sys.executable, "-m", "fluidfast.commands.trials.bench_worker",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         worker = cls(process, result)

@@ -17,17 +17,17 @@ from typing import Any
 
 import msgspec
 
-from ..brokers.base import TaskBroker
-from ..brokers.memory.broker import MemoryTaskBroker
-from ..errors import BrokerConnectionError, TaskError
-from ..execute.cpubound import PARENT
-from ..manage.dead import read_fields
-from ..manage.manager import TaskManager
+from ...brokers.base import TaskBroker
+from ...brokers.memory.broker import MemoryTaskBroker
+from ...errors import BrokerConnectionError, TaskError
+from ...execute.cpubound import PARENT
+from ...manage.dead import read_fields
+from ...manage.manager import TaskManager
+from ..display import HelpFormatter, Progress, table
+from ..loops import on_signals, run_loop
+from ..target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
 from .bench_load import left_on
-from .display import HelpFormatter, Progress, table
 from .ledger import FINISHED, NOTE, Oracle
-from .loops import on_signals, run_loop
-from .target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
 
 __all__ = ["add", "run"]
 
@@ -331,7 +331,7 @@ class Campaign:
         log = self.oracle.directory / f"{who}.log"
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "fluidfast.commands.chaos_process",
+                sys.executable, "-m", "fluidfast.commands.trials.chaos_process",
                 stdin=asyncio.subprocess.PIPE, stdout=file, stderr=file, env={**os.environ, PARENT: str(os.getpid())},
             )  # fmt: skip
         child = Child(who, role, process, log)

@@ -1,0 +1,1 @@
+"""The commands that try a broker: ``bench`` and ``chaos``."""
