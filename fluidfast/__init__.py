@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 try:
     from ._version import __version__
     from .brokers.base import TaskBroker
-    from .common import is_in_cpu_process
     from .core._run import TaskRun
     from .core.config import TaskManagerConfig
+    from .core.process import is_in_cpu_process
     from .core.schedule import Scheduler, crontab, every
     from .core.states import TaskPriority, TaskState
     from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
@@ -16,7 +16,8 @@ try:
     from .manage.manager import TaskManager
     from .manage.plugin import TaskManagerPlugin
 except ImportError as exc:
-    if exc.name is None or not exc.name.startswith("fluidfast._"):
+    package, _, module = (exc.name or "").rpartition(".")
+    if not (package.startswith("fluidfast") and module.startswith("_")):
         raise
     import sys
 

@@ -634,7 +634,7 @@ async def test_the_least_rights(
     with redis.Redis.from_url(server.url_as("default", "admin")) as admin:
         denied = [(entry["username"], entry["object"], entry["context"]) for entry in admin.acl_log()]
     assert denied == []
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("fluidfast.redis")]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("fluidfast.brokers.redis")]
     assert [line for line in told if "took back 1 runs" not in line] == []
 
 

@@ -24,9 +24,8 @@ from typing import Any
 import msgspec
 
 from ..brokers.base import TaskBroker
-from ..common import is_in_cpu_process
 from ..core.params import adapter_for, params_error, read_params
-from ..core.process import open_standard_streams
+from ..core.process import is_in_cpu_process, open_standard_streams
 from ..core.states import TaskState
 from ..core.task import Task
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from ..common import is_in_cpu_process
-from ..core.process import open_standard_streams
+from ..core.process import is_in_cpu_process, open_standard_streams
 from ..errors import TaskError
 from . import child, dead, queue, worker
 from .display import HelpFormatter, one_line

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fluidfast.engine")
 
 WAIT_SECONDS = 5.0
 CLEANUP_SECONDS = 0.7

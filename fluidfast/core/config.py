@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
-from ..common import is_in_cpu_process
 from ..errors import ConfigError
 from ..settings import get_settings
 from ..texts import hide_password
+from .process import is_in_cpu_process
 
 __all__ = ["TaskManagerConfig"]
 

@@ -11,7 +11,7 @@ from ._machine import Listeners
 from .states import STATES
 
 if TYPE_CHECKING:
-    from ..run import TaskRun
+    from ._run import TaskRun
 
 __all__ = [
     "AsyncDispatcher",

@@ -1,4 +1,4 @@
-"""What this process is to the system: its standard streams, and the signals of the children that it forks."""
+"""This process: its standard streams, the signals of forked children, whether it belongs to a CPU-bound run."""
 
 import io
 import os
@@ -6,7 +6,29 @@ import signal
 import sys
 from typing import Any
 
-__all__ = ["consumer_began", "consumer_ended", "keep_writing", "open_standard_streams"]
+__all__ = [
+    "consumer_began",
+    "consumer_ended",
+    "cpu_env",
+    "is_in_cpu_process",
+    "keep_writing",
+    "open_standard_streams",
+]
+
+# -- the process of a CPU-bound run
+
+VARIABLE = "TASK_MANAGER_SPAWN"
+
+
+def is_in_cpu_process() -> bool:
+    """True in a process that was started for one run of a CPU-bound task (``TASK_MANAGER_SPAWN=true``)."""
+    return os.environ.get(VARIABLE) == "true"
+
+
+def cpu_env() -> dict[str, str]:
+    """The environment that tells a process so."""
+    return {VARIABLE: "true"}
+
 
 # -- standard streams
 

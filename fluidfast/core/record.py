@@ -1,25 +1,49 @@
-"""The record of a run as plain data. Its field table is the specification of the wire (see ``_codec``)."""
+"""The record of a run as plain data."""
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from ._run import TaskRun
+from .states import TaskPriority, TaskState
 
 __all__ = ["dump", "dump_json"]
 
 
+class Recorded(Protocol):
+    """The fields of a ``TaskRun`` that are its record."""
+
+    id: str
+    priority: TaskPriority
+    params: Any
+    rate_limit_attempt: int
+    retry_attempt: int
+    from_run_id: str | None
+    root_run_id: str | None
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> TaskState: ...
+    @property
+    def queued(self) -> datetime | None: ...
+    @property
+    def start(self) -> datetime | None: ...
+    @property
+    def end(self) -> datetime | None: ...
+    @property
+    def execute_after(self) -> datetime | None: ...
+
+
 def dump(
-    run: "TaskRun[Any, Any]",
+    run: Recorded,
     *,
     mode: str = "python",
     include: Collection[str] | None = None,
     exclude: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The record of a run as a dict; see ``TaskRun.model_dump``."""
+    """Return the record of a run as a dict; see ``TaskRun.model_dump``."""
     as_json = mode == "json"
 
     def moment(value: datetime | None) -> Any:
@@ -52,8 +76,6 @@ def dump(
     }
 
 
-def dump_json(
-    run: "TaskRun[Any, Any]", *, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-) -> str:
-    """``dump(mode="json")`` as JSON text."""
+def dump_json(run: Recorded, *, include: Collection[str] | None = None, exclude: Collection[str] | None = None) -> str:
+    """Return ``dump(mode="json")`` as JSON text."""
     return msgspec.json.encode(dump(run, mode="json", include=include, exclude=exclude)).decode()

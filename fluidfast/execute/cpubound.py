@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..common import cpu_env
 from ..core._run import TaskRun
 from ..core.params import adapter_for, write_params
+from ..core.process import cpu_env
 from ..errors import TaskAbortedError, TaskRunError
 from ..texts import printable
 

@@ -7,9 +7,9 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from ..common import is_in_cpu_process
 from ..core._run import TaskRun
 from ..core.events import is_current
+from ..core.process import is_in_cpu_process
 from ..core.states import TaskState
 from ..core.task import TaskExecutor, is_async
 from ..errors import TaskAbortedError, TaskRunError

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 from ..brokers.base import TaskBroker
 from ..checks import check_number
-from ..common import is_in_cpu_process
 from ..consume.engine import Engine
 from ..core._run import TaskRun
 from ..core._time import keep_for_good
 from ..core.config import TaskManagerConfig
 from ..core.events import AsyncTaskDispatcher, Event, task_event
+from ..core.process import is_in_cpu_process
 from ..core.task import Task
 from ..core.workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 from ..errors import (

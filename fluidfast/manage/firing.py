@@ -30,7 +30,7 @@ from .manager import TaskManager
 
 __all__ = ["ScheduleTasks", "TaskScheduler"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fluidfast.clock")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
