@@ -9,6 +9,7 @@ pytest --loop=uvloop
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,12 @@ from servers import RedisServer, ServerBinary, ServerNotFound, find_servers, lea
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
 SHARDED = "-sharded"
 SELECTED = pytest.StashKey[dict[str, ServerBinary]]()
+
+
+def pytest_configure() -> None:
+    # A run that a script has put into the background ignores Ctrl-C, and so would all that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
