@@ -11,8 +11,8 @@ NAMES = (
     "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",
     "farewell", "sift", "exhume", "fire",
 )  # fmt: skip
-WITH_KEPT = ("settle", "reap", "exhume")
-"""Scripts that write the lists of what gave up; ``lua/kept.lua`` stands in front of them."""
+KEPT_HERE = b"-- kept.lua stands here\n"
+"""The line that ``lua/kept.lua`` replaces, in scripts that write the lists of what gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,5 @@ class Script:
 def load(name: str) -> Script:
     """The script in ``lua/NAME.lua``."""
     folder = resources.files("fluidfast.brokers.redis.lua")
-    files = ("kept", name) if name in WITH_KEPT else (name,)
-    text = b"".join(folder.joinpath(f"{file}.lua").read_bytes() for file in files)
+    text = folder.joinpath(f"{name}.lua").read_bytes().replace(KEPT_HERE, folder.joinpath("kept.lua").read_bytes())
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

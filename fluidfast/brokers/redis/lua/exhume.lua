@@ -1,11 +1,12 @@
--- Take entries out of the page that somebody turned to last: onto a queue again, or away. With kept.lua.
+-- Take entries out of the page that somebody turned to last: onto a queue again, or away.
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 dead, or failed   2 cursor (see sift.lua)   3 number of this call   then triples: the entry, what to do (h, m, l:
 --       push to that queue; x: away), the payload to push
 -- returns how many were there (an entry that somebody else took meanwhile is not pushed), what it returned before if the
 --         reply to it was lost, or false if the cursor is unknown
--- called by  RedisSifter
+-- called by  RedisSifter, with kept.lua
+-- kept.lua stands here
 local prefix = KEYS[1]
 local kind = ARGV[1]
 local list, sifts = prefix .. '-ff:' .. kind, prefix .. '-ff:sifts'

@@ -1,5 +1,5 @@
 -- The bounded lists of runs that gave up ("dead") and of runs that failed without a retry ("failed"): the part that the
--- scripts share. It is no script of its own: scripts.py puts it in front of those that use it.
+-- scripts share. It is no script of its own: scripts.py puts it where a script says that it stands.
 --
 -- ff:KIND    list of entries, newest first; an empty one stands where one was taken out of the middle
 -- ff:kept    hash: KIND:bytes of the entries, KIND:gone (how many are empty), KIND:trimmed (how many were dropped so far);

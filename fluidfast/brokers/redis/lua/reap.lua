@@ -10,6 +10,7 @@
 -- returns {flat list of expired batch, deadline and lease in ms, the same of silent consumers, runs taken back, the
 --          server's time in ms, lease in ms of the batch or consumer whose deadline is the first of all, or 0}
 -- called by  RedisTaskBroker.reap, with kept.lua
+-- kept.lua stands here
 local prefix = KEYS[1]
 local leases = prefix .. '-ff:leases'
 local consumers = prefix .. '-ff:consumers'
