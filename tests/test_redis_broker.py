@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 from broker_kit import HIGH, MEDIUM, Sender, places, put, take, with_options
+from faults.proxy import BACK, FaultProxy
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, LockNotOwnedError
@@ -493,7 +494,7 @@ async def is_empty(broker: TaskBroker) -> bool:
 
 
 class TestClaimAskedAgain:
-    """The reply to a claim may be lost. Who asks again, under the same batch id, gets the same."""
+    """The reply to a claim may be lost. Who asks again, under the same batch id, gets the same, or less of it."""
 
     @pytest.fixture
     def batch_ids(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
@@ -509,13 +510,32 @@ class TestClaimAskedAgain:
         first = await broker.claim("a", 800)
         assert [item.payload for item in first.items] == payloads
         assert await broker.claim("a", 800) == first
-        assert await broker.claim("a", 5) == first
         assert await places(broker) == {"medium": 1, "leased": 800}
         assert await broker.settle(Settlement("batch-1", done=[item.field for item in first.items[1:]]))
         assert (await broker.claim("a", 5)).items == first.items[:1]
         assert await broker.settle(Settlement("batch-1", whole=True))
         batch_ids("batch-2")
         assert [item.payload for item in (await broker.claim("a", 5)).items] == [b"next"]
+        assert await broker.settle(Settlement("batch-2", whole=True))
+
+    @pytest.mark.parametrize("less", [{"limit": 3}, {"limit": 800, "max_bytes": 12}])
+    async def test_who_asks_for_less_gives_the_rest_back(
+        self, broker: RedisTaskBroker, batch_ids: Callable[[str], None], less: dict[str, int]
+    ) -> None:
+        """To where it came from: it is the next to be taken. One that asks for more gets no more."""
+        high, low = ([b"%s%03d" % (letter, i) for i in range(400)] for letter in (b"h", b"l"))
+        await put(broker, *high, priority=0)
+        await put(broker, *low, priority=2)
+        batch_ids("batch-1")
+        first = await broker.claim("a", 800)
+        assert [item.payload for item in first.items] == high + low
+        assert (await broker.claim("a", **less)).items == first.items[:3]
+        assert (await broker.claim("a", 800)).items == first.items[:3]
+        assert await places(broker) == {"high": 397, "low": 400, "leased": 3}
+        assert (await broker.claim("a", 1, max_bytes=0)).items == first.items[:1]
+        assert await broker.settle(Settlement("batch-1", whole=True))
+        batch_ids("batch-2")
+        assert [item.payload for item in (await broker.claim("a", 800)).items] == (high + low)[1:]
         assert await broker.settle(Settlement("batch-2", whole=True))
 
     async def test_a_suspect_is_alone_the_second_time_too(
@@ -555,10 +575,29 @@ class TestClaimAskedAgain:
 
         link.call = cut  # type: ignore[method-assign]
         claim = await within(broker.claim("a", 5))
-        assert [item.payload for item in claim.items] == [b"%d" % i for i in range(5)]
-        assert await places(broker) == {"medium": 5, "leased": 5}
+        assert [item.payload for item in claim.items] == [b"%d" % i for i in range(2)]  # half of what was too much
+        assert await places(broker) == {"medium": 8, "leased": 2}
         assert await broker.settle(Settlement(claim.batch, whole=True))
-        assert await take(broker) == [b"%d" % i for i in range(5, 10)]
+        assert await take(broker) == [b"%d" % i for i in range(2, 10)]
+
+    async def test_more_than_the_connection_survives(
+        self, broker: RedisTaskBroker, redis_server: RedisServer, redis_url: str
+    ) -> None:
+        """Else it would be asked for again and again, and prolonged all the while, so that nobody else has it."""
+        payloads = [b"%01000d" % i for i in range(200)]
+        await put(broker, *payloads)
+        taken: list[bytes] = []
+        with FaultProxy(redis_server.port) as proxy:
+            frail = TaskBroker.from_url(proxy.url_of(redis_url))
+            await frail.connect()
+            proxy.every(BACK, 100_000)
+            while len(taken) < len(payloads):
+                claim = await within(frail.claim("a", 200), 10)
+                assert await broker.settle(Settlement(claim.batch, whole=True))
+                taken += [item.payload for item in claim.items]
+            assert proxy.cuts >= 2
+            await frail.close()
+        assert taken == payloads
 
 
 async def test_the_inbox_of_a_consumer_that_fell_silent_is_taken(redis_url: str, no_leaked_keys: Any) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import harness
 import pytest
 import redis
 from harness import UNSURE, Fleet
@@ -27,6 +28,7 @@ from worker_app import work
 from fluidfast import TaskManager
 from fluidfast.brokers.base import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.commands.trials.ledger import ACKNOWLEDGED
 
 SHORT_CUTS = 300
 LONG_CUTS = 10_000
@@ -403,9 +405,12 @@ def under_load(fleet: Fleet, seed: int, figures: Figures, count: int, mean: int)
     with FaultProxy(fleet.server.port) as proxy:
         url = proxy.url_of(fleet.url)
         fleet.workers(2, url=url, config={"max_concurrent_tasks": 20})
+        producers = [fleet.producer(count=count, url=url, ms=10, window=50, seed=seed) for _ in range(2)]
+        # a process that loses its very first connection gives up: the server is not there
+        for who in [producer.who for producer in producers]:
+            harness.until(lambda who=who: any(fleet.oracle.lines(ACKNOWLEDGED, who)), 30, f"{who} is connected")
         proxy.every(THERE, mean, jitter=draw, reset=True)
         proxy.every(BACK, mean, jitter=draw)
-        producers = [fleet.producer(count=count, url=url, ms=10, window=50, seed=seed) for _ in range(2)]
         for producer in producers:
             producer.done(60 + count / 200)
         fleet.drain(40 + count / 1000)  # the producers are faster than the workers, which are cut off too

@@ -410,12 +410,19 @@ class RedisTaskBroker(TaskBroker):
 
     async def call(self, command: bytes) -> Any:
         """The answer to a packed command that may run twice. Raises as ``patiently``."""
+        return await self.ask(lambda lost: command)
+
+    async def ask(self, command: Callable[[int], bytes]) -> Any:
+        """The answer to what ``command`` packs, given how many answers were lost so far. Raises as ``patiently``."""
+        lost = 0
 
         async def once() -> Any:
+            nonlocal lost
             link = await self.link()
             try:
-                return await link.call(command)
+                return await link.call(command(lost))
             except (ServerReply, LinkLost) as exc:
+                lost += isinstance(exc, LinkLost)
                 raise self.error(exc, link) from exc
 
         link = self._link
@@ -681,14 +688,23 @@ class RedisTaskBroker(TaskBroker):
         await self.adopt()
         batch = self.new_batch()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
+        count, lease = min(limit, 1000), milliseconds(self.options.lease_seconds)
+
+        def command(lost: int) -> bytes:
+            # An answer that was lost may be too much for this connection. So half goes back, and others may have it.
+            # Each try asks for less than the one before: a try that reaches the server late takes nothing back.
+            return pack(
+                (
+                    "EVALSHA", load("claim").sha, 1, self._prefix, consumer, batch, max(1, count >> lost),
+                    max_bytes >> lost, lease, letters, int(idle) + 2 * int(waits), *tasks,
+                )
+            )  # fmt: skip
+
         self._claiming.add(batch)
         self.asking[consumer] += 1
         emptied = b""
         try:
-            given, flags, suspects, strikes, alone, at, emptied = await self.script(
-                "claim", consumer, batch, min(limit, 1000), max_bytes, milliseconds(self.options.lease_seconds),
-                letters, int(idle) + 2 * int(waits), *tasks,
-            )  # fmt: skip
+            given, flags, suspects, strikes, alone, at, emptied = await self.ask(command)
         except BaseException:  # the server may do it yet
             self.unsure.add(consumer)
             raise

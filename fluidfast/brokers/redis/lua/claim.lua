@@ -3,7 +3,8 @@
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
---       4 at most this many bytes (one run is always given)   5 lease in ms
+--       4 at most this many bytes (one run is always given). A claim that is sent again, since its answer was lost, may
+--       ask for less, and never for more: what it held beyond that goes back   5 lease in ms
 --       6 letters of the queues to serve, in order   7 a sum: 1 if the consumer runs nothing, so a suspect may be
 --       given; 2 if it waits when it is given nothing
 --       8... names of tasks whose enabled flag is wanted
@@ -36,7 +37,8 @@ end
 
 local held = redis.call('HGETALL', lease)
 if #held > 0 then
-  -- the reply to this very claim was lost: the same again, in order, which a hash of this size may not have kept
+  -- the reply to this very claim was lost: the same again, in order, which a hash of this size may not have kept, up to
+  -- what is asked for this time
   emptied = '*'
   local order = {}
   for i = 1, #held, 2 do
@@ -45,9 +47,27 @@ if #held > 0 then
   table.sort(order, function(a, b)
     return tonumber(string.sub(a[1], 2)) < tonumber(string.sub(b[1], 2))
   end)
-  for _, item in ipairs(order) do
-    given[#given + 1] = item[1]
-    given[#given + 1] = item[2]
+  local bytes = tonumber(ARGV[4])
+  local fit = #order
+  for i, item in ipairs(order) do
+    bytes = bytes - #item[2]
+    if i > 1 and (i > tonumber(ARGV[3]) or bytes < 0) then
+      fit = i - 1
+      break
+    end
+  end
+  for i = #order, fit + 1, -1 do -- to the end that they came from; the first claimed is the next to be taken
+    local field, payload = order[i][1], order[i][2]
+    redis.call('HDEL', lease, field) -- first, since it frees: so a server that is full lets the script go on
+    if not put_back(prefix .. '-queue-' .. names[string.sub(field, 1, 1)], payload) then
+      redis.call('HSET', lease, field, payload)
+      fit = i
+      break
+    end
+  end
+  for i = 1, fit do
+    given[#given + 1] = order[i][1]
+    given[#given + 1] = order[i][2]
   end
 else
   local want = tonumber(ARGV[3])
