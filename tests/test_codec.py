@@ -203,7 +203,7 @@ records = st.fixed_dictionaries(
 def same(found: Any, expected: Any) -> None:
     """Equal, and of the same types all the way down: True is not 1, and 1 is not 1.0."""
     assert found == expected
-    assert repr(plainly(found)) == repr(plainly(expected))
+    assert repr(found) == repr(expected) or repr(plainly(found)) == repr(plainly(expected))
 
 
 def plainly(value: Any) -> Any:
@@ -217,6 +217,7 @@ def plainly(value: Any) -> Any:
 # --- round trips ----------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(records)
 @example(the_record())
 @example(the_record(id="a"))
@@ -255,6 +256,7 @@ def test_json_round_trip(record: dict[str, Any]) -> None:
     same(record_of(JSON_CODEC.decode_object(payload, None, None)), record)
 
 
+@settings(max_examples=50)
 @given(records)
 @example(the_record())
 @example(the_record(id=ID.upper()))
@@ -274,6 +276,7 @@ def test_msgpack_round_trip(record: dict[str, Any]) -> None:
     same(record_of(JSON_CODEC.decode(JSON_CODEC.encode(run), None)), record)
 
 
+@settings(max_examples=25)
 @given(st.lists(records, max_size=6), st.booleans())
 def test_many(many: list[dict[str, Any]], packed: bool) -> None:
     codec = PACKER if packed else JSON_CODEC
@@ -286,6 +289,7 @@ def test_many(many: list[dict[str, Any]], packed: bool) -> None:
         same(record_of(run), record)
 
 
+@settings(max_examples=50)
 @given(records, st.randoms())
 def test_any_order_of_keys(record: dict[str, Any], random: Any) -> None:
     written = json.loads(JSON_CODEC.encode(run_of(record)))
@@ -295,6 +299,7 @@ def test_any_order_of_keys(record: dict[str, Any], random: Any) -> None:
     same(record_of(JSON_CODEC.decode(shuffled.encode(), None)), record)
 
 
+@settings(max_examples=50)
 @given(records, st.sampled_from(["init", "queued", "running", "success", "interrupted"]))
 def test_whatever_is_on_a_queue_is_queued(record: dict[str, Any], state: str) -> None:
     run = run_of(record, state)
@@ -723,6 +728,7 @@ def test_any_double_for_a_time(seconds: float) -> None:
 mails = st.builds(Mail, texts, st.integers(-(2**63), 2**64 - 1), st.lists(texts, max_size=4))
 
 
+@settings(max_examples=50)
 @given(records, mails, st.sampled_from(["mail", LONG.name]))
 def test_runs_of_a_model(record: dict[str, Any], params: Mail, name: str) -> None:
     least = {name: the_record()[name] for name in record if name not in ("id", "priority", "queued")}
@@ -820,7 +826,7 @@ def test_random_bytes(first: bytes, rest: bytes) -> None:
     assert len(PACKER.decode_many([payload, payload], None)) == 2
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(records, st.booleans(), st.data())
 def test_changed_bytes(record: dict[str, Any], packed: bool, data: st.DataObject) -> None:
     payload = bytearray((PACKER if packed else JSON_CODEC).encode(run_of(record)))
@@ -1423,6 +1429,7 @@ def test_take_from_what_breaks(codec: Codec) -> None:
 # --- finished runs --------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(records, st.sampled_from(["success", "failure", "aborted", "rate_limited", "interrupted"]))
 def test_finished(record: dict[str, Any], state: str) -> None:
     run = run_of(record, state).model_copy(

@@ -178,14 +178,14 @@ def test_a_server_with_keys_of_others(tmp_path: Path, server: RedisServer, clien
     line = error_of(run("chaos", "--broker", server.url, cwd=tmp_path))
     assert "2 keys of others ('users:1', 'users:2')" in line
     assert "--force" in line
-    done = run("chaos", "--broker", server.url, "--minutes", "0.1", "--force", cwd=tmp_path)
+    done = run("chaos", "--broker", server.url, "--minutes", "0.03", "--force", cwd=tmp_path)
     assert done.returncode == 0, done
     assert sorted(client.keys()) == [b"users:1", b"users:2"]
 
 
 def test_over_shards(tmp_path: Path, server: RedisServer, client: redis.Redis) -> None:
     """The key that says how many they are is ours, and goes too."""
-    done = run("chaos", "--broker", f"{server.url}?shards=2", "--minutes", "0.1", cwd=tmp_path)
+    done = run("chaos", "--broker", f"{server.url}?shards=2", "--minutes", "0.03", cwd=tmp_path)
     assert done.returncode == 0, done
     client.set("users:1", "Grace")
     assert "1 key of others" in error_of(run("chaos", "--broker", f"{server.url}?shards=2", cwd=tmp_path))

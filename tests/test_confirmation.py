@@ -183,7 +183,7 @@ class Subject:
 
 
 @pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=steps)
 def test_against_asyncios_own(loop_factory: Callable[[], asyncio.AbstractEventLoop], steps: list[Any]) -> None:
     def lived(make: Callable[[asyncio.AbstractEventLoop], Any]) -> list[object]:

@@ -912,7 +912,7 @@ class TestASwallowedCancel:
 class TestConnectionsAreKilled:
     """What was queued while connections die is there once, in its order."""
 
-    RUNS = 5000
+    RUNS = 500  # a round
 
     async def queued(self, broker: TaskBroker) -> list[int]:
         found: list[int] = []
@@ -968,7 +968,7 @@ class TestConnectionsAreKilled:
             stop = asyncio.Event()
             disturbing = asyncio.create_task(self.disturb(kill, rng, stop, 0.05 if how == "one by one" else 0.01))
             total = 0
-            while total == 0 or kills <= 3:  # a machine may be done before it was disturbed
+            while kills < 20:  # however quick the machine is
                 await self.queue_some(manager, how, range(total, total + self.RUNS))
                 total += self.RUNS
             stop.set()
@@ -1006,14 +1006,14 @@ class TestConnectionsAreKilled:
 async def test_a_server_that_hangs_has_its_connection_ended(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.REPLY_SECONDS", 0.5)
+    monkeypatch.setattr("fluidfast.brokers.redis.broker.REPLY_SECONDS", 0.25)
     server = start_server()
     async with TaskManager(broker_url=server.url) as manager:
         manager.register_task(note)
         await manager.queue("note", n=1)
         server.pause()
         queueing = asyncio.create_task(manager.queue("note", n=2))
-        await pass_time(2.0)
+        await pass_time(1.0)
         assert not queueing.done()
         server.resume()
         await within(queueing)

@@ -302,7 +302,7 @@ CHANGES = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     change=st.sampled_from(CHANGES),
     before=st.integers(0, 3 * 24 * 3600),

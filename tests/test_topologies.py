@@ -110,7 +110,7 @@ class Load:
                 self.acked.append(self.sent)
             self.longest = max(self.longest, monotonic() - begin)
             if self.sent % 20 == 0:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.01)
 
     async def more(self, count: int) -> None:
         """Until so many more were confirmed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ async def start_replica(start_server: Start, primary: RedisServer, **options: An
     before = info(primary, "replication")["connected_slaves"]
     ask(primary, "CONFIG", "SET", "repl-diskless-sync-delay", "0")  # do not wait for other replicas
     replica = start_server(extra=(f"replicaof {HOST} {primary.port}", *options.pop("extra", ())), **options)
-    await until(lambda: info(replica, "replication")["master_link_status"] == "up")
+    await until(lambda: info(replica, "replication")["master_link_status"] == "up", every=0.02)
 
     def acknowledged() -> bool:
         with redis.Redis(port=primary.port, socket_timeout=10) as client:
@@ -80,6 +81,7 @@ class Sentinel(RedisServer):
         while not _answers(self.port):
             if self._process.poll() is not None:
                 raise self._start_error(f"ended with {self._process.returncode}")
+            time.sleep(0.005)
 
     def state(self) -> dict[str, str]:
         """What it knows of the service."""

@@ -319,7 +319,7 @@ class ShardedMachine(RedisMachine):
         return name
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(MemoryMachine, 120), (RedisMachine, 60), (ShardedMachine, 20)])
+@pytest.mark.parametrize(("machine", "examples"), [(MemoryMachine, 60), (RedisMachine, 25), (ShardedMachine, 10)])
 def test_each_payload_is_in_exactly_one_place(
     machine: type[BrokerMachine],
     examples: int,

@@ -439,7 +439,7 @@ def models(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any]
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_generated_models_arrive_equal(data: st.DataObject) -> None:
     model, values = data.draw(models())
     the_task = task_of(model)
