@@ -28,10 +28,11 @@ import pydantic
 import pytest
 
 from fluidfast import TaskManager, TaskRun, TaskState, task
-from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
+from fluidfast.brokers._leases import Claimed, Lease, numbered, paired
 from fluidfast.brokers.base import Batch, Confirm, Settlement, TaskBroker
 from fluidfast.brokers.redis._lane import Direct, Lane
 from fluidfast.brokers.redis._resp import pack
+from fluidfast.consume._ledger import Ledger
 from fluidfast.core._machine import Listeners, RunState
 from fluidfast.core._time import monotonic_seconds, new_id, now_micros
 from fluidfast.core.params import Params

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluidfast import TaskRun, task
-from fluidfast.brokers._leases import Claimed, Lease, Ledger, numbered, paired
+from fluidfast.brokers._leases import Claimed, Lease, numbered, paired
 from fluidfast.brokers.base import Settlement
+from fluidfast.consume._ledger import Ledger
 from fluidfast.core.states import LETTERS, PRIORITIES
 
 

@@ -16,13 +16,3 @@ cdef class Lease:
     cdef public bint partial            # something of it left, or may have to leave, by another way than a settlement
     cdef public bint sending
     cdef public object settlement
-
-cdef class Ledger:
-    cdef public dict leases             # by batch
-    cdef public dict limited            # slots held under max_concurrency: slot -> task
-    cdef public set _dirty
-    cdef public object _timer
-
-    cdef int end(self, Claimed held) except -1
-    cdef int settle(self, Claimed held) except -1
-    cdef int settled(self, Lease lease) except -1

@@ -1,12 +1,8 @@
-import asyncio
 from typing import Any, final
 
-from ..core._run import TaskRun
 from .base import Settlement
 
-__all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]
-
-SETTLE_SECONDS: float
+__all__ = ["Claimed", "Lease", "numbered", "paired"]
 
 @final
 class Claimed:
@@ -37,16 +33,3 @@ class Lease:
     def batch(self) -> str: ...
     @property
     def claimed_at(self) -> float: ...
-
-class Ledger:
-    leases: dict[str, Lease]
-    limited: dict[str, str]
-    _dirty: set[Lease]
-    _timer: asyncio.TimerHandle | None
-    def finished(self, held: Claimed) -> None: ...
-    def flush(self) -> None: ...
-    def _free(self, held: Claimed) -> None: ...
-    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None: ...
-    def _settle(self, held: Claimed) -> None: ...
-    def _settled(self, lease: Lease) -> None: ...
-    def _start_send(self, lease: Lease) -> None: ...

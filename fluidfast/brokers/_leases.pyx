@@ -1,23 +1,17 @@
-"""What a consumer has claimed, and what it notes of it: the objects that are made, and the steps that are taken, once
-a run. What is said to the broker, a batch at a time, is the settler's.
-"""
+"""A claimed run and the lease of its batch: the objects that a claim makes, one of the former for each run."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-import asyncio
 from time import monotonic
 
 from ..core.states import LETTERS
 
-__all__ = ["SETTLE_SECONDS", "Claimed", "Lease", "Ledger", "numbered", "paired"]
+__all__ = ["Claimed", "Lease", "numbered", "paired"]
 
 cdef extern from "Python.h":
     str PyUnicode_FromFormat(const char* form, ...)
     str PyUnicode_DecodeASCII(const char* text, Py_ssize_t size, const char* errors)
-
-SETTLE_SECONDS = 0.003
-"""How long a finished run waits for others of its batch before it is settled."""
 
 cdef str _letters = "".join(LETTERS)
 
@@ -102,55 +96,3 @@ cdef class Lease:
         self.left = size
         self.unstarted = size
         self.settlement = settlement
-
-
-cdef class Ledger:
-    """Notes what became of runs under their leases. The base of the settler, which has the slower ways: ``flush``,
-    ``_reply``, ``_free``, ``_start_send``.
-
-    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task.
-    """
-
-    def __init__(self):
-        self.leases = {}
-        self.limited = {}
-        self._dirty = set()
-
-    def finished(self, Claimed held not None) -> None:
-        """It came to its end; whoever waits for it is told."""
-        self.end(held)
-
-    def _settle(self, Claimed held not None) -> None:
-        self.settle(held)
-
-    def _settled(self, Lease lease not None) -> None:
-        self.settled(lease)
-
-    @cython.nonecheck(True)
-    cdef int end(self, Claimed held) except -1:
-        cdef TaskRun run = held.run
-        settlement = held.lease.settlement
-        settlement.info[run.task.name] = run  # the last one counts, it is written out when sent
-        if run.extra is not None and "reply" in run.extra:
-            self._reply(settlement, run)
-        return self.settle(held)
-
-    @cython.nonecheck(True)
-    cdef int settle(self, Claimed held) except -1:
-        settlement = held.lease.settlement
-        (<list?>settlement.done).append(held.field)
-        if held.strikes:
-            settlement.survived.append(held.field)
-        if self.limited and held.run is not None:
-            self._free(held)
-        return self.settled(held.lease)
-
-    @cython.nonecheck(True)
-    cdef int settled(self, Lease lease) except -1:
-        lease.left -= 1
-        self._dirty.add(lease)
-        if lease.left == 0:
-            self._start_send(lease)
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
-        return 0

@@ -1,5 +1,6 @@
-from ..brokers._leases cimport Claimed, Ledger
+from ..brokers._leases cimport Claimed
 from ..core._machine cimport Listeners
+from ._ledger cimport Ledger
 
 cdef class Slot:
     cdef public object task

@@ -10,9 +10,10 @@ context. Other runs pay one comparison for that.
 cimport cython
 from cpython.object cimport PyObject
 from ..core._time cimport now_us
-from ..brokers._leases cimport Claimed, Lease, Ledger
+from ..brokers._leases cimport Claimed, Lease
 from ..core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
 from ..core._run cimport TaskRun
+from ._ledger cimport Ledger
 
 import asyncio
 import contextvars
@@ -43,7 +44,7 @@ cdef extern from "Python.h":
     int Py_EQ
     void PyErr_Clear()
 
-logger = logging.getLogger("fluidfast.consume.engine")
+logger = logging.getLogger("fluidfast.engine")
 
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""

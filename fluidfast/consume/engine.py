@@ -16,6 +16,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..brokers._leases import Lease
 from ..brokers.base import Claim, Claimed
 from ..core._run import TaskRun
 from ..core._time import now_micros
@@ -39,9 +40,10 @@ from ..errors import (
 from ..execute.executor import SET_TO_FAILURE, refuse_unrun, retry_after_failure, retry_when_limited
 from ..execute.threads import Job, Threads
 from ..texts import describe, error_text, printable
+from ._ledger import SETTLE_SECONDS
 from ._slots import Slot, Slots
 from .keeper import Held, LeaseKeeper
-from .settler import SETTLE_SECONDS, Lease, Settler
+from .settler import Settler
 
 if TYPE_CHECKING:
     from ..manage.manager import TaskManager

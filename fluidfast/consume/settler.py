@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 
-from ..brokers._leases import SETTLE_SECONDS, Lease, Ledger
+from ..brokers._leases import Lease
 from ..brokers.base import Claimed, Settlement, TaskBroker
 from ..core._run import TaskRun
 from ..errors import BrokerConnectionError, BrokerError, TaskError
+from ._ledger import Ledger
 
-__all__ = ["SETTLE_SECONDS", "Lease", "Settler"]
+__all__ = ["Settler"]
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ class Store:
 
     def __init__(self) -> None:
         self.queue: PriorityQueue[bytes] = PriorityQueue()
-        self.leases: dict[str, Lease] = {}
+        self.leases: dict[str, HeldBatch] = {}
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.strikes: dict[bytes, int] = {}
         self.suspects: deque[tuple[int, bytes]] = deque()
@@ -180,7 +180,7 @@ class MemorySifter(Sifter):
         return count
 
 
-class Lease:
+class HeldBatch:
     """A claimed batch: payloads by field, and when it runs out (monotonic seconds)."""
 
     __slots__ = ("confirmed_at", "deadline", "held", "seconds", "seen")
@@ -296,7 +296,7 @@ class MemoryTaskBroker(TaskBroker):
         items = numbered(taken)
         batch = new_id()
         if items:
-            store.leases[batch] = Lease(self.options.lease_seconds, {item.field: item.payload for item in items})
+            store.leases[batch] = HeldBatch(self.options.lease_seconds, {item.field: item.payload for item in items})
             if store.strikes:
                 for item in items:
                     item.strikes = store.strikes.get(item.payload, 0)

@@ -1,0 +1,23 @@
+import asyncio
+from typing import Any
+
+from ..brokers._leases import Claimed, Lease
+from ..brokers.base import Settlement
+from ..core._run import TaskRun
+
+__all__ = ["SETTLE_SECONDS", "Ledger"]
+
+SETTLE_SECONDS: float
+
+class Ledger:
+    leases: dict[str, Lease]
+    limited: dict[str, str]
+    _dirty: set[Lease]
+    _timer: asyncio.TimerHandle | None
+    def finished(self, held: Claimed) -> None: ...
+    def flush(self) -> None: ...
+    def _free(self, held: Claimed) -> None: ...
+    def _reply(self, settlement: Settlement, run: TaskRun[Any, Any]) -> None: ...
+    def _settle(self, held: Claimed) -> None: ...
+    def _settled(self, lease: Lease) -> None: ...
+    def _start_send(self, lease: Lease) -> None: ...
