@@ -59,7 +59,8 @@ if #held > 0 then
   for i = #order, fit + 1, -1 do -- to the end that they came from; the first claimed is the next to be taken
     local field, payload = order[i][1], order[i][2]
     redis.call('HDEL', lease, field) -- first, since it frees: so a server that is full lets the script go on
-    if not put_back(prefix .. '-queue-' .. names[string.sub(field, 1, 1)], payload) then
+    local queue = prefix .. '-queue-' .. names[string.sub(field, 1, 1)]
+    if type(redis.pcall('RPUSH', queue, payload)) == 'table' then -- refused: it is given all the same
       redis.call('HSET', lease, field, payload)
       fit = i
       break
