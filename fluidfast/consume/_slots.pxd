@@ -13,7 +13,6 @@ cdef class Slot:
     cdef public str reason              # why we cancelled what it runs: "timeout", "lost", "shutdown"
     cdef bint logs
     cdef object context                 # a copy of its task's
-    cdef void* variables                # what that keeps its variables in
 
 cdef class Slots:
     cdef public object _ready           # deque: what is claimed and waits for a slot
