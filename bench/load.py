@@ -122,7 +122,7 @@ async def local_level(
     while left:
         claim = await broker.claim(consumer.manager_id, min(1000, left))
         left -= len(claim.items)
-        await broker.settle(fluidfast.brokers.base.Settlement(claim.batch, whole=True))
+        await broker.settle(fluidfast.brokers.contract.Settlement(claim.batch, whole=True))
     claimed = perf_counter()
     await broker.clear()
     return {

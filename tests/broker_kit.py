@@ -6,7 +6,8 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from fluidfast.brokers.base import Batch, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import EnqueueBatch, Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedRedisBroker
@@ -48,7 +49,7 @@ class Sender:
                     else:
                         done.set_exception(exc)
 
-                channel(Batch(self.id, sequence, (high, medium, low)), confirm)
+                channel(EnqueueBatch(self.id, sequence, (high, medium, low)), confirm)
                 try:
                     return await done
                 except ConnectionLostError:

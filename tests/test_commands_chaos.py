@@ -19,7 +19,7 @@ from command_kit import COMMAND, Running, environment, run, until
 from servers import HOST, RedisServer
 from topology_kit import Authority, start_sentinels, tls_in_front, tls_url
 
-from fluidfast.brokers.base import BrokerURL
+from fluidfast.brokers.url import BrokerURL
 from fluidfast.commands import main
 from fluidfast.commands.target import url_of_its_own
 from fluidfast.commands.trials import chaos_process

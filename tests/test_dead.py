@@ -8,7 +8,7 @@ import pytest
 from command_kit import run
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskPriority, TaskRun, task
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.manage.dead import DeadLetter, afresh
 
 GIVES_UP = RetryPolicy(max_attempts=1, wait=0.001)

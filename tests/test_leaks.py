@@ -29,7 +29,8 @@ import pytest
 
 from fluidfast import TaskManager, TaskRun, TaskState, task
 from fluidfast.brokers._leases import Claimed, Lease, numbered, paired
-from fluidfast.brokers.base import Batch, Confirm, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Confirm, EnqueueBatch, Settlement
 from fluidfast.brokers.redis._lane import Direct, Lane
 from fluidfast.brokers.redis._resp import pack
 from fluidfast.consume._ledger import Ledger
@@ -512,8 +513,8 @@ def queue_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, text: st
         made.register_task(work)
         made.register_task(mail)
 
-        async def channel() -> Callable[[Batch, Callable[[int, Exception | None], None]], None]:
-            def send(batch: Batch, confirm: Callable[[int, Exception | None], None]) -> None:
+        async def channel() -> Callable[[EnqueueBatch, Callable[[int, Exception | None], None]], None]:
+            def send(batch: EnqueueBatch, confirm: Callable[[int, Exception | None], None]) -> None:
                 loop.call_soon(confirm, 0, BrokerConnectionError("not there") if refuses else None)
 
             return send
@@ -574,7 +575,7 @@ def lane_cases(given: dict[str, Any], loop: asyncio.AbstractEventLoop, value: ob
         def write(self, data: bytes) -> None: ...
 
     class OfOne(Lane):
-        def take_over(self, batch: Batch, confirm: Confirm) -> None:
+        def take_over(self, batch: EnqueueBatch, confirm: Confirm) -> None:
             confirm(0, BrokerConnectionError("what came is no answer") if self.came else None)
 
     ours, theirs = socket.socketpair()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fluidfast import TaskRun, task
 from fluidfast.brokers._leases import Claimed, Lease, numbered, paired
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.consume._ledger import Ledger
 from fluidfast.core.states import LETTERS, PRIORITIES
 

@@ -17,7 +17,8 @@ from broker_kit import HIGH, LOW, MEDIUM, take, take_all
 from servers import RedisServer
 from waiting import within
 
-from fluidfast.brokers.base import Batch, Confirm, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Confirm, EnqueueBatch
 from fluidfast.brokers.redis._lane import Direct, HeadStart, Lane
 from fluidfast.brokers.redis._resp import pack
 from fluidfast.brokers.redis.broker import RedisTaskBroker
@@ -669,7 +670,7 @@ class TestInTheAwait:
     async def test_a_socket_that_takes_a_part(self, begun: bool) -> None:
         """What the socket does not take goes by the transport."""
         rest = bytearray()
-        taken: list[Batch] = []
+        taken: list[EnqueueBatch] = []
 
         class Transport:
             def is_closing(self) -> bool:
@@ -679,7 +680,7 @@ class TestInTheAwait:
                 rest.extend(data)
 
         class Short(Lane):
-            def take_over(self, batch: Batch, confirm: Confirm) -> None:
+            def take_over(self, batch: EnqueueBatch, confirm: Confirm) -> None:
                 taken.append(batch)
 
         ours, theirs = socket.socketpair()

@@ -14,7 +14,7 @@ from broker_kit import HIGH, MEDIUM, put, take
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 
 LONG = 60.0

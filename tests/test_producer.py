@@ -13,7 +13,8 @@ from broker_kit import HIGH, LOW, MEDIUM, places, take
 from servers import RedisServer
 from waiting import pass_time, until, within
 
-from fluidfast.brokers.base import Batch, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import EnqueueBatch
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.scripts import load
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError
@@ -56,13 +57,13 @@ class Batches:
     """Counts the batches that a producer sends."""
 
     def __init__(self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sent: list[Batch] = []
+        self.sent: list[EnqueueBatch] = []
         channel = broker.channel
 
         async def counted() -> Any:
             send = await channel()
 
-            def count(batch: Batch, confirm: Any) -> None:
+            def count(batch: EnqueueBatch, confirm: Any) -> None:
                 self.sent.append(batch)
                 send(batch, confirm)
 
@@ -211,7 +212,7 @@ class TestRefused:
         async def refusing() -> Any:
             send = await channel()
 
-            def some(batch: Batch, confirm: Any) -> None:
+            def some(batch: EnqueueBatch, confirm: Any) -> None:
                 if any(b"bad" in payload for group in batch.groups for payload in group):
                     refused.append(batch.sequence)
                     asyncio.get_running_loop().call_soon(confirm, 0, BrokerFullError("no room"))
@@ -239,7 +240,7 @@ class TestRefused:
         async def exhausted() -> Any:
             send = await channel()
 
-            def some(batch: Batch, confirm: Any) -> None:
+            def some(batch: EnqueueBatch, confirm: Any) -> None:
                 if any(b"bad" in payload for group in batch.groups for payload in group):
                     raise MemoryError("no memory for the command")
                 send(batch, confirm)
@@ -349,7 +350,7 @@ class TestLost:
             send = await channel()
             opened += 1
 
-            def some(batch: Batch, confirm: Any) -> None:
+            def some(batch: EnqueueBatch, confirm: Any) -> None:
                 nonlocal losses
                 if losses:
                     losses -= 1

@@ -14,7 +14,8 @@ import pytest
 from command_kit import run
 
 from fluidfast import TaskManagerConfig
-from fluidfast.brokers.base import BUILT_IN, BrokerOptions
+from fluidfast.brokers.base import BUILT_IN
+from fluidfast.brokers.url import BrokerOptions
 from fluidfast.commands import parser
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,8 @@ from servers import RedisServer
 from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.core.states import TaskState
 from fluidfast.errors import BrokerAuthError, BrokerConnectionError, BrokerError, BrokerFullError, BrokerURLError

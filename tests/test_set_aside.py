@@ -14,7 +14,8 @@ from servers import RedisServer
 from waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.brokers.base import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Claim, Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 from fluidfast.commands.trials.bench_load import Load, left_on

@@ -19,7 +19,8 @@ from test_kill import read, running, work
 from waiting import until, within
 
 from fluidfast import RetryPolicy, TaskManager, TaskRun, task
-from fluidfast.brokers.base import Batch, Claim, Confirm, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Claim, Confirm, EnqueueBatch, Settlement
 from fluidfast.brokers.redis import sharded as sharded_broker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.sharded import ShardedChannel, ShardedRedisBroker
@@ -191,7 +192,7 @@ class FakeShard:
         self.sent: list[tuple[int, int]] = []  # number, and that of the one before it
         self.confirms: list[Confirm] = []
 
-    def __call__(self, batch: Batch, confirm: Confirm) -> None:
+    def __call__(self, batch: EnqueueBatch, confirm: Confirm) -> None:
         self.sent.append((batch.sequence, batch.behind))
         self.confirms.append(confirm)
 
@@ -216,7 +217,7 @@ class TestChannel:
                 told.append((sequence, exc or waiting))
 
             # as a producer says it: behind the one before, wherever that went
-            channel(Batch("p", sequence, ([], [b"x"], []), behind=sequence - 1), confirm)
+            channel(EnqueueBatch("p", sequence, ([], [b"x"], []), behind=sequence - 1), confirm)
 
         return send
 

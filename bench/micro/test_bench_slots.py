@@ -16,7 +16,7 @@ import pytest
 
 from fluidfast import TaskRun, task
 from fluidfast.brokers._leases import Claimed, Lease
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.consume._ledger import Ledger
 from fluidfast.consume._slots import Slot, Slots
 from fluidfast.core._machine import Listeners

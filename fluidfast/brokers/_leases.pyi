@@ -1,6 +1,6 @@
 from typing import Any, final
 
-from .base import Settlement
+from .contract import Settlement
 
 __all__ = ["Claimed", "Lease", "numbered", "paired"]
 

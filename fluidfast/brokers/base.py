@@ -5,56 +5,28 @@ those places, whatever dies in between.
 """
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, ClassVar
 
 from .. import settings
-from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number, read_number
+from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number
 from ..core._run import TaskRun
 from ..core._time import new_id
-from ..core.states import PRIORITIES, TaskPriority
+from ..core.states import TaskPriority
 from ..core.task import Task, TaskInfo, checked, place_of, same_function
 from ..errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
-from ..texts import MAX_ERROR, hide_password, printable, quoted
+from ..texts import quoted
 from ..wire._codec import Codec
-from ._leases import Claimed
+from .contract import Channel, Claim, EnqueueBatch, Exhume, Kind, Settlement, Sifter, TaskManagersStatus
+from .url import BOUND, DURABILITIES, BrokerOptions, BrokerURL
 
-__all__ = [
-    "BOUNDS",
-    "Batch",
-    "BrokerOptions",
-    "BrokerURL",
-    "Channel",
-    "Claim",
-    "Claimed",
-    "Confirm",
-    "Kind",
-    "Settlement",
-    "Sifter",
-    "TaskBroker",
-    "TaskManagerStatus",
-    "TaskManagersStatus",
-    "TaskRegistry",
-    "run_id_of",
-]
+__all__ = ["BUILT_IN", "TaskBroker", "TaskRegistry"]
 
 MAX_REAP_SECONDS = 15.0
 """A consumer sweeps at least this often, for consumers with shorter leases."""
-DURABILITIES = ("none", "replica", "fsync")
 
-Kind = Literal["dead", "failed"]
-"""Which list: runs that gave up, or runs of a task without ``retry`` that failed."""
-
-REASON = 1000
-"""Characters of a reason that are kept with a run that gave up."""
-PAGE_ENTRIES = 200
-PAGE_BYTES = 512 << 10
-"""Entries of a list, and bytes of them, that the server reads in one step."""
 
 BUILT_IN = {
     "memory": "fluidfast.brokers.memory.broker:MemoryTaskBroker",
@@ -69,189 +41,6 @@ BUILT_IN = {
 """Brokers by scheme, imported when a URL names them."""
 
 _factories: dict[str, Callable[["BrokerURL"], "TaskBroker"]] = {}
-
-
-@dataclass(frozen=True)
-class BrokerURL:
-    """A broker's URL, taken apart. Its text and its repr hide the password.
-
-    Raises:
-        BrokerURLError: it cannot be taken apart.
-    """
-
-    raw: str = field(repr=False)
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.raw)
-            if "," not in parts.netloc:
-                parts.port  # noqa: B018
-        except ValueError:
-            # its own message quotes what it could not read, which may be a part of the password
-            raise BrokerURLError(
-                f"broker {self}: not a URL: a port is a number, and in a user or a password write % / ? # @ [ ] : "
-                "as %25 %2F %3F %23 %40 %5B %5D %3A"
-            ) from None
-
-    @property
-    def scheme(self) -> str:
-        return self.raw.partition("://")[0].lower() if "://" in self.raw else ""
-
-    @property
-    def query(self) -> dict[str, str]:
-        """The options behind the question mark. The last of two of the same name counts."""
-        return dict(parse_qsl(urlsplit(self.raw).query, keep_blank_values=True))
-
-    @property
-    def host(self) -> str | None:
-        return urlsplit(self.raw).hostname
-
-    @property
-    def path(self) -> str:
-        return unquote(urlsplit(self.raw).path)
-
-    def __str__(self) -> str:
-        return printable(hide_password(self.raw), MAX_ERROR)
-
-    def __repr__(self) -> str:
-        return f"BrokerURL({str(self)!r})"
-
-
-def option(url: BrokerURL, name: str, convert: Callable[[str], Any], default: Any, wanted: str) -> Any:
-    text = url.query.get(name)
-    if text is None:
-        return default
-    try:
-        return convert(text)
-    except (ValueError, KeyError) as exc:
-        raise BrokerURLError(f"broker {url}: option {name}={text!r} must be {wanted}") from exc
-
-
-def number_option(url: BrokerURL, name: str, default: float, **ranges: Any) -> Any:
-    """A number among the options of a URL, or the default. Raises BrokerURLError."""
-    text = url.query.get(name)
-    return default if text is None else read_number(f"broker {url}: option {name}", text, BrokerURLError, **ranges)
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(text)
-        return text
-
-    return convert
-
-
-def priorities(text: str) -> tuple[TaskPriority, ...]:
-    named = {TaskPriority(name) for name in text.split(",")} if text else set()
-    return tuple(priority for priority in PRIORITIES if priority in named)
-
-
-BOUNDS = ("max_dead", "max_dead_bytes", "max_failed", "max_failed_bytes")
-BOUND: dict[str, Any] = {"most": 1 << 50, "whole": True}
-"""Range of each of them."""
-
-
-@dataclass
-class BrokerOptions:
-    """What a broker's URL may say about it, and a manager's config over it.
-
-    ``name``: brokers of the same name on the same server share their queues. ``queues``: the priorities that its
-    consumers serve. ``lease_seconds``: how long a silent consumer keeps what it claimed. ``wire``: what producers
-    write, ``json`` or ``msgpack``. ``max_payload_bytes``: the largest run. ``durability``: what a batch that is
-    queued waits
-    for beside the server's answer, for ``durability_seconds`` at most: ``none``, a ``replica`` that has it (WAIT), or
-    its
-    ``fsync`` to the append-only file (WAITAOF, Redis and Valkey from 7.2). ``fleet``: ``mixed`` while aio-fluid's
-    consumers run tasks with ``max_concurrency`` too: then what runs there counts, which takes aio-fluid's lock and a
-    SCAN for each such run; ``own`` otherwise. ``busy_poll_us``: for how many microseconds at most the answer to a short
-    command is looked for before the event loop sleeps, 0: not at all. ``max_dead``, ``max_dead_bytes``: how many dead
-    letters are kept, the newest of them; 0: none. ``max_failed``, ``max_failed_bytes``: the same of failed runs of
-    tasks without ``retry``.
-    """
-
-    name: str
-    queues: tuple[TaskPriority, ...] = PRIORITIES
-    lease_seconds: float = 30.0
-    wire: str = "json"
-    max_payload_bytes: int = 1 << 20
-    durability: str = "none"
-    durability_seconds: float = 2.0
-    fleet: str = "own"
-    busy_poll_us: int = 100
-    max_dead: int = 1_000_000
-    max_dead_bytes: int = 256 << 20
-    max_failed: int = 100_000
-    max_failed_bytes: int = 64 << 20
-
-    NAMES: ClassVar[tuple[str, ...]] = (
-        "name",
-        "queues",
-        "lease_seconds",
-        "wire",
-        "max_payload_bytes",
-        "durability",
-        "durability_seconds",
-        "fleet",
-        "busy_poll_us",
-        *BOUNDS,
-    )
-
-    @classmethod
-    def from_url(cls, url: BrokerURL, default_name: str, also: Iterable[str] = ()) -> "BrokerOptions":
-        """The options in a URL. ``also``: names that the caller reads itself.
-
-        Raises:
-            BrokerURLError: an option is unknown or has a bad value.
-        """
-        known = (*cls.NAMES, *also)
-        for name in url.query:
-            if name not in known:
-                raise BrokerURLError(f"broker {url}: unknown option {name!r}, known are {', '.join(known)}")
-        names = ", ".join(PRIORITIES)
-        return cls(
-            name=option(url, "name", str, default_name, "a name") or default_name,
-            queues=option(url, "queues", priorities, PRIORITIES, f"a comma-separated list of {names}"),
-            lease_seconds=number_option(url, "lease_seconds", 30.0, **LEASE_SECONDS),
-            wire=option(url, "wire", one_of("json", "msgpack"), "json", "json or msgpack"),
-            max_payload_bytes=number_option(url, "max_payload_bytes", 1 << 20, **PAYLOAD_BYTES),
-            durability=option(url, "durability", one_of(*DURABILITIES), "none", f"one of {', '.join(DURABILITIES)}"),
-            durability_seconds=number_option(url, "durability_seconds", 2.0, least=0.001),
-            fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
-            busy_poll_us=number_option(url, "busy_poll_us", 100, most=1_000_000, whole=True),
-            **{name: number_option(url, name, getattr(cls, name), **BOUND) for name in BOUNDS},
-        )
-
-    def bounds(self, kind: Kind) -> tuple[int, int]:
-        """How many entries of this kind are kept, and how many bytes of them."""
-        return getattr(self, f"max_{kind}"), getattr(self, f"max_{kind}_bytes")
-
-
-@dataclass
-class TaskManagerStatus:
-    """What a running manager says of itself: its kind, and its workers by name."""
-
-    kind: str
-    status: dict[str, Any]
-
-
-def consumers_among(tasks: "Iterable[Collection[str] | None]", task_name: str) -> tuple[int, int] | None:
-    """How many consumers there are, and how many of them run a task, given the tasks that each runs.
-
-    ``tasks``: None for a consumer that does not say (of an older release); empty for one that only schedules. Returns
-    None if it may be one of those that do not say.
-    """
-    told = [names for names in tasks if names is None or names]
-    knowing = sum(names is not None and task_name in names for names in told)
-    return None if None in told and not knowing else (len(told), knowing)
-
-
-@dataclass
-class TaskManagersStatus:
-    """All running managers, and runs waiting by priority."""
-
-    workers: list[TaskManagerStatus]
-    queues: dict[str, int] = field(default_factory=dict)
 
 
 class TaskRegistry(dict[str, Task[Any]]):
@@ -284,107 +73,6 @@ class TaskRegistry(dict[str, Task[Any]]):
     def periodic(self) -> Iterable[Task[Any]]:
         """The tasks that have a schedule."""
         return (task for task in self.values() if task.schedule is not None)
-
-
-@dataclass(slots=True)
-class Claim:
-    """What one claim gave. The batch is the fence: once it has lost its lease, nothing can be settled under it.
-
-    ``enabled``: the flag of each task that was asked about. ``alone``: a suspect, to be run with nothing beside it.
-    ``suspects``: how many wait for a consumer that runs nothing. ``at``: the broker's time in microseconds, by which
-    delayed runs are due; 0: it was not said.
-    """
-
-    batch: str
-    items: list[Claimed]
-    enabled: dict[str, bool] = field(default_factory=dict)
-    alone: bool = False
-    suspects: int = 0
-    at: int = field(default=0, compare=False)
-
-
-@dataclass(slots=True)
-class Settlement:
-    """What became of runs of one batch; all of it takes effect, or none.
-
-    ``done``: fields that leave the broker (with what else is said of them below). ``whole``: the lease holds nothing
-    else. ``retries``: seconds from now, priority number, new payload. ``dead``: field, reason. ``failed``: field,
-    reason of a failed run whose task has no ``retry``. ``info``: task -> end
-    (ISO text), duration (seconds), state of its last run. ``replies``: address, payload of the finished run.
-    ``slots``: task, slot (see ``acquire``). ``survived``: fields with strikes that did not kill their worker.
-    """
-
-    batch: str
-    whole: bool = False
-    done: list[str] = field(default_factory=list)
-    retries: list[tuple[float, int, bytes]] = field(default_factory=list)
-    dead: list[tuple[str, str]] = field(default_factory=list)
-    info: dict[str, tuple[str, float, str]] = field(default_factory=dict)
-    replies: list[tuple[str, bytes]] = field(default_factory=list)
-    slots: list[tuple[str, str]] = field(default_factory=list)
-    survived: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Batch:
-    """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
-
-    ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their
-    order. ``behind``: the sequence number of the batch that was sent before this one and is not confirmed, else 0.
-    ``fresh``: nothing of it was ever sent, and how many runs wait need not be said.
-    """
-
-    producer: str
-    sequence: int
-    groups: tuple[list[bytes], list[bytes], list[bytes]]
-    behind: int = 0
-    fresh: bool = False
-
-    def __len__(self) -> int:
-        return len(self.groups[0]) + len(self.groups[1]) + len(self.groups[2])
-
-
-Confirm = Callable[[int, Exception | None], None]
-"""What became of a batch: how many runs wait in all (-1: not asked), and None; or 0 and ConnectionLostError if the
-connection ended before the answer, or another BrokerError if the server refused, in which case nothing of the batch was
-kept."""
-
-Channel = Callable[[Batch, Confirm], None]
-"""Sends a batch on one live connection; what became of it is said in the order of sending."""
-
-
-def run_id_of(slot: str) -> str:
-    """Return the run's id in the name of a slot under ``max_concurrency`` (``FENCE RUN-ID``)."""
-    fence, _, run_id = slot.partition(" ")
-    return run_id or fence
-
-
-Exhume = tuple[str, bytes, int | None, bytes]
-"""An entry's header and payload, the priority number of the queue that it goes to (None: it goes away), and the payload
-that goes there."""
-
-
-class Sifter(ABC):
-    """Goes through a list of runs that gave up, a page at a time, oldest first, and takes some out.
-
-    It gives each entry that was there when it was entered, once, whatever others take out or add meanwhile. An async
-    context manager.
-    """
-
-    @abstractmethod
-    async def __aenter__(self) -> Self: ...
-
-    @abstractmethod
-    async def __aexit__(self, *exc_info: object) -> None: ...
-
-    @abstractmethod
-    async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
-        """Return the next page of entries; ``[]`` at the end."""
-
-    @abstractmethod
-    async def take(self, actions: Sequence[Exhume]) -> int:
-        """Remove entries of this page, and queue those that have a priority. Gives how many were there still."""
 
 
 def is_running(loop: asyncio.AbstractEventLoop | None) -> bool:
@@ -804,7 +492,7 @@ class TaskBroker(ABC):
                 else:
                     confirmed.set_exception(exc)
 
-            (await self.channel())(Batch(producer, 1, groups), confirm)
+            (await self.channel())(EnqueueBatch(producer, 1, groups), confirm)
             await confirmed
             await self.forget(producer)
 
@@ -852,8 +540,3 @@ class TaskBroker(ABC):
             check_number("max_payload_bytes", max_payload_bytes, ConfigError, **PAYLOAD_BYTES)
             self.options.max_payload_bytes = max_payload_bytes
             self.codec = Codec(self.registry, msgpack=self.codec.msgpack, max_bytes=max_payload_bytes)
-
-
-def header(reason: str) -> str:
-    """Return the first line of an entry of what gave up: when, in milliseconds since the epoch, and why."""
-    return f"{int(time.time() * 1000)} {printable(' '.join(reason.split())[:REASON], REASON)}"

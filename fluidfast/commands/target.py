@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ..brokers.base import BrokerURL
+from ..brokers.url import BrokerURL
 from ..checks import MAX_COUNT, shown
 from ..core._time import new_id
 from ..core.events import Event

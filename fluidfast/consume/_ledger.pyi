@@ -2,7 +2,7 @@ import asyncio
 from typing import Any
 
 from ..brokers._leases import Claimed, Lease
-from ..brokers.base import Settlement
+from ..brokers.contract import Settlement
 from ..core._run import TaskRun
 
 __all__ = ["SETTLE_SECONDS", "Ledger"]

@@ -9,9 +9,8 @@ from ..execute.threads import Job
 from .engine import Group
 from .settler import Settler
 
-__all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
+__all__ = ["YIELD_SECONDS", "Slot", "Slots"]
 
-MAX_CLAIM: int
 YIELD_SECONDS: float
 
 @final

@@ -21,12 +21,13 @@ from collections import deque
 from functools import partial
 from time import monotonic
 
+from ..brokers.contract import MAX_CLAIM
 from ..produce.backpressure import SLOT
 from ..errors import TaskRunError
 from ..execute.executor import SET_TO_FAILURE, refuse_unrun
 from ..core.task import is_async
 
-__all__ = ["MAX_CLAIM", "YIELD_SECONDS", "Slot", "Slots"]
+__all__ = ["YIELD_SECONDS", "Slot", "Slots"]
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
@@ -39,10 +40,7 @@ logger = logging.getLogger("fluidfast.engine")
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 
-MAX_CLAIM = 1000
-"""Runs a claim: more are claimed by the next, while these run."""
-
-cdef Py_ssize_t MOST = MAX_CLAIM
+cdef Py_ssize_t MOST = MAX_CLAIM        # more are claimed by the next, while these run
 cdef double FOREVER = float("inf")
 cdef double TURN = YIELD_SECONDS
 cdef int INFO = logging.INFO

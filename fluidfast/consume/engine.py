@@ -16,8 +16,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..brokers._leases import Lease
-from ..brokers.base import Claim, Claimed
+from ..brokers._leases import Claimed, Lease
+from ..brokers.contract import Claim
 from ..core._run import TaskRun
 from ..core._time import now_micros
 from ..core.events import is_current

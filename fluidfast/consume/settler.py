@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from ..brokers._leases import Lease
-from ..brokers.base import Claimed, Settlement, TaskBroker
+from ..brokers._leases import Claimed, Lease
+from ..brokers.base import TaskBroker
+from ..brokers.contract import Settlement
 from ..core._run import TaskRun
 from ..errors import BrokerConnectionError, BrokerError, TaskError
 from ._ledger import Ledger

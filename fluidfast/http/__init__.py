@@ -44,7 +44,7 @@ from typing import Annotated, Any, cast
 import msgspec
 from starlette.requests import HTTPConnection
 
-from ..brokers.base import TaskManagersStatus
+from ..brokers.contract import TaskManagersStatus
 from ..core.params import Params, adapter_for
 from ..core.states import TaskPriority, TaskState
 from ..core.task import Task, TaskInfo

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from ..brokers.base import PAGE_ENTRIES, Kind, TaskBroker
+from ..brokers.base import TaskBroker
+from ..brokers.contract import PAGE_ENTRIES, Kind, gave_up_at
 from ..checks import check_number
 from ..core.params import read_json, without_constants
 from ..core.states import PRIORITIES, TaskPriority
@@ -54,8 +55,7 @@ class DeadLetter:
     @property
     def milliseconds(self) -> int:
         """When it gave up, in milliseconds since the epoch; 0 if that cannot be read."""
-        text = self.header.partition(" ")[0]
-        return int(text) if len(text) < 16 and text.isascii() and text.isdecimal() else 0
+        return gave_up_at(self.header)
 
     @property
     def at(self) -> datetime | None:

@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
 from typing import Any, Literal, Never, Self, TypeVar
 
-from ..brokers.base import BOUNDS, TaskBroker, TaskRegistry
+from ..brokers.base import TaskBroker, TaskRegistry
+from ..brokers.url import BOUNDS
 from ..checks import check_number
 from ..core._run import TaskRun
 from ..core._time import now_micros

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from ..brokers.base import Batch, Channel, Confirm, TaskBroker
+from ..brokers.base import TaskBroker
+from ..brokers.contract import Channel, Confirm, EnqueueBatch
 from ..brokers.redis._lane import Lane
 from ..core._time import keep_for_good, new_id
 from ..core.places import has_place, refuse_second_loop
@@ -40,7 +41,7 @@ class Sending:
     __slots__ = ("batch", "buffered", "bytes", "sent", "since", "waiters")
 
     def __init__(
-        self, batch: Batch, size: int, waiters: list[Confirmation[Any]], buffered: bool, since: float = 0.0
+        self, batch: EnqueueBatch, size: int, waiters: list[Confirmation[Any]], buffered: bool, since: float = 0.0
     ) -> None:
         self.batch = batch
         self.bytes = size
@@ -176,7 +177,7 @@ class Producer(Outbox):
     def _sent_alone(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> Sending:
         groups: Groups = ([], [], [])
         groups[priority].append(payload)
-        sending = Sending(Batch(self.id, sequence, groups), len(payload), [waiter], False)
+        sending = Sending(EnqueueBatch(self.id, sequence, groups), len(payload), [waiter], False)
         sending.sent = True
         self._in_flight.appendleft(sending)  # nothing was on its way: what is behind it a signal's handler has queued
         return sending
@@ -206,7 +207,7 @@ class Producer(Outbox):
         self, groups: Groups, size: int, waiters: list[Confirmation[Any]], buffered: bool, since: float = 0.0
     ) -> None:
         self._sequence += 1
-        sending = Sending(Batch(self.id, self._sequence, groups), size, waiters, buffered, since)
+        sending = Sending(EnqueueBatch(self.id, self._sequence, groups), size, waiters, buffered, since)
         before = self._in_flight[-1] if self._in_flight else None
         self._in_flight.append(sending)
         if self._channel is not None:
@@ -311,7 +312,7 @@ class Producer(Outbox):
     def _dispatch_failed(self) -> None:
         groups, self._groups = self._groups, ([], [], [])
         waiters, self._waiters = self._waiters, []
-        sending = Sending(Batch(self.id, 0, groups), self._bytes, waiters, self._buffered > 0)
+        sending = Sending(EnqueueBatch(self.id, 0, groups), self._bytes, waiters, self._buffered > 0)
         self._count = self._bytes = self._buffered = 0
         self._in_flight.append(sending)
 

@@ -10,7 +10,8 @@ import pytest
 from broker_kit import HIGH, LOW, MEDIUM, places, put, take
 from waiting import until, within
 
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 
 Open = Callable[..., TaskBroker]
 

@@ -13,7 +13,8 @@ from broker_kit import HIGH, MEDIUM, places, put, take, with_options
 from waiting import until, within
 
 from fluidfast import TaskManager, every, task
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.core._time import new_id
 from fluidfast.core.states import TaskPriority, TaskState
 from fluidfast.errors import PayloadError, UnknownTaskError

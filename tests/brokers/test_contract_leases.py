@@ -11,7 +11,8 @@ from broker_kit import HIGH, LOW, MEDIUM, places, put, take
 from waiting import pass_time, until
 
 from fluidfast import task
-from fluidfast.brokers.base import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Claim, Settlement
 
 Open = Callable[..., TaskBroker]
 LEASE = 0.1

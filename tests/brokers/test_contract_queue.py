@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from broker_kit import HIGH, LOW, MEDIUM, Sender, places, put, redis_parts, take, take_all
 
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.core.states import TaskPriority
 

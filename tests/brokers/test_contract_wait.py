@@ -10,7 +10,8 @@ import pytest
 from broker_kit import HIGH, LOW, MEDIUM, places, put, redis_parts, take
 from waiting import pass_time, until, within
 
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 

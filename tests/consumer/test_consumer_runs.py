@@ -19,8 +19,8 @@ from waiting import pass_time, until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskState, task
 from fluidfast.brokers._leases import Claimed
+from fluidfast.brokers.contract import MAX_CLAIM
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.consume._slots import MAX_CLAIM
 
 
 class TestRuns:

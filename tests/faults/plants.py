@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis import broker as redis_broker
 from fluidfast.brokers.redis import channel as redis_channel
 from fluidfast.brokers.redis import scripts

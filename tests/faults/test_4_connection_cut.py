@@ -26,7 +26,7 @@ from waiting import until
 from worker_app import work
 
 from fluidfast import TaskManager
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.trials.ledger import ACKNOWLEDGED
 

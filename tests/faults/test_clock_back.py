@@ -18,7 +18,8 @@ from clocks import Clock
 from servers import RedisServer, find_servers, select_servers
 from waiting import until, within
 
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis import broker as redis_broker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import BrokerFullError

@@ -15,7 +15,7 @@ from servers import RedisServer
 from worker_app import work
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.trials.ledger import FINISHED, STARTED
 from fluidfast.consume import engine

@@ -12,7 +12,8 @@ import pytest
 from waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.manage.dead import DeadLetters
 

@@ -10,7 +10,8 @@ import pytest
 from broker_kit import LOW, MEDIUM, half_a_lease_later, places, put, take_all, with_options
 from waiting import until, within
 
-from fluidfast.brokers.base import Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 

@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
-from fluidfast.brokers.base import BrokerURL
+from fluidfast.brokers.url import BrokerURL
 from fluidfast.core.params import adapter_for, read_params, without_constants, write_params
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
 from fluidfast.manage.dead import DeadLetter, afresh

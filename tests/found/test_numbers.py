@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskManagerConfig, TaskRun, every, task
-from fluidfast.brokers.base import BrokerOptions, BrokerURL
+from fluidfast.brokers.url import BrokerOptions, BrokerURL
 from fluidfast.checks import check_number, read_number
 from fluidfast.commands.target import at_least_one
 from fluidfast.core.task import K8sConfig

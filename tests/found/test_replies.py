@@ -15,7 +15,7 @@ from servers import RedisServer
 from waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.brokers.base import Settlement
+from fluidfast.brokers.contract import Settlement
 from fluidfast.errors import BrokerAuthError
 
 

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from fluidfast import TaskManager
-from fluidfast.brokers.base import PAGE_BYTES, PAGE_ENTRIES, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import PAGE_BYTES, PAGE_ENTRIES, Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.dead import RedisSifter
 from fluidfast.errors import BrokerError

@@ -13,7 +13,8 @@ from broker_kit import HIGH, LOW, MEDIUM, half_a_lease_later, put, take_all, wit
 from waiting import within
 
 from fluidfast import TaskManager, TaskRun, task
-from fluidfast.brokers.base import Claim, Settlement, TaskBroker
+from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.contract import Claim, Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.keys import Keys
 from fluidfast.brokers.redis.rights import CONSUMER, PRODUCER, commands_of

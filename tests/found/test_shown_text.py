@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, task
-from fluidfast.brokers.base import BrokerURL
 from fluidfast.brokers.redis.servers import finder
+from fluidfast.brokers.url import BrokerURL
 from fluidfast.cli.logs import JsonFormatter, LineFormatter
 from fluidfast.core._machine import Listeners
 from fluidfast.core.config import TaskManagerConfig

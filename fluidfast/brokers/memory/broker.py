@@ -22,28 +22,29 @@ from ...core.task import Task, TaskInfo, TaskInfoUpdate
 from ...errors import BrokerURLError, ConfigError
 from ...texts import writable
 from .._leases import numbered
-from ..base import (
+from ..base import TaskBroker
+from ..contract import (
+    DEAD_AFTER,
+    MAX_CLAIM,
     PAGE_ENTRIES,
-    BrokerURL,
+    SUSPECT_AFTER,
+    WORKER_DIED,
     Channel,
     Claim,
     Exhume,
     Kind,
     Settlement,
     Sifter,
-    TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
     consumers_among,
     header,
     run_id_of,
 )
+from ..url import BrokerURL
 from ._pqueue import PriorityQueue
 
 __all__ = ["MemoryTaskBroker"]
-
-SUSPECT_AFTER = 2
-DEAD_AFTER = 3
 
 
 class Store:
@@ -292,7 +293,7 @@ class MemoryTaskBroker(TaskBroker):
             taken = [store.suspects.popleft()]
             alone = True
         else:
-            taken = store.queue.pop_many(min(limit, 1000), max_bytes, self._mask)
+            taken = store.queue.pop_many(min(limit, MAX_CLAIM), max_bytes, self._mask)
         items = numbered(taken)
         batch = new_id()
         if items:
@@ -396,8 +397,7 @@ class MemoryTaskBroker(TaskBroker):
                 strikes = store.strikes[payload] = store.strikes.get(payload, 0) + 1
                 if strikes >= DEAD_AFTER:
                     del store.strikes[payload]
-                    why = f"its worker died {DEAD_AFTER} times while holding it"
-                    store.dead.push(why, payload, self.options.bounds("dead"))
+                    store.dead.push(WORKER_DIED, payload, self.options.bounds("dead"))
                 elif strikes >= SUSPECT_AFTER:
                     suspects.append((priority, payload))
                 else:

@@ -38,22 +38,25 @@ from ...errors import (
 )
 from ...texts import printable, writable
 from .._leases import paired
-from ..base import (
+from ..base import TaskBroker
+from ..contract import (
+    DEAD_AFTER,
+    MAX_CLAIM,
     PAGE_BYTES,
     PAGE_ENTRIES,
-    BrokerURL,
+    SUSPECT_AFTER,
+    WORKER_DIED,
     Channel,
     Claim,
     Kind,
     Settlement,
     Sifter,
-    TaskBroker,
     TaskManagersStatus,
     TaskManagerStatus,
     consumers_among,
     header,
-    number_option,
 )
+from ..url import BrokerURL, number_option
 from ._resp import pack
 from .channel import RedisChannel, is_durable
 from .dead import RedisSifter, parted
@@ -78,6 +81,8 @@ LOCK_SECONDS = 5.0
 DELAY_MS = 120_000
 """How long a call that delays runs is known: longer than it is sent again."""
 REPLY_MS = 300_000
+MAX_PROMOTED = 1000
+"""Delayed runs that one step queues at most."""
 MAX_REPLIES = 1000
 """Finished runs that are read at a time."""
 MAX_ASKED = 100
@@ -88,8 +93,6 @@ GRANTED = {1: True, 0: False, -1: None}
 """Answers of acquire.lua."""
 JUMP_SECONDS = 1.0
 """By how much the server's clock has to go back between two sweeps: less costs no more than that."""
-SUSPECT_AFTER = 2
-DEAD_AFTER = 3
 NO_SHARD = -1
 FIRST_PAGE = 8
 """Entries of what gave up that are read before it is known how large they are."""
@@ -688,7 +691,7 @@ class RedisTaskBroker(TaskBroker):
         await self.adopt()
         batch = self.new_batch()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
-        count, lease = min(limit, 1000), milliseconds(self.options.lease_seconds)
+        count, lease = min(limit, MAX_CLAIM), milliseconds(self.options.lease_seconds)
 
         def command(lost: int) -> bytes:
             # An answer that was lost may be too much for this connection. So half goes back, and others may have it.
@@ -873,7 +876,7 @@ class RedisTaskBroker(TaskBroker):
         )
         expired, silent, taken, server_ms, shortest = await self.script(
             "reap", SUSPECT_AFTER, DEAD_AFTER, milliseconds(self.options.lease_seconds),
-            header(f"its worker died {DEAD_AFTER} times while holding it"), int(self._went_back),
+            header(WORKER_DIED), int(self._went_back),
             len(batches), *(part for pair in batches for part in pair),
             len(consumers), *(part for pair in consumers for part in pair), *self.bounds("dead"),
         )  # fmt: skip
@@ -899,9 +902,9 @@ class RedisTaskBroker(TaskBroker):
     async def promote(self) -> float | None:
         if self._none_delayed and not await self.call(pack(("ZRANGE", self.keys.delayed, 0, 0))):
             return None  # what an idle consumer asks once a second costs one command
-        moved, wait = await self.script("promote", 1000)
+        moved, wait = await self.script("promote", MAX_PROMOTED)
         self._none_delayed = wait < 0
-        if moved >= 1000:
+        if moved >= MAX_PROMOTED:
             return 0.0
         return None if wait < 0 else wait / 1000
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ...core._time import monotonic_seconds
 from ...core.states import PRIORITIES
 from ...errors import ConnectionLostError
-from ..base import Batch, Confirm
+from ..contract import Confirm, EnqueueBatch
 from ._lane import Lane
 from ._resp import pack
 from .link import Link, ServerReply, Transaction
@@ -42,14 +42,14 @@ class RedisChannel(Lane):
         self.queues = [broker.keys.queue(priority) for priority in PRIORITIES]
         self.may_watch = True
 
-    def __call__(self, batch: Batch, confirm: Confirm) -> None:
+    def __call__(self, batch: EnqueueBatch, confirm: Confirm) -> None:
         self._send(batch, confirm, sent=False)
 
-    def take_over(self, batch: Batch, confirm: Confirm) -> None:
+    def take_over(self, batch: EnqueueBatch, confirm: Confirm) -> None:
         """Go on with a batch that ``alone`` has sent, and with what came of its answer."""
         self._send(batch, confirm, sent=True)
 
-    def _send(self, batch: Batch, confirm: Confirm, *, sent: bool) -> None:
+    def _send(self, batch: EnqueueBatch, confirm: Confirm, *, sent: bool) -> None:
         broker, durable, link = self.broker, self.durable, self.link
         mark = broker.keys.producer(batch.producer).encode()
         high, medium, low = batch.groups

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ...core._time import new_id
 from ...core.states import LETTERS
 from ...errors import BrokerError
-from ..base import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
+from ..contract import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
 
 if TYPE_CHECKING:
     from .broker import RedisTaskBroker

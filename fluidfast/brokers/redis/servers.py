@@ -21,7 +21,7 @@ from redis.crc import key_slot
 from redis.retry import Retry as SyncRetry
 
 from ...errors import BrokerURLError
-from ..base import BrokerURL
+from ..url import BrokerURL
 
 __all__ = ["OPTIONS", "SCHEMES", "ServerFinder", "finder", "first_word"]
 

@@ -29,21 +29,21 @@ from ...core.places import has_place
 from ...core.states import TaskPriority
 from ...core.task import Task, TaskInfo
 from ...errors import BrokerConnectionError, BrokerError, BrokerURLError
-from ..base import (
+from ..base import TaskBroker
+from ..contract import (
     PAGE_ENTRIES,
-    Batch,
-    BrokerURL,
     Channel,
     Claim,
     Confirm,
+    EnqueueBatch,
     Exhume,
     Kind,
     Settlement,
     Sifter,
-    TaskBroker,
     TaskManagersStatus,
-    option,
+    gave_up_at,
 )
+from ..url import BrokerURL, option
 from .broker import NO_SHARD, RedisTaskBroker
 from .keys import DEFAULT_NAME
 
@@ -518,7 +518,11 @@ class ShardedRedisBroker(TaskBroker):
         if limit <= 0:
             return []
         parts = await self._each(lambda shard: shard.dead(offset + limit, oldest=oldest, kind=kind))
-        return list(islice(heapq.merge(*parts, key=died_at, reverse=not oldest), offset, offset + limit))
+        return list(
+            islice(
+                heapq.merge(*parts, key=lambda entry: gave_up_at(entry[0]), reverse=not oldest), offset, offset + limit
+            )
+        )
 
     def sifter(self, kind: Kind = "dead") -> Sifter:
         return ShardedSifter([shard.sifter(kind) for shard in self.shards])
@@ -607,7 +611,7 @@ class Sent:
     """A batch on its way to a shard, and what became of it."""
 
     number: int
-    batch: Batch
+    batch: EnqueueBatch
     confirm: Confirm
     answer: tuple[Exception | None] | None = None
 
@@ -620,7 +624,7 @@ class ShardedChannel:
         self.channels = channels
         self.sent: deque[Sent] = deque()
 
-    def __call__(self, batch: Batch, confirm: Confirm) -> None:
+    def __call__(self, batch: EnqueueBatch, confirm: Confirm) -> None:
         broker = self.broker
         number = broker.number_of(batch.producer, batch.sequence)
         # A shard remembers its own last number of a producer, so what has to be there first is what went there.
@@ -654,11 +658,6 @@ async def give_back(broker: TaskBroker, asking: "asyncio.Future[Claim] | asyncio
 
 def added(lengths: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {name: sum(length[name] for length in lengths) for name in lengths[0]}
-
-
-def died_at(entry: tuple[str, bytes]) -> int:
-    milli = entry[0].partition(" ")[0]
-    return int(milli) if milli.isdecimal() else 0
 
 
 def latest(infos: Sequence[TaskInfo]) -> TaskInfo:

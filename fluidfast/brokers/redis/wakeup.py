@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.states import LETTERS, PRIORITIES, TaskPriority
 from .._leases import Claimed
-from ..base import Claim
+from ..contract import Claim
 from ._resp import pack
 from .link import Link, LinkLost, ServerReply, give
 from .scripts import load

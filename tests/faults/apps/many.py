@@ -13,7 +13,7 @@ from time import monotonic
 from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.brokers.base import Claim
+from fluidfast.brokers.contract import Claim
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.wakeup import WakeUp
 

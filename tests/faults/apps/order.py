@@ -9,7 +9,7 @@ import msgspec
 from worker_app import OPTIONS, ledger
 
 from fluidfast import TaskRun, task
-from fluidfast.brokers.base import Claim
+from fluidfast.brokers.contract import Claim
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.manage.dead import read_fields
 
@@ -45,7 +45,7 @@ if OPTIONS:
 
     RedisTaskBroker.claim = claim_noted  # type: ignore[method-assign, assignment]
     if bug == "low-first":
-        from fluidfast.brokers.base import BrokerOptions
+        from fluidfast.brokers.url import BrokerOptions
         from fluidfast.core.states import PRIORITIES
 
         BrokerOptions.queues = property(lambda self: PRIORITIES[::-1], lambda self, value: None)  # type: ignore[assignment]
