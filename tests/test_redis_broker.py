@@ -922,12 +922,17 @@ class TestConnectionsAreKilled:
         return found
 
     async def disturb(
-        self, how: Callable[[], Awaitable[Any]], rng: random.Random, stop: asyncio.Event, most_seconds: float = 0.01
-    ) -> None:
+        self, how: Callable[[], Awaitable[Any]], rng: random.Random, stop: asyncio.Event,
+        progress: Callable[[], int], most: int,
+    ) -> None:  # fmt: skip
+        """Kill again and again: right after the last time, or when ``most`` more got through, however long that takes
+        on this machine."""
         # Not cancelled: asyncio.wait_for, which redis-py uses, may swallow that in Python 3.11.
         while not stop.is_set():
             await how()
-            await asyncio.sleep(rng.uniform(0.0005, most_seconds))
+            enough = progress() + rng.choice((0, most))
+            await until(lambda enough=enough: progress() >= enough or stop.is_set())
+            await asyncio.sleep(rng.uniform(0.0005, 0.01))
 
     async def queue_some(self, manager: TaskManager, how: str, numbers: range) -> None:
         if how == "one by one":
@@ -967,7 +972,10 @@ class TestConnectionsAreKilled:
 
             await manager.queue("note", n=-1)
             stop = asyncio.Event()
-            disturbing = asyncio.create_task(self.disturb(kill, rng, stop, 0.05 if how == "one by one" else 0.01))
+            batches = {"one by one": 200, "gathered": 1, "side by side": 20}[how]
+            disturbing = asyncio.create_task(
+                self.disturb(kill, rng, stop, lambda: manager._producer.confirmed, batches)
+            )
             total = 0
             while kills < 20:  # however quick the machine is
                 await self.queue_some(manager, how, range(total, total + self.RUNS))
@@ -995,7 +1003,7 @@ class TestConnectionsAreKilled:
                 await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
             stop = asyncio.Event()
-            disturbing = asyncio.create_task(self.disturb(kill, rng, stop))
+            disturbing = asyncio.create_task(self.disturb(kill, rng, stop, lambda: len(ran), 100))
             async with Running(consumer):
                 await until(lambda: len(ran) >= 2000)
                 stop.set()
