@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 from broker_kit import HIGH, MEDIUM, Sender, places, put, take, with_options
-from faults.proxy import BACK, FaultProxy
+from faults.proxy import BACK, THERE, FaultProxy, Side
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, LockNotOwnedError
@@ -1027,6 +1027,48 @@ async def test_a_server_that_hangs_has_its_connection_ended(
         server.resume()
         await within(queueing)
         assert (await manager.broker.queue_length())["medium"] == 2
+
+
+@pytest.mark.parametrize("after", [0, 2000], ids=["before its first answer", "while the scripts are loaded"])
+@pytest.mark.parametrize("verb", ["link", "blocking_link"])
+async def test_what_connects_while_the_broker_is_closed_leaves_no_connection(
+    redis_server: RedisServer, redis_url: str, verb: str, after: int
+) -> None:
+    """Its loop would be closed with the connection open: a ResourceWarning in whatever runs then."""
+    with FaultProxy(redis_server.port) as proxy:
+        broker = TaskBroker.from_url(proxy.url_of(redis_url))
+        proxy.stall(THERE, after)
+        connecting = asyncio.create_task(getattr(broker, verb)())
+        await until(lambda: is_held(proxy))
+        await broker.close()
+        proxy.flow()
+        with pytest.raises(BrokerError, match="was closed while it connected"):
+            await within(connecting)
+        await until(lambda: not clients(proxy))
+
+
+async def test_what_is_asked_again_after_the_broker_was_closed_leaves_no_connection(
+    redis_server: RedisServer, redis_url: str
+) -> None:
+    """By redis-py, whose pool makes a new one."""
+    with FaultProxy(redis_server.port) as proxy:
+        broker = TaskBroker.from_url(proxy.url_of(redis_url))
+        await broker.connect()
+        proxy.stall(THERE)
+        asking = asyncio.create_task(broker.queue_length())
+        await until(lambda: is_held(proxy))
+        await broker.close()
+        proxy.flow()
+        await within(asking)
+        await until(lambda: not clients(proxy))
+
+
+def is_held(proxy: FaultProxy) -> bool:
+    return any(side.held for side in list(proxy.sides))
+
+
+def clients(proxy: FaultProxy) -> list[Side]:
+    return [side for side in list(proxy.sides) if side.direction == THERE]
 
 
 async def test_clear_leaves_other_names_alone(redis_server: RedisServer) -> None:

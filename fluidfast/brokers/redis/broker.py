@@ -267,12 +267,14 @@ class RedisTaskBroker(TaskBroker):
         return self._link_loop
 
     async def new_link(self) -> Link:
-        """A connection of its own, ready for commands. Raises BrokerConnectionError or BrokerAuthError."""
+        """A connection of its own, ready for commands. Raises BrokerConnectionError, BrokerAuthError, or BrokerError if
+        the broker was closed meanwhile."""
+        opened = self._connecting
         connection = self.server.connection()
         try:
             async with asyncio.timeout(REPLY_SECONDS):
                 await heeding(connection.connect())  # type: ignore[no-untyped-call]
-            return Link(connection)
+            link = Link(connection)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
             raise
@@ -284,6 +286,14 @@ class RedisTaskBroker(TaskBroker):
         except (redis.exceptions.RedisError, OSError) as exc:
             reason = await first_word(connection) or exc  # which redis-py may not have read
             raise BrokerConnectionError(f"broker {self.url}: cannot connect: {reason}") from exc
+        self._refuse_if_closed(opened, link)
+        return link
+
+    def _refuse_if_closed(self, opened: asyncio.Lock | None, link: Link) -> None:
+        """End a connection that was begun before the broker was closed: nobody else would. ``opened`` is of then."""
+        if self._connecting is not opened:
+            link.abort()
+            raise BrokerError(f"broker {self.url}: it was closed while it connected")
 
     async def link(self) -> Link:
         """The shared connection, with the scripts loaded; made anew if it is gone."""
@@ -291,8 +301,9 @@ class RedisTaskBroker(TaskBroker):
         link = self._link
         if link is not None and not link.closed:
             return link
-        assert self._connecting is not None
-        async with self._connecting:
+        opened = self._connecting
+        assert opened is not None
+        async with opened:
             if self._link is not None and not self._link.closed:
                 return self._link
             link = await self.new_link()
@@ -314,6 +325,7 @@ class RedisTaskBroker(TaskBroker):
             except BaseException:
                 link.abort()
                 raise
+            self._refuse_if_closed(opened, link)
             link.busy_poll(self.options.busy_poll_us * 1e-6)
             self._link = link
             if self._watch is None:
@@ -457,6 +469,7 @@ class RedisTaskBroker(TaskBroker):
     async def redis(self, action: Callable[[], Awaitable[Any]]) -> Any:
         """Something by redis-py that may be done twice, its errors in our terms. Raises as ``patiently``."""
         self.enter_loop()
+        opened = self._connecting
 
         async def once() -> Any:
             try:
@@ -474,7 +487,11 @@ class RedisTaskBroker(TaskBroker):
             except redis.exceptions.RedisError as exc:
                 raise self.error(ServerReply(str(exc))) from exc
 
-        return await self.patiently(once)
+        try:
+            return await self.patiently(once)
+        finally:
+            if self._connecting is not opened:  # closed meanwhile: its connection went back to the pool behind that
+                await self.server.client.connection_pool.disconnect(inuse_connections=False)
 
     async def connect(self) -> None:
         async def once() -> None:
@@ -517,6 +534,7 @@ class RedisTaskBroker(TaskBroker):
 
     async def close(self) -> None:
         self.enter_loop()
+        self._connecting = asyncio.Lock()  # who connects under the old one is told that this was closed
         self._agreed = False
         watch, self._watch = self._watch, None
         if watch is not None:
