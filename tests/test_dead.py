@@ -9,7 +9,8 @@ from command_kit import run
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskPriority, TaskRun, task
 from fluidfast.brokers.contract import Settlement
-from fluidfast.manage.dead import DeadLetter, afresh
+from fluidfast.manage.dead import DeadLetter
+from fluidfast.wire.peek import afresh
 
 GIVES_UP = RetryPolicy(max_attempts=1, wait=0.001)
 APP = """

@@ -8,7 +8,6 @@ of tasks without a ``retry``. Their bytes are as they came. Both are bounded, an
 import asyncio
 import hashlib
 import heapq
-import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,13 +16,11 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-import msgspec
-
 from ..brokers.base import TaskBroker
 from ..brokers.contract import PAGE_ENTRIES, Kind, gave_up_at
 from ..checks import check_number
-from ..core.params import read_json, without_constants
 from ..core.states import PRIORITIES, TaskPriority
+from ..wire.peek import afresh, read_fields
 
 __all__ = ["KINDS", "DeadLetter", "DeadLetters"]
 
@@ -224,44 +221,3 @@ def matching(ids: Collection[str] | None, task: str | None, reason: str | None) 
 def entry(header: str, payload: bytes) -> bytes:
     """An entry as it stands in the list."""
     return header.encode("utf-8", "surrogateescape") + b"\n" + payload
-
-
-def is_packed(payload: bytes) -> bool:
-    return bool(payload) and (payload[0] >> 4 == 9 or payload[0] in (0xDC, 0xDD))
-
-
-def read_fields(payload: bytes) -> dict[str, Any]:
-    """What a payload says, without a registry; ``{}`` if it is no run."""
-    try:
-        if is_packed(payload):
-            values = msgspec.msgpack.decode(payload)
-            identity, task, priority, params = values[:4]
-            return {
-                "id": identity.hex() if isinstance(identity, bytes) else identity,
-                "task": task,
-                "priority": str(PRIORITIES[priority]),
-                "params": params,
-                "retry_attempt": values[10] if len(values) > 10 else 0,
-            }
-        fields = read_json(payload)
-        return fields if isinstance(fields, dict) else {}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, IndexError):
-        return {}
-
-
-def afresh(payload: bytes) -> bytes:
-    """A payload with its attempts counted from nought and due at once; what is no run, as it is."""
-    try:
-        if is_packed(payload):
-            values = msgspec.msgpack.decode(payload)
-            values[8:11] = [None, 0, 0][: max(0, len(values) - 8)]
-            return msgspec.msgpack.encode(values)
-        constants = without_constants(payload) is not None
-        fields = read_json(payload) if constants else msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
-        if not isinstance(fields, dict):
-            return payload
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
-        return payload
-    for name in ("execute_after", "rate_limit_attempt", "retry_attempt"):
-        fields.pop(name, None)
-    return json.dumps(fields).encode() if constants else msgspec.json.encode(fields)

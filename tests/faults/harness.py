@@ -33,7 +33,7 @@ from servers import RedisServer, leaked_keys
 
 import fluidfast
 from fluidfast.commands.trials.ledger import Oracle, Verdict
-from fluidfast.manage.dead import read_fields
+from fluidfast.wire.peek import read_fields
 
 APP = Path(__file__).with_name("worker_app.py")
 ALLOWED_KEYS = ("*-tasks-*", "*-ff:failed")

@@ -16,7 +16,7 @@ from harness import Fleet, until
 from results import Figures
 
 from fluidfast.commands.trials.ledger import FINISHED, STARTED, Oracle
-from fluidfast.manage.dead import read_fields
+from fluidfast.wire.peek import read_fields
 
 SLACK_SECONDS = 1.0
 

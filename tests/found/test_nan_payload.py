@@ -18,8 +18,9 @@ from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.brokers.url import BrokerURL
 from fluidfast.core.params import adapter_for, read_params, without_constants, write_params
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError
-from fluidfast.manage.dead import DeadLetter, afresh
+from fluidfast.manage.dead import DeadLetter
 from fluidfast.wire._codec import Codec
+from fluidfast.wire.peek import afresh
 
 
 class Struct(msgspec.Struct):

@@ -38,8 +38,9 @@ from fluidfast import TaskRun, crontab
 from fluidfast.brokers.redis.broker import decode_info
 from fluidfast.core.params import non_finite_field
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError, UnknownTaskError
-from fluidfast.manage.dead import DeadLetter, afresh, is_packed
+from fluidfast.manage.dead import DeadLetter
 from fluidfast.wire._codec import Codec, encode_json
+from fluidfast.wire.peek import afresh, is_packed
 
 CORPUS = Path(__file__).with_name("corpus")
 MAX_INPUT = 1 << 20

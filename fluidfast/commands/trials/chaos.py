@@ -21,8 +21,8 @@ from ...brokers.base import TaskBroker
 from ...brokers.memory.broker import MemoryTaskBroker
 from ...errors import BrokerConnectionError, TaskError
 from ...execute.cpubound import PARENT
-from ...manage.dead import read_fields
 from ...manage.manager import TaskManager
+from ...wire.peek import read_fields
 from ..display import HelpFormatter, Progress, table
 from ..loops import on_signals, run_loop
 from ..target import CommandError, at_least_one, check_writable, first_of, url_of_its_own

@@ -13,7 +13,7 @@ from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskRun, TaskScheduler, every, task
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.manage.dead import read_fields
+from fluidfast.wire.peek import read_fields
 
 PERIOD = 2.0
 

@@ -11,7 +11,7 @@ from worker_app import OPTIONS, ledger
 from fluidfast import TaskRun, task
 from fluidfast.brokers.contract import Claim
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.manage.dead import read_fields
+from fluidfast.wire.peek import read_fields
 
 
 class Step(msgspec.Struct):

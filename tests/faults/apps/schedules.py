@@ -12,7 +12,7 @@ from worker_app import OPTIONS, end_with_parent, ledger
 
 from fluidfast import TaskRun, TaskScheduler, crontab, every, task
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.manage.dead import read_fields
+from fluidfast.wire.peek import read_fields
 
 
 async def note(ctx: TaskRun) -> None:
