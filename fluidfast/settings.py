@@ -33,7 +33,7 @@ __all__ = ["Settings", "get_settings", "read_settings"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment asks for. Every upper-case field name is also an attribute of this module.
+    """The settings that the environment gives. Every upper-case field name is also an attribute of this module.
 
     ``broker_url``: where runs are kept. It may hold a password, so it is not part of ``repr``.
     ``max_concurrent_tasks``: how many runs one consumer executes at a time; 0: none.

@@ -352,7 +352,7 @@ async def test_one_run_that_never_fits(broker_url: str) -> None:
 async def test_several_that_never_fit_together(broker_url: str) -> None:
     """They go when nothing else waits."""
     async with opened(broker_url, max_queue_bytes=12_000, full_timeout=0.1) as manager:
-        gate = manager._backpressure
+        gate = manager.intake.backpressure
         await within(gate.admit(3, 30_000), 5)
         await manager.queue(note, n=0)
         with pytest.raises(QueueFullError):

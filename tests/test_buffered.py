@@ -70,7 +70,7 @@ async def test_a_plain_loop(broker_url: str) -> None:
         runs = [await manager.queue(mail, to=n) for n in range(5000)]
         assert {str(run.state) for run in runs} == {"queued"}
         await manager.flush()
-        assert manager._producer.pending == manager._producer.pending_bytes == 0
+        assert manager.intake.producer.pending == manager.intake.producer.pending_bytes == 0
         found = await take_runs(manager)
         assert [run.id for run in found] == [run.id for run in runs]
         assert numbers(found) == list(range(5000))
@@ -104,7 +104,7 @@ async def test_it_returns_before_the_server_answers(start_server: Start) -> None
         async with asyncio.timeout(5):
             for n in range(1, 100):
                 await manager.queue(mail, to=n)
-        assert manager._producer.pending == 99
+        assert manager.intake.producer.pending == 99
         flushing = asyncio.create_task(manager.flush())
         await asyncio.wait([flushing], timeout=0.05)
         assert not flushing.done()
@@ -154,7 +154,7 @@ def test_bad_options() -> None:
 async def test_the_buffer_is_bounded(start_server: Start, bound: int) -> None:
     server = start_server()
     async with alone(server, buffer_runs=bound) as manager:
-        producer = manager._producer
+        producer = manager.intake.producer
         most = 0
 
         async def fill() -> None:
@@ -181,7 +181,7 @@ async def test_the_buffer_is_bounded(start_server: Start, bound: int) -> None:
 async def test_the_buffer_is_bounded_in_bytes(start_server: Start) -> None:
     server = start_server()
     async with alone(server, buffer_bytes=1 << 20) as manager:
-        producer = manager._producer
+        producer = manager.intake.producer
         await manager.queue(mail, to=-1)
         await manager.flush()
         server.pause()
@@ -204,7 +204,7 @@ async def test_the_buffer_is_bounded_in_bytes(start_server: Start) -> None:
 async def test_many_callers_share_the_buffer(start_server: Start) -> None:
     server = start_server()
     async with alone(server, buffer_runs=500) as manager:
-        producer = manager._producer
+        producer = manager.intake.producer
         most = 0
 
         async def fill(start: int) -> None:
@@ -237,7 +237,7 @@ async def test_a_caller_that_is_cancelled_while_it_is_held(start_server: Start) 
         for n in range(4):
             await manager.queue(mail, to=n)
         held = asyncio.create_task(manager.queue(mail, to=4))
-        await until(lambda: manager._producer.pending == 5)
+        await until(lambda: manager.intake.producer.pending == 5)
         held.cancel()
         with pytest.raises(asyncio.CancelledError):
             await held
@@ -455,13 +455,13 @@ async def test_a_burst_of_large_runs_goes_in_bounded_commands(redis_url: str, mo
     """Callers that come together do not make one command that a server would refuse."""
     async with managing(redis_url, mail) as manager:
         sizes: list[int] = []
-        send = manager._producer._dispatch_batch
+        send = manager.intake.producer._dispatch_batch
 
         def seen(groups: Any, size: int, *rest: Any) -> None:
             sizes.append(size)
             send(groups, size, *rest)
 
-        monkeypatch.setattr(manager._producer, "_dispatch_batch", seen)
+        monkeypatch.setattr(manager.intake.producer, "_dispatch_batch", seen)
         await asyncio.gather(*(manager.queue(mail, to=n, body="x" * 500_000) for n in range(60)))
         assert sum(sizes) > 30_000_000
         assert max(sizes) < 10_000_000

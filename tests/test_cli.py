@@ -556,7 +556,8 @@ class TestCommandLine:
         assert cpu_bound_command(run) == [sys.executable, APP, *exec_args(run)]
 
     def test_executor(self) -> None:
-        assert faces_app.look.run_executor() is run_in_subprocess
+        assert faces_app.look.run_executor() is not faces_app.look.cpu_executor
+        assert a_manager(faces_app.look).launcher is run_in_subprocess
         assert faces_app.look.run_executor(in_process=True) is faces_app.look.cpu_executor
 
 

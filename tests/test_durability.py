@@ -189,7 +189,7 @@ async def test_a_primary_that_is_killed(start_server: Start) -> None:
     with pytest.raises((asyncio.CancelledError, BrokerConnectionError)):
         await producing
     assert queue_of(replica) >= at_the_kill > 200
-    manager._producer._in_flight.clear()
+    manager.intake.producer._in_flight.clear()
     await manager.on_shutdown()
 
 

@@ -328,7 +328,7 @@ async def test_a_broker_that_cannot(
     async def fails(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(manager, "_submit", fails)
+    monkeypatch.setattr(manager.intake, "hand_over", fails)
     monkeypatch.setattr(manager.broker, "get_tasks_info", fails)
     for response in (await client.post("/tasks/anything"), await client.get("/tasks")):
         assert response.status_code == 503

@@ -125,7 +125,7 @@ def test_sequences(steps: list[tuple[str, int]]) -> None:
 
 
 def test_numbers_are_those_of_the_compiled_enum() -> None:
-    header = Path(fluidfast.__file__).with_name("_machine.pxd").read_text()
+    header = Path(fluidfast.__file__).with_name("core").joinpath("_machine.pxd").read_text()
     block = re.search(r"cdef enum State:\n((?: +\w+ = \d+\n)+)", header)
     assert block is not None
     numbers = {name.lower(): int(number) for name, number in re.findall(r"(\w+) = (\d+)", block[1])}

@@ -207,7 +207,7 @@ class TestQueue:
     async def test_execute_after(self, manager: TaskManager) -> None:
         run = manager.create_task_run("add", a=1)
         run.execute_after = now_micros() / 1e6 + 100  # type: ignore[assignment]
-        await manager._queue_run(run)
+        await manager.intake.send(run)
         assert await places(manager.broker) == {"delayed": 1}
 
     async def test_all_that_takes_a_coroutine_takes_it(self, manager: TaskManager) -> None:

@@ -413,9 +413,9 @@ def test_params_read_both_ways() -> None:
 
 
 def test_params_that_are_not_there() -> None:
-    with pytest.raises(AttributeError, match="the params have no 'z', they have: a, b"):
+    with pytest.raises(AttributeError, match="there is no 'z', only: a, b"):
         Params(a=1, b=2).z  # noqa: B018
-    with pytest.raises(AttributeError, match="they have: nothing"):
+    with pytest.raises(AttributeError, match="only: nothing"):
         Params().z  # noqa: B018
     with pytest.raises(KeyError):
         Params()["z"]

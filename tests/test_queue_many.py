@@ -102,14 +102,14 @@ class Spy:
     def __init__(self, manager: TaskManager, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: list[int] = []
         self.sizes: list[int] = []
-        submit = manager._producer.submit_batch
+        submit = manager.intake.producer.submit_batch
 
         def seen(priority: int, payloads: list[bytes]) -> asyncio.Future[None]:
             self.counts.append(len(payloads))
             self.sizes.append(sum(map(len, payloads)))
             return submit(priority, payloads)
 
-        monkeypatch.setattr(manager._producer, "submit_batch", seen)
+        monkeypatch.setattr(manager.intake.producer, "submit_batch", seen)
 
 
 # -- what it takes

@@ -431,11 +431,13 @@ def test_a_payload_that_cannot_be_handed_over(redis_url: str, monkeypatch: pytes
         raise MemoryError("no room for it")
 
     with opened(redis_url) as manager:
-        producer = manager._producer
-        monkeypatch.setattr(manager, "_producer", type("Broken", (type(producer),), {"submit": submit})(manager.broker))
+        producer = manager.intake.producer
+        monkeypatch.setattr(
+            manager.intake, "producer", type("Broken", (type(producer),), {"submit": submit})(manager.broker)
+        )
         with pytest.raises(MemoryError, match="no room"):
             in_time(lambda: manager.sync.queue(mail, to=1))
-        monkeypatch.setattr(manager, "_producer", producer)
+        monkeypatch.setattr(manager.intake, "producer", producer)
         in_time(lambda: manager.sync.queue(mail, to=2))
         assert numbers(taken(manager)) == [2]
 

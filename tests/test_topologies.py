@@ -617,7 +617,7 @@ async def test_the_least_rights(
             assert str((await producer.queue_and_wait(failing, timeout=20)).state) == "failure"
             await producer.queue_many(limited, [{} for _ in range(4)])
             await producer.queue_many(batch, [{} for _ in range(7)])
-            await producer._queue_run(producer.create_task_run(child, n=0), 0.05)
+            await producer.intake.send(producer.create_task_run(child, n=0), 0.05)
             assert str((await one.queue_and_wait(child, n=0, timeout=20)).state) == "success"
             await until(lambda: one.engine.finished == 2016)
             # a silent consumer's lease is taken back: with its keeper and its settling gone, as if it had been killed

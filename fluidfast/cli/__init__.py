@@ -114,7 +114,7 @@ class TaskManagerCLI(click.Group):
 
 
 def imported(path: str) -> Any:
-    """What an import string names: ``package.module:attribute``, dots in the attribute too."""
+    """Return the object that an import string names: ``package.module:attribute``, dots in the attribute too."""
     module_name, colon, attributes = path.partition(":")
     if not module_name or not colon or not attributes:
         raise click.ClickException(f"{path!r} is no import string, it has to be 'package.module:name'")

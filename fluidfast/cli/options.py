@@ -1,7 +1,7 @@
 """Options of ``exec NAME``, made from the fields of the task's params model.
 
 A field of a plain type is ``--name VALUE``, a boolean ``--name/--no-name``, an enum or a Literal a choice, a list of
-plain values the option again and again; anything else is JSON. What is given goes through the model's own decoder, so
+plain values the option again and again; anything else is JSON. The model's own decoder reads each value, so
 a value means the same here as on a queue.
 """
 
@@ -99,7 +99,7 @@ class FieldOptions:
         self.hint = f" The only way to give {', '.join(reserved)}." if reserved else ""
 
     def given(self, ctx: click.Context) -> dict[str, Any]:
-        """What the command line gives, by name in JSON. What it leaves out is left to the model."""
+        """Return the fields that the command line gives, by name, in JSON. The model fills in the others."""
         sources = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
         return {key: ctx.params[name] for name, key in self.keys.items() if ctx.get_parameter_source(name) in sources}
 

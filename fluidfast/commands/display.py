@@ -1,4 +1,4 @@
-"""What the commands show: a progress bar on a terminal, aligned tables, help that fits, errors that are one line."""
+"""Output of the commands: a progress bar on a terminal, aligned tables, help that fits, errors that are one line."""
 
 import argparse
 import re

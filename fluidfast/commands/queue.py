@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,12 +75,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 class BadLine(Exception):
-    """What is wrong with a line."""
+    """A line that cannot be queued; its text says why."""
 
 
 @dataclass
 class Account:
-    """What became of the lines."""
+    """Counts the lines by their outcome."""
 
     queued: int = 0
     last_queued: int = 0
@@ -130,8 +130,7 @@ class Sender:
 
     def make(self, line: bytes | None) -> tuple[TaskRun[Any, Any], bytes]:
         """The run of a line, and its payload; nothing is sent yet. Raises BadLine."""
-        manager = self.manager
-        codec = manager.broker.codec
+        intake = self.manager.intake
         if line is None:
             raise BadLine("it is longer than the largest run may be")
         try:
@@ -141,9 +140,8 @@ class Sender:
         if not isinstance(params, dict):
             raise BadLine(f"a JSON object is expected, it is {json_kind(params)}")
         try:
-            run = codec.create_with(self.task, self.priority, "", params, manager, manager.dispatcher.listeners)
-            run._emit()
-            return run, codec.submit(run)
+            run = intake.make_with(self.task, params, self.priority)
+            return run, intake.write(run)
         except (ParamsError, PayloadTooLargeError) as exc:
             raise BadLine(str(exc)) from exc
 
@@ -151,18 +149,16 @@ class Sender:
         """Queue a window and account for each of it. An error is left in ``account.error``."""
         account = self.account
         try:
-            if (gate := self.manager._backpressure).active:
-                await gate.admit(len(window), sum(len(payload) for _, _, payload in window))
+            await self.manager.intake.admit(len(window), sum(len(payload) for _, _, payload in window))
         except TaskError as exc:  # the queue is full
             account.error = exc
             account.refused += [number for number, _, _ in window]
             account.not_queued(account.refused[0])
             return
-        loop = asyncio.get_running_loop()
-        submit = self.manager._producer.submit
-        answers = [submit(loop, run.prio, payload, None) for _, run, payload in window]
+        answers = [self.manager.intake.post(run, payload) for _, run, payload in window]
         try:
-            errors: Sequence[BaseException | None] = await asyncio.gather(*answers, return_exceptions=True)
+            found = await asyncio.gather(*answers, return_exceptions=True)
+            errors = [one if isinstance(one, BaseException) else None for one in found]
         except asyncio.CancelledError:  # the second Ctrl-C
             for (number, run, _), answer in zip(window, answers, strict=True):
                 self._account(number, run, CANCELLED if answer.cancelled() else answer.exception())
@@ -264,7 +260,7 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
     assert sending is not None
     on_signals(stop, sending.cancel)
     try:
-        async for window in windows(lines, min(WINDOW, sender.manager._backpressure.batch_runs)):
+        async for window in windows(lines, min(WINDOW, sender.manager.intake.backpressure.batch_runs)):
             made: list[tuple[int, TaskRun[Any, Any], bytes]] = []
             stopped = False
             account.next_window()

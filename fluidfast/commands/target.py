@@ -7,9 +7,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from ..brokers.url import BrokerURL
 from ..checks import MAX_COUNT, shown
 from ..core._time import new_id
-from ..core.events import Event
 from ..manage.consumer import TaskConsumer
 from ..manage.manager import TaskManager
 from ..texts import describe, printable
@@ -180,36 +177,11 @@ def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
     if isinstance(manager, TaskConsumer):
         consumer = manager
     else:
-        consumer = TaskConsumer(deps=manager.deps, config=replace(manager.config, broker_url=manager.broker.url.raw))
-        consumer.state = manager.state
-        for task in manager.registry.values():
-            consumer.register_task(task)
-        for kind, handlers in manager.dispatcher._handlers.items():
-            for tag, handler in handlers.items():
-                consumer.dispatcher.register_handler(Event(kind, tag), handler)
-        for kind, async_handlers in manager._async_handlers._handlers.items():
-            for tag, async_handler in async_handlers.items():
-                consumer.register_async_handler(Event(kind, tag), async_handler)
-        consumer._async_contexts.insert(0, closing(manager))
-        for context in manager._async_contexts:
-            consumer.add_async_context_manager(context)
-        consumer._plugins += manager._plugins
-        manager.dispatcher, manager._listeners = consumer.dispatcher, consumer._listeners
-        for name in ("register_async_handler", "unregister_async_handler"):
-            setattr(manager, name, getattr(consumer, name))
+        consumer = TaskConsumer.of(manager)
         say_what_is_left_out(manager)
     if concurrency is not None:
         consumer.config.max_concurrent_tasks = consumer.engine.concurrency = concurrency
     return consumer
-
-
-@asynccontextmanager
-async def closing(manager: TaskManager) -> AsyncIterator[None]:
-    """Close a manager at the end: tasks and handlers may have queued runs with it."""
-    try:
-        yield
-    finally:
-        await manager.on_shutdown()
 
 
 class Bare:

@@ -22,7 +22,7 @@ from functools import partial
 from time import monotonic
 
 from ..brokers.contract import MAX_CLAIM
-from ..produce.backpressure import SLOT
+from ..core.context import SLOT
 from ..errors import TaskRunError
 from ..execute.executor import SET_TO_FAILURE, refuse_unrun
 from ..core.task import is_async

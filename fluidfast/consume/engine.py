@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..brokers._leases import Claimed, Lease
 from ..brokers.contract import Claim
@@ -42,11 +42,9 @@ from ..execute.threads import Job, Threads
 from ..texts import describe, error_text, printable
 from ._ledger import SETTLE_SECONDS
 from ._slots import Slot, Slots
+from .host import Host
 from .keeper import Held, LeaseKeeper
 from .settler import Settler
-
-if TYPE_CHECKING:
-    from ..manage.manager import TaskManager
 
 __all__ = ["Engine"]
 
@@ -106,7 +104,7 @@ class Collector:
 class Engine(Slots, Worker):
     """Consumes for one manager."""
 
-    def __init__(self, manager: "TaskManager", *, concurrency: int, stopping_grace_period: float) -> None:
+    def __init__(self, manager: Host, *, concurrency: int, stopping_grace_period: float) -> None:
         Worker.__init__(self, name="task-consumer", stopping_grace_period=stopping_grace_period + 5)
         self.manager = manager
         self.broker = manager.broker

@@ -1,1 +1,1 @@
-"""What a run, a task, a schedule, an event and a worker are. No I/O."""
+"""Runs, tasks, schedules, events and workers. No I/O."""

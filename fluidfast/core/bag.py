@@ -1,18 +1,21 @@
-"""A bag of values that reads as a mapping and as attributes: ``manager.state`` and the default of ``manager.deps``."""
+"""A mapping whose keys are attributes too: params of a task without a model, ``manager.state``, the default of
+``manager.deps``."""
 
 from typing import Any
 
-__all__ = ["State"]
+__all__ = ["Bag"]
 
 
-class State(dict[str, Any]):
-    """``state["db"]`` and ``state.db`` are the same value."""
+class Bag(dict[str, Any]):
+    """``bag["a"]`` and ``bag.a`` are the same."""
+
+    __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"nothing is stored as {name!r}") from None
+            raise AttributeError(f"there is no {name!r}, only: {', '.join(self) or 'nothing'}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Event(NamedTuple):
-    """What a handler is registered for. The tag tells handlers of one event type apart."""
+    """An event that a handler is registered for. The tag tells handlers of one event type apart."""
 
     type: str
     tag: str = ""
@@ -88,6 +88,10 @@ class BaseDispatcher(ABC, Generic[MessageType, MessageHandlerType]):
         """
         return self._handlers.get(self.event_type(message))
 
+    def registered(self) -> list[tuple[Event, MessageHandlerType]]:
+        """Return all handlers with the events that they are registered for."""
+        return [(Event(type_, tag), handler) for type_, tags in self._handlers.items() for tag, handler in tags.items()]
+
     def _event(self, event: Event | str) -> Event:
         return Event.from_string_or_event(event)
 
@@ -98,7 +102,7 @@ class Dispatcher(BaseDispatcher[MessageType, Callable[[MessageType], None]]):
     def dispatch(self, message: MessageType) -> int:
         """Call the message's handlers one after the other, in order of registration, and return how many there are.
 
-        What a handler raises is passed on; the handlers after it are not called.
+        An exception of a handler is passed on; the handlers after it are not called.
         """
         handlers = self.get_handlers(message)
         if not handlers:
@@ -207,7 +211,9 @@ class TaskDispatcher(Dispatcher["TaskRun"]):
         return task_event(event)
 
     def _count_listeners(self) -> None:
-        self.listeners.mask = sum(1 << number for number, state in enumerate(STATES) if state in self._handlers)
+        others = self.listeners.mask >> len(STATES) << len(STATES)  # of hooks
+        states = sum(1 << number for number, state in enumerate(STATES) if state in self._handlers)
+        self.listeners.mask = others | states
 
 
 class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):

@@ -19,6 +19,7 @@ from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, 
 
 from ..errors import ParamsError, TaskDecoratorError
 from ..texts import MAX_ERROR, error_text, printable, quoted
+from .bag import Bag
 
 __all__ = [
     "Params",
@@ -41,30 +42,13 @@ CONSTANT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN', re.DOTALL)
 MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 
-class Params(dict[str, Any]):
-    """Params of a task that names no model: ``ctx.params["a"]`` and ``ctx.params.a`` are the same."""
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the params have no {name!r}, they have: {', '.join(self) or 'nothing'}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        try:
-            del self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+Params = Bag
+"""Params of a task that names no model."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParamsAdapter:
-    """What the codec needs of a params model. The callables raise whatever their library raises."""
+    """The functions of a params model that the codec needs. The callables raise whatever their library raises."""
 
     model: Any
     validate: Callable[[Any], Any]

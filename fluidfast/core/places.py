@@ -13,7 +13,7 @@ __all__ = ["HasPlace", "has_place", "refuse_second_loop"]
 
 
 class HasPlace(Protocol):
-    """What has something that belongs to a process."""
+    """An object that holds something which belongs to one process."""
 
     def _forked(self) -> None:
         """Called in the child of a fork, before anything else runs there. Must not make ids, nor free anything."""

@@ -48,7 +48,7 @@ def open_standard_streams() -> None:
 
 
 class Forgiving(io.FileIO):
-    """A file whose writes never fail. What it could not write is gone."""
+    """A file whose writes never fail. It drops data that it cannot write."""
 
     def write(self, data: Any, /) -> int:
         size = len(memoryview(data).cast("B"))

@@ -148,7 +148,7 @@ class K8sConfig(msgspec.Struct, kw_only=True):
 
 
 class TaskInfoUpdate(msgspec.Struct, kw_only=True):
-    """What changes about a task while the fleet runs; kept by the broker."""
+    """Changes to a task while the fleet runs; the broker keeps them."""
 
     enabled: bool = True
     last_run_end: datetime | None = None
@@ -235,7 +235,7 @@ class Task(NamedTuple, Generic[P]):
         return self.cpu_executor is not None
 
     def run_executor(self, *, in_process: bool = False) -> TaskExecutor:
-        """What to call with a run. ``in_process``: the function itself, also of a CPU-bound task."""
+        """Return the function to call with a run. ``in_process``: the task's own, also if it is CPU-bound."""
         if in_process and self.cpu_executor is not None:
             return self.cpu_executor
         return self.executor
@@ -286,6 +286,11 @@ class TaskOptions(TypedDict, total=False):
     env: dict[str, str] | None
     batch: int | None
     batch_wait: float | None
+
+
+async def launch(ctx: Any) -> None:
+    """Have a run of a CPU-bound task executed by its manager's ``launcher``: in a process of its own, by default."""
+    await ctx.task_manager.launcher(ctx)
 
 
 @overload
@@ -341,10 +346,8 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
     if model is None:
         model = annotated_model(function, name, scope)
     if options.pop("cpu_bound", False):
-        from ..execute.cpubound import run_in_subprocess
-
         options["cpu_executor"] = function
-        executor: TaskExecutor = run_in_subprocess
+        executor: TaskExecutor = launch
     else:
         executor = function
     if options.get("batch_wait", 0) and not options.get("batch", 0):
@@ -491,7 +494,7 @@ def same_function(one: Any, other: Any) -> bool:
 
 
 def held_by(function: Any) -> tuple[Any, ...]:
-    """What a function was made with: its defaults, and the values of its closure."""
+    """Return the values that a function was made with: its defaults, and those of its closure."""
     values = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # of a name that has no value yet

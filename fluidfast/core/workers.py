@@ -480,7 +480,7 @@ class QueueConsumer(Worker, Generic[MessageType]):
 
 
 class QueueConsumerWorker(QueueConsumer[MessageType]):
-    """Awaits a callback for each message, one after the other. What the callback raises ends the worker.
+    """Awaits a callback for each message, one after the other. An exception of the callback ends the worker.
 
     When it is asked to stop it delivers what is queued before it ends, for as long as its grace period.
     """
@@ -500,7 +500,7 @@ class QueueConsumerWorker(QueueConsumer[MessageType]):
 
 
 class AsyncConsumer(QueueConsumer[MessageType]):
-    """Passes each message to an ``AsyncDispatcher``, one after the other. What ``dispatch`` raises ends the worker
+    """Passes each message to an ``AsyncDispatcher``, one after the other. An exception of ``dispatch`` ends the worker
     (that of ``AsyncTaskDispatcher`` logs the errors of handlers and raises none).
 
     When it is asked to stop it delivers what is queued before it ends, for as long as its grace period.

@@ -2,8 +2,8 @@
 
     ENTRY exec NAME --log --run-id ID --params -
 
-The params go down the child's stdin, never into its argv, where every user of the machine could read them. What the
-child prints comes out of this process, line by line. How it ended is its exit code, for an aborted run the reason on
+The params go down the child's stdin, never into its argv, where every user of the machine could read them. The child's
+output comes out of this process, line by line. How it ended is its exit code, for an aborted run the reason on
 the broker, and for a success a word on a pipe of its own: a process that ends well without having executed its run is
 a failure.
 """
@@ -45,7 +45,7 @@ def strip_serve(command: Sequence[str]) -> list[str]:
 
 
 def exec_args(ctx: TaskRun[Any, Any]) -> list[str]:
-    """What makes an entry point execute this run. The params are not among it, they are read from stdin.
+    """Return the arguments with which an entry point executes this run; it reads the params from stdin.
 
     The id is there to be seen, with ``=`` as it may begin with a dash, and escaped as it may hold anything.
     """
@@ -118,7 +118,7 @@ async def until_ended(process: asyncio.subprocess.Process, params: bytes) -> Non
 
 
 def read_now(pipe: int) -> bytes:
-    """What is in a pipe; nothing if somebody may still write to it."""
+    """Return the bytes in a pipe; none if somebody may still write to it."""
     os.set_blocking(pipe, False)
     try:
         return os.read(pipe, 100)
@@ -221,7 +221,7 @@ def send(process: asyncio.subprocess.Process, number: int) -> None:
 
 
 def record_of_this_process() -> dict[str, Any]:
-    """What the parent said about the run beside its params: fields of the run, for ``model_copy``."""
+    """Return the fields of the run that the parent gave beside its params, for ``model_copy``."""
     global _confirmation
     text = os.environ.pop(RECORD, None)
     if text is None:

@@ -59,7 +59,6 @@ from ..errors import (
     UnknownTaskError,
 )
 from ..manage.manager import TaskManager
-from ..run import TaskRun
 from ..settings import read_settings
 
 __all__ = [
@@ -96,7 +95,7 @@ TaskManagerDep = Annotated[TaskManager, Depends(get_task_manager_from_request)]
 
 
 class TaskUpdate(BaseModel):
-    """What PATCH changes about a task."""
+    """Changes to a task, as PATCH takes them."""
 
     enabled: bool = Field(description="Whether runs of the task are executed and it is scheduled")
 
@@ -148,7 +147,7 @@ def task_manager_fastapi(
         guards = [*guards, Depends(refuse_other_sites)]
         app.router.dependencies.extend(guards)
         try:
-            for plugin in task_manager._plugins:
+            for plugin in task_manager.plugins:
                 plugin.register_routes(app, prefix=prefix, tags=cast(list[str], names))
         finally:
             del app.router.dependencies[len(app.router.dependencies) - len(guards) :]
@@ -411,13 +410,9 @@ async def queue_task(task_manager: TaskManagerDep, task_name: Annotated[str, Pat
     if task is None:
         raise HTTPException(404, "Task not found")
     params = await params_of(request, task_manager.broker.options.max_payload_bytes)
-    codec, listeners = task_manager.broker.codec, task_manager.dispatcher.listeners
     try:
-        # as queue(**params), but a field may be called as a keyword of it
-        run: TaskRun[Any, Any] = codec.create(task, None, "", params, task_manager, listeners)
-        run._emit()
-        await task_manager._submit(run.prio, codec.submit(run))
-        run._emit()
+        run = task_manager.intake.make_with(task, params)
+        await task_manager.intake.send(run)
     except ParamsError as exc:
         raise HTTPException(422, mistakes(task, params, exc)) from exc
     except PayloadTooLargeError as exc:
@@ -450,7 +445,7 @@ def mistake(kind: str, place: Sequence[str | int], message: str) -> dict[str, An
 
 
 def mistakes(task: Task[Any], params: dict[str, Any], exc: ParamsError) -> list[dict[str, Any]]:
-    """What is wrong with params, in FastAPI's form but without what was given: it may be a secret."""
+    """Return the errors of params, in FastAPI's form but without the values, which may be secrets."""
     try:
         adapter_for(task.params_model).validate(params)
     except Exception as cause:  # the error that ours tells the first part of
@@ -465,12 +460,12 @@ def mistakes(task: Task[Any], params: dict[str, Any], exc: ParamsError) -> list[
 
 
 def answer(model: Any) -> dict[int | str, dict[str, Any]]:
-    """What a route says of its answer, which it writes itself."""
+    """Return the description of an answer, which the route writes itself."""
     return {200: {"content": {JSON_TYPE: {"schema": schema_of(model)}}}}
 
 
 def params_body(task: Task[Any]) -> dict[str, Any]:
-    """What a route says of its body: the params of a task."""
+    """Return the description of a route's body: the params of a task."""
     return {"content": {JSON_TYPE: {"schema": schema_of(task.params_model)}}}
 
 

@@ -9,4 +9,4 @@ cdef class QueueFront:
     cdef public bint _buffers
     cdef public bint _never_takes       # the broker takes nothing by ``push``
 
-    cpdef bint _hands_over(self) except -1
+    cpdef bint hands_over(self) except -1

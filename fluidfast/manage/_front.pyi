@@ -17,7 +17,10 @@ class QueueFront:
     _buffers: bool
     _never_takes: bool
 
-    def _hands_over(self) -> bool: ...
+    def hands_over(self) -> bool:
+        """Return True if queueing a run is no more than handing over its payload: nobody listens, no hook is called
+        around it, nothing may hold it up."""
+
     def queue(
         self,
         task: str | Task[Any],

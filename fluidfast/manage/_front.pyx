@@ -3,7 +3,7 @@
 cimport cython
 
 from ..wire._codec cimport Codec
-from ..core._machine cimport INIT, QUEUED
+from ..core._machine cimport INIT, N_STATES, QUEUED
 from ..core._run cimport TaskRun
 
 from ..errors import BufferedRunsLost
@@ -13,13 +13,13 @@ __all__ = ["QueueFront"]
 
 
 cdef class QueueFront:
-    """The base of the manager, which has the slower ways: ``create_task_run``, ``_queue``, ``_send``,
-    ``_when_there_is_room``."""
+    """The base of the manager, which has the slower ways."""
 
     @cython.nonecheck(True)
-    cpdef bint _hands_over(self) except -1:
-        """Whether queueing a run is no more than handing over its payload: nobody listens, nothing may hold it up."""
-        return not (self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED))
+    cpdef bint hands_over(self) except -1:
+        """Whether queueing a run is no more than handing over its payload: nobody listens, no hook
+        is called around it, nothing may hold it up."""
+        return not (self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED | 1 << N_STATES))
 
     @cython.nonecheck(True)
     def queue(self, task, priority=None, *, run_id="", from_task_run=None, params=None, **kwargs):
@@ -43,7 +43,7 @@ cdef class QueueFront:
         cdef Codec codec
         cdef TaskRun run
         cdef bytes payload
-        if not self._hands_over():
+        if not self.hands_over():
             return self._queue(task, priority, run_id, from_task_run, params, kwargs)
         codec = self.broker.codec
         try:
@@ -68,3 +68,21 @@ cdef class QueueFront:
         except BufferedRunsLost as exc:
             return refused(exc)
         return self._when_there_is_room(run) if self._producer.crowded else done(run)
+
+    # -- the manager's
+
+    def create_task_run(self, task, run_id="", priority=None, *, from_task_run=None, params=None, **kwargs):
+        """Return a run in state ``init``."""
+        raise NotImplementedError
+
+    def _queue(self, task, priority, run_id, from_task_run, params, kwargs):
+        """Return a coroutine that queues a run by the intake."""
+        raise NotImplementedError
+
+    def _send(self, run, payload):
+        """Return a coroutine that sends a payload from the event loop that will run it."""
+        raise NotImplementedError
+
+    def _when_there_is_room(self, run):
+        """Return a coroutine that waits until the buffer is within its bounds."""
+        raise NotImplementedError

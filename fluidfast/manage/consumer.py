@@ -5,7 +5,9 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Self
 
@@ -88,6 +90,22 @@ class TaskConsumer(TaskManager, Workers):
                 stopping_grace_period=stopping_grace_period,
             ),
         )
+
+    @classmethod
+    def of(cls, manager: TaskManager) -> Self:
+        """Return a consumer with the tasks, config, deps, state, handlers, hooks, plugins and contexts of a manager.
+
+        Handlers, and hooks, that are registered with the manager later come to the consumer too.
+        """
+        consumer = cls(deps=manager.deps, config=replace(manager.config, broker_url=manager.broker.url.raw))
+        consumer.state = manager.state
+        for task in manager.registry.values():
+            consumer.register_task(task)
+        consumer.plugins += manager.plugins
+        consumer.launcher = manager.launcher
+        consumer._async_contexts += [closing(manager), *manager._async_contexts]
+        manager.pass_events_to(consumer)
+        return consumer
 
     # -- life
 
@@ -234,10 +252,10 @@ class TaskConsumer(TaskManager, Workers):
         try:
             run = task if isinstance(task, TaskRun) else self.create_task_run(task)
             delay = max(0.0, due - monotonic()) if due else 0.0
-            if not delay and self._backpressure.active and self._sync_queue.is_running():
+            if not delay and self.intake.backpressure.active and self._sync_queue.is_running():
                 async with asyncio.timeout(AGAIN_SECONDS):
-                    await self._backpressure.admit(1, len(self.broker.codec.encode(run)))
-            await self._queue_run(run, delay, admit=False)
+                    await self.intake.admit(1, len(self.broker.codec.encode(run)))
+            await self.intake.send(run, delay, admit=False)
             if delay:
                 self.engine.promote_in(delay)
         except (BrokerConnectionError, QueueFullError, TimeoutError) as exc:
@@ -275,6 +293,15 @@ class TaskConsumer(TaskManager, Workers):
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:
             logger.debug("%s: %s", self.worker_name, exc)
+
+
+@asynccontextmanager
+async def closing(manager: TaskManager) -> AsyncIterator[None]:
+    """Close a manager at the end: tasks and handlers may have queued runs with it."""
+    try:
+        yield
+    finally:
+        await manager.on_shutdown()
 
 
 async def connect_within(broker: TaskBroker, seconds: float, who: str) -> None:

@@ -142,10 +142,10 @@ class DeadLetters:
     ) -> int:
         """Requeue entries, oldest first, with their attempts reset to zero. Returns how many.
 
-        Only entries that were there at the beginning: what gives up again meanwhile stays. What others requeue or
-        purge at the same time is theirs. ``ids``: these entries (ids of entries or of runs; None: all). ``task``: of
-        this task. ``reason``: whose reason contains this. ``rate``: at most so many a second. What is no run is pushed
-        as it is.
+        Only entries that were there at the beginning: runs that give up again meanwhile stay. Entries that others
+        requeue or purge at the same time are theirs. ``ids``: these entries (ids of entries or of runs; None: all).
+        ``task``: of this task. ``reason``: whose reason contains this. ``rate``: at most so many a second. A payload
+        that is no run is pushed as it is.
         """
         if rate is not None:
             check_number("rate", rate, ValueError, above=True)

@@ -175,7 +175,7 @@ class ScheduleTasks(Worker):
     # -- firing
 
     async def fire(self) -> None:
-        """Queue what is due and was fired by nobody. What the broker cannot take now stays due; raises nothing."""
+        """Queue what is due and was fired by nobody. A time stays due if the broker is unavailable; raises nothing."""
         try:
             if self._unread:
                 await self._read_marks()
@@ -225,11 +225,7 @@ class ScheduleTasks(Worker):
                     raise RuntimeError(f"making its run raised {type(exc).__name__}") from exc
             assert due.init is not None
             assert due.queued is not None
-            try:
-                is_ours = await self._push(due, due.queued.prio)
-            except NotDurableError as exc:  # it is queued, and by us
-                logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
-                is_ours = True
+            is_ours = await self.task_manager.intake.send_once(due.init, due.queued, lambda: self._push(due))
         except BrokerError as exc:
             self._failed(exc)
             return not isinstance(exc, BrokerConnectionError)
@@ -240,12 +236,18 @@ class ScheduleTasks(Worker):
         self._due.pop(due.key, None)
         if is_ours:
             self.fired += 1
-            # Told only now: a scheduler that comes second has made no run.
-            due.init._emit()
-            due.queued._emit()
         return True
 
-    async def _push(self, due: Due, priority: int) -> bool:
+    async def _push(self, due: Due) -> bool:
+        """Queue the run of a due time, if nobody has. Return True if it is ours."""
+        assert due.queued is not None
+        try:
+            return await self._push_first(due, due.queued.prio)
+        except NotDurableError as exc:  # it is queued, and by us
+            logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
+            return True
+
+    async def _push_first(self, due: Due, priority: int) -> bool:
         broker = self.task_manager.broker
         if not due.at:
             return await broker.push_once(due.key, due.remember_seconds, priority, due.payload)

@@ -7,38 +7,45 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
-from typing import Any, Literal, Never, Self, TypeVar
+from typing import Any, Literal, Never, Protocol, Self, TypeVar
 
 from ..brokers.base import TaskBroker, TaskRegistry
 from ..brokers.url import BOUNDS
 from ..checks import check_number
 from ..core._run import TaskRun
-from ..core._time import now_micros
-from ..core.bag import State
+from ..core.bag import Bag
 from ..core.config import TaskManagerConfig
 from ..core.events import AsyncTaskDispatcher, Event, TaskDispatcher
+from ..core.hooks import Hooks
 from ..core.places import has_place
-from ..core.states import TaskPriority, TaskState
+from ..core.states import TaskPriority
 from ..core.task import Task, checked
 from ..errors import ConfigError, TaskAbortedError, TaskUsageError
+from ..execute.cpubound import run_in_subprocess
 from ..execute.executor import execute
 from ..produce.backpressure import Backpressure
-from ..produce.bulk import QueueSummary, queue_many
+from ..produce.bulk import QueueSummary, queue_each, queue_many
+from ..produce.intake import Intake
 from ..produce.producer import Producer, shown_as_queue
 from ..texts import error_text
 from ._front import QueueFront
 from .dead import DeadLetters
-from .plugin import TaskManagerPlugin
 from .replies import Replies
 from .sync import SyncManager
 
 __all__ = ["AsyncHandler", "TaskManager"]
 
+
+class Plugin(Protocol):
+    """As ``TaskManagerPlugin``, which plugins derive from."""
+
+    def register(self, task_manager: Any) -> None: ...
+    def register_routes(self, app: Any, prefix: str = ..., tags: Sequence[str] | None = ...) -> None: ...
+
+
 AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
 
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-INIT_BIT = 1 << 0
-QUEUED_BIT = 1 << 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,7 +71,7 @@ class TaskManager(QueueFront):
     """The main way in: registers tasks, queues runs, executes them in place.
 
     ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or
-    ``config`` is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``State``).
+    ``config`` is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``Bag``).
 
     Use it as an async context manager, or call ``on_startup`` and ``on_shutdown``; a script that only queues may do
     neither, and call ``on_shutdown`` at its end.
@@ -75,8 +82,8 @@ class TaskManager(QueueFront):
     """
 
     def __init__(self, *, deps: Any = None, config: TaskManagerConfig | None = None, **kwargs: Any) -> None:
-        self.deps: Any = State() if deps is None else deps
-        self.state = State()
+        self.deps: Any = Bag() if deps is None else deps
+        self.state = Bag()
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
         self.dispatcher = TaskDispatcher()
         self._async_handlers = AsyncTaskDispatcher()
@@ -95,10 +102,14 @@ class TaskManager(QueueFront):
         self._backpressure = Backpressure(self.broker, self._producer, self.config)
         self._never_takes = self.broker.never_takes
         self._buffers = self.config.delivery == "buffered"
+        self.hooks = Hooks(self.dispatcher.listeners)
+        self.intake = Intake(self, self.broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)
         self._sync = SyncManager(self)
         self.broker.is_in_use = self._sync.is_in_use
         self._replies = Replies(self.broker, self)
-        self._plugins: list[TaskManagerPlugin] = []
+        self.plugins: list[Plugin] = []
+        self.launcher: Callable[[TaskRun[Any, Any]], Awaitable[None]] = run_in_subprocess
+        """Executes a run of a CPU-bound task elsewhere, and returns when it has ended. A plugin may replace it."""
         self._async_contexts: list[Any] = []
         self._stack = AsyncExitStack()
         self._entered = False
@@ -119,9 +130,9 @@ class TaskManager(QueueFront):
         self._sync.forked()
         self._replies.forked()
 
-    def _loop_in_use(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that this manager is awaited in, if it runs."""
-        loops = (self._producer._loop, self.broker.loop_in_use())
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop that this manager is awaited in, if it runs."""
+        loops = (self._producer.loop, self.broker.loop_in_use())
         return next((loop for loop in loops if loop is not None and loop.is_running()), None)
 
     async def __aenter__(self) -> Self:
@@ -188,9 +199,9 @@ class TaskManager(QueueFront):
         """Enter an async context manager at start, and close it at shutdown."""
         self._async_contexts.append(cm)
 
-    def with_plugin(self, plugin: TaskManagerPlugin) -> Self:
+    def with_plugin(self, plugin: Plugin) -> Self:
         """Let a plugin register itself with this manager."""
-        self._plugins.append(plugin)
+        self.plugins.append(plugin)
         plugin.register(self)
         return self
 
@@ -256,28 +267,13 @@ class TaskManager(QueueFront):
             ParamsError: the params do not fit the task's model; names the task and the field.
             ValueError: a priority that is none.
         """
-        codec = self.broker.codec
-        if not isinstance(run_id, str):
-            raise TaskUsageError(
-                f"create_task_run: the run_id is a {type(run_id).__name__}, it must be text; if these are the run's "
-                "params, give them by name: params=..., or each as a keyword"
-            )
-        if params is None:
-            return codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
-        if codec.has_field(task, "params"):
-            kwargs["params"] = params
-            return codec.create(task, priority, run_id, kwargs, self, self._listeners, from_task_run)
-        if kwargs:
-            if not isinstance(params, Mapping):
-                raise TypeError("give the params as one object or as keywords, not both")
-            params = {**params, **kwargs}
-        return codec.create_with(task, priority, run_id, params, self, self._listeners, from_task_run)
+        return self.intake.make(task, run_id, priority, parent=from_task_run, params=params, given=kwargs)
 
     queue = gives_a_coroutine(QueueFront.queue)
 
     @shown_as_queue
     async def _send(self, run: TaskRun[Any, Any], payload: bytes) -> TaskRun[Any, Any]:
-        await self._submit(run.prio, payload)
+        await self.intake.hand_over(run.prio, payload)
         return run
 
     @shown_as_queue
@@ -297,28 +293,8 @@ class TaskManager(QueueFront):
     ) -> TaskRun[Any, Any]:
         """``queue`` where more than a payload is to be handed over."""
         run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
-        mask = self._listeners.mask
-        if mask & INIT_BIT:
-            run._emit()
-        await self._submit(run.prio, self.broker.codec.submit(run))
-        if mask & QUEUED_BIT:
-            run._emit()
+        await self.intake.send(run)
         return run
-
-    async def _submit(self, priority: int, payload: bytes, admit: bool = True) -> None:
-        """Hand a payload over as the config says. ``admit``: within its limits of what may wait."""
-        producer = self._producer
-        if admit and self._backpressure.active:
-            await self._backpressure.admit(1, len(payload))
-        if self.broker.push(priority, payload):
-            return
-        loop = asyncio.get_running_loop()
-        if not self._buffers:
-            await producer.submit(loop, priority, payload, None)
-            return
-        producer.accept(loop, priority, payload)
-        if producer.crowded:
-            await producer.make_room()
 
     async def flush(self) -> None:
         """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.
@@ -354,34 +330,10 @@ class TaskManager(QueueFront):
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
         found = self.broker.task_from_registry(task)
-        gate = self._backpressure
-        announce = self._announce if self._listeners.mask & (INIT_BIT | QUEUED_BIT) else None
-        return await queue_many(
-            self.broker.codec, self._producer, found, items, priority=priority, on_error=on_error,
-            return_ids=return_ids, progress=progress, batch_runs=gate.batch_runs, batch_bytes=gate.batch_bytes,
-            admit=gate.admit if gate.active else None, announce=announce,
-        )  # fmt: skip
-
-    def _announce(self, payloads: list[bytes], state: TaskState) -> None:
-        """Fire the event of a state for runs that ``queue_many`` made as bytes only."""
-        if not self._listeners.mask & (INIT_BIT if state is TaskState.init else QUEUED_BIT):
-            return
-        for run in self.broker.codec.decode_many(payloads, self, self._listeners):
-            if isinstance(run, TaskRun):
-                (run.model_copy(update={"state": state, "queued": None}) if state is TaskState.init else run)._emit()
-
-    async def _queue_run(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> TaskRun[Any, Any]:
-        """Queue a run that was made already, ``delay`` seconds from now. ``admit``: within what may wait."""
-        run._emit()
-        payload = self.broker.codec.submit(run)
-        if run.execute_after is not None:
-            delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
-        if delay > 0:
-            await self.broker.delay([(delay, run.prio, payload)])
-        else:
-            await self._submit(run.prio, payload, admit)
-        run._emit()
-        return run
+        how = queue_each if self.hooks.queueing else queue_many
+        return await how(
+            self.intake, found, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
+        )
 
     @property
     def sync(self) -> SyncManager:
@@ -417,7 +369,7 @@ class TaskManager(QueueFront):
         token, finished = inbox.expect(run)
         limit = asyncio.timeout(None)
         try:
-            await self._queue_run(run)
+            await self.intake.send(run)
             if self.config.delivery == "buffered":  # else a run that was refused is waited for
                 await self.flush()
             async with asyncio.timeout(seconds) as limit:
@@ -479,6 +431,19 @@ class TaskManager(QueueFront):
         return DeadLetters(self.broker)
 
     # -- events
+
+    def pass_events_to(self, consumer: "TaskManager") -> None:
+        """Give handlers and hooks, those of today and later ones, to the consumer that was made of this manager."""
+        for event, handler in self.dispatcher.registered():
+            consumer.dispatcher.register_handler(event, handler)
+        for event, async_handler in self._async_handlers.registered():
+            consumer.register_async_handler(event, async_handler)
+        for hook in self.hooks.queueing:
+            consumer.hooks.around_queueing(hook)
+        self.dispatcher, self._listeners = consumer.dispatcher, consumer._listeners
+        self.hooks = self.intake.hooks = consumer.hooks
+        for name in ("register_async_handler", "unregister_async_handler"):
+            setattr(self, name, getattr(consumer, name))
 
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
         """Keep an async handler for the consumer that the ``worker`` command makes of this manager.

@@ -1,7 +1,7 @@
 """``manager.sync``: the manager for code without an event loop, from any number of threads.
 
-One event loop runs in a thread of its own, which is started by the first call and ended by ``close``. What many calls
-do at the same time leaves in the same batches, as with the async methods.
+One event loop runs in a thread of its own, which is started by the first call and ended by ``close``. Calls that are
+made at the same time leave in the same batches, as with the async methods.
 """
 
 import asyncio
@@ -9,17 +9,15 @@ import logging
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
+from typing import Any, Literal, Never, Protocol, Self, TypeVar
 
+from ..brokers.base import TaskBroker
 from ..core._run import TaskRun
 from ..core._time import keep_for_good
 from ..core.states import TaskPriority
 from ..core.task import Task
-from ..produce._outbox import Confirmation
 from ..produce.bulk import QueueSummary
-
-if TYPE_CHECKING:
-    from .manager import TaskManager
+from ..produce.intake import Intake, Posted
 
 __all__ = ["SyncManager"]
 
@@ -32,6 +30,28 @@ END_SECONDS = 5.0
 """How long calls that others still wait in may take to end when the manager is closed."""
 
 
+class AsyncFace(Protocol):
+    """The manager whose methods have a blocking form here."""
+
+    broker: TaskBroker
+    intake: Intake
+
+    def hands_over(self) -> bool: ...
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None: ...
+    async def on_shutdown(self) -> None: ...
+    async def flush(self) -> None: ...
+    @property
+    def create_task_run(self) -> Callable[..., TaskRun[Any, Any]]: ...
+    @property
+    def queue(self) -> Callable[..., Coroutine[Any, Any, TaskRun[Any, Any]]]: ...
+    @property
+    def queue_many(self) -> Callable[..., Coroutine[Any, Any, QueueSummary]]: ...
+    @property
+    def queue_and_wait(self) -> Callable[..., Coroutine[Any, Any, TaskRun[Any, Any]]]: ...
+    @property
+    def execute(self) -> Callable[..., Coroutine[Any, Any, TaskRun[Any, Any]]]: ...
+
+
 class SyncManager:
     """Blocking forms of a manager's methods. Raises what they raise.
 
@@ -40,12 +60,12 @@ class SyncManager:
     ``with manager.sync as sync:`` closes it, and the manager, at the end.
     """
 
-    def __init__(self, manager: "TaskManager") -> None:
+    def __init__(self, manager: AsyncFace) -> None:
         self._manager = manager
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._unconfirmed: set[Confirmation[TaskRun[Any, Any]]] = set()
+        self._unconfirmed: set[Posted] = set()
         self._calls = 0  # under way, under the lock
 
     def forked(self) -> None:
@@ -60,8 +80,7 @@ class SyncManager:
         """Whether the manager has something to do in this event loop: its own one may run and wait for calls."""
         if loop is None or not loop.is_running():
             return False
-        producer = self._manager._producer
-        return loop is not self._loop or self._calls > 0 or (producer._loop is loop and producer.pending > 0)
+        return loop is not self._loop or self._calls > 0 or self._manager.intake.producer.is_busy_in(loop)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +90,7 @@ class SyncManager:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop, under the lock: the one that the manager is awaited in, if it runs; else one of its own."""
-        if (home := self._manager._loop_in_use()) is not None and home is not self._loop:
+        if (home := self._manager.loop_in_use()) is not None and home is not self._loop:
             if home is asyncio._get_running_loop():
                 raise RuntimeError("manager.sync was called within the event loop of its manager: use await there")
             return home
@@ -141,7 +160,7 @@ class SyncManager:
     ) -> TaskRun[Any, Any]:
         """``TaskManager.queue``, blocking."""
         manager = self._manager
-        if manager._buffers or not manager._hands_over():
+        if manager.intake.buffers or not manager.hands_over():
 
             async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
                 return await manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
@@ -161,7 +180,7 @@ class SyncManager:
         return self._result(answer, loop)
 
     def _submit(self, run: TaskRun[Any, Any], payload: bytes, answer: "Future[TaskRun[Any, Any]]") -> None:
-        def give(future: Confirmation[TaskRun[Any, Any]]) -> None:
+        def give(future: Posted) -> None:
             self._unconfirmed.discard(future)
             if future.cancelled():
                 answer.set_exception(asyncio.CancelledError())
@@ -171,8 +190,7 @@ class SyncManager:
                 answer.set_result(run)
 
         try:
-            producer = self._manager._producer
-            future = producer.submit(producer.running_loop(), run.prio, payload, run)
+            future = self._manager.intake.post(run, payload)
         except BaseException as exc:
             answer.set_exception(exc)  # it waits for nothing else
             raise

@@ -1,4 +1,4 @@
-from ..brokers.redis._lane cimport Lane
+from ..brokers._short_way cimport ShortWay
 
 cdef class Outbox
 
@@ -47,7 +47,7 @@ cdef class Outbox:
     cdef public str id                  # of the producer
     cdef public bint counts             # who asks how many wait: it is asked for with each batch
     cdef public object _room            # a future of who waits for less to be on its way
-    cdef public Lane _lane              # the channel, if it has a short way
+    cdef public ShortWay _lane          # the channel, if it has a short way
     cdef public Py_ssize_t _lone        # payloads in a row that one task awaited alone, with nothing on its way
     cdef public object _task            # its id
     cdef public double _awaited         # when that was the last time

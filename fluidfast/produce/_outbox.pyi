@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any, Generic, Literal, TypeVar
 
-from ..brokers.redis._lane import Lane
+from ..brokers._short_way import ShortWay
 from .producer import Groups, Sending
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Outbox:
     _lone: int
     _sequence: int
     _room: asyncio.Future[None] | None
-    _lane: Lane | None
+    _lane: ShortWay | None
     _task: int | None
     _awaited: float
     _since: float

@@ -13,7 +13,7 @@ from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_GET_SIZE
 
 from ..core._time cimport forks, monotonic_us
-from ..brokers.redis._lane cimport CONFIRMED, NOT_SENT, Lane, Outcome
+from ..brokers._short_way cimport CONFIRMED, NOT_SENT, Outcome, ShortWay
 
 __all__ = ["Confirmation", "Outbox", "settle_all"]
 
@@ -389,7 +389,7 @@ cdef class Outbox:
         cdef int priority
         cdef double now, before
         cdef Outcome outcome
-        cdef Lane lane = self._lane
+        cdef ShortWay lane = self._lane
         if self._count != 1 or self._in_flight or self._buffered or self._waiters[0] is not future:
             self._lone = 0
             return False
@@ -400,7 +400,7 @@ cdef class Outbox:
             self._task = task
             self._lone = 0
         self._lone += 1
-        if self._lone <= LONELY or lane is None or self.counts or self._room is not None or not lane.link.idle():
+        if self._lone <= LONELY or lane is None or self.counts or self._room is not None or not lane.idle():
             return False
         if self._count != 1 or self._in_flight or self._waiters[0] is not future:
             return False                # idle() asked asyncio's transport, in Python: a handler may have queued

@@ -1,26 +1,23 @@
 """Backpressure: holds, or refuses, who queues more than may wait on the broker (``max_queue_length``,
 ``max_queue_bytes``).
 
-What waits is known from the answer to the last batch, so it costs nothing to check; only who is beyond the limit asks
+The answer to the last batch tells how many runs wait, so the check costs nothing; only who is beyond the limit asks
 the broker, and again until there is room.
 """
 
 import asyncio
-from contextvars import ContextVar
 from typing import Any
 
 from ..brokers.base import TaskBroker
 from ..core.config import TaskManagerConfig
+from ..core.context import SLOT
 from ..errors import QueueFullError
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 
-__all__ = ["LOOK_SECONDS", "SLOT", "Backpressure"]
+__all__ = ["LOOK_SECONDS", "Backpressure"]
 
 LOOK_SECONDS = 0.02
 """How long a caller that is held waits before it looks again."""
-
-SLOT: ContextVar[Any] = ContextVar("fluidfast_slot", default=None)
-"""The engine and the slot in which the caller runs. The tasks and threads that a run starts inherit it."""
 
 
 class Backpressure:

@@ -1,26 +1,27 @@
 """``queue_many``: any number of runs of one task, in batches bounded by count and by bytes, a few in flight."""
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from ..core._run import TaskRun
 from ..core.states import PRIORITIES, TaskPriority, TaskState
 from ..core.task import Task
-from ..errors import TaskError
-from ..wire._codec import Codec
+from ..errors import ParamsError, TaskError
 from ._outbox import Confirmation
-from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
+from .intake import Intake
+from .producer import MAX_BATCH
 
-__all__ = ["QueueSummary", "queue_many"]
+__all__ = ["QueueSummary", "queue_each", "queue_many"]
 
 IN_FLIGHT = 4
 
 
 @dataclass(slots=True)
 class QueueSummary:
-    """What became of the items of a ``queue_many``.
+    """Counts the items of a ``queue_many`` by their outcome.
 
     ``queued``: runs that the broker has confirmed. ``bytes``: their payloads. ``seconds``: since the start.
     ``errors``: index
@@ -41,8 +42,7 @@ class QueueSummary:
 
 
 async def queue_many(
-    codec: Codec,
-    producer: Producer,
+    intake: Intake,
     task: Task[Any],
     items: Iterable[Any] | AsyncIterable[Any],
     *,
@@ -50,16 +50,10 @@ async def queue_many(
     on_error: str = "raise",
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
-    batch_runs: int = MAX_BATCH,
-    batch_bytes: int = MAX_BATCH_BYTES,
-    admit: Callable[[int, int], Awaitable[None]] | None = None,
-    announce: Callable[[list[bytes], TaskState], None] | None = None,
 ) -> QueueSummary:
-    """See ``TaskManager.queue_many``. ``batch_runs``, ``batch_bytes``: of one batch at most.
-
-    ``admit`` is awaited with the runs and the bytes of each batch before it is sent; ``announce`` is called with each
-    batch and the state ``init`` before it is sent, ``queued`` after it was confirmed.
-    """
+    """See ``TaskManager.queue_many``."""
+    codec, producer, gate = intake.broker.codec, intake.producer, intake.backpressure
+    announce = intake.announce if intake.announces else None
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
@@ -88,8 +82,7 @@ async def queue_many(
         if not payloads:
             await asyncio.sleep(0)
             return
-        if admit is not None:
-            await admit(len(payloads), size)
+        await intake.admit(len(payloads), size)
         if announce is not None:
             announce(payloads, TaskState.init)
         in_flight.append(producer.submit_batch(number, payloads))
@@ -108,7 +101,7 @@ async def queue_many(
                 ids: list[str] | None = [] if return_ids else None
                 try:
                     payloads, size, count, ended = codec.take(
-                        task, priority, chunk, batch_runs, batch_bytes, errors, ids, consumed
+                        task, priority, chunk, gate.batch_runs, gate.batch_bytes, errors, ids, consumed
                     )
                 except TaskError as exc:
                     # The items before the bad one are good, and whoever gave them was told so by the index.
@@ -126,7 +119,7 @@ async def queue_many(
         raise
     finally:
         if failure is not None:
-            # What is in flight is confirmed or refused before we say what was confirmed, unless we were cancelled.
+            # Batches in flight are confirmed or refused before the summary is given, unless we were cancelled.
             try:
                 if not isinstance(failure, asyncio.CancelledError):
                     while in_flight:
@@ -140,6 +133,66 @@ async def queue_many(
                 summary.seconds = monotonic() - started
                 failure.summary = summary  # type: ignore[attr-defined]
     summary.seconds = monotonic() - started
+    return summary
+
+
+async def queue_each(
+    intake: Intake,
+    task: Task[Any],
+    items: Iterable[Any] | AsyncIterable[Any],
+    *,
+    priority: TaskPriority | str | None = None,
+    on_error: str = "raise",
+    return_ids: bool = False,
+    progress: Callable[[QueueSummary], object] | None = None,
+) -> QueueSummary:
+    """``queue_many`` for a manager with hooks around queueing: they see each run, so each is made and sent by itself,
+    ``MAX_BATCH`` at a time."""
+    codec, manager = intake.broker.codec, intake.manager
+    summary = QueueSummary(run_ids=[] if return_ids else None)
+    started = monotonic()
+    trouble: list[Exception] = []
+    made: list[TaskRun[Any, Any]] = []
+    index = -1
+
+    async def send() -> None:
+        answers = await asyncio.gather(*map(intake.send, made), return_exceptions=True)
+        sent = [run for run, answer in zip(made, answers, strict=True) if answer is None]
+        made.clear()
+        summary.queued += len(sent)
+        if summary.run_ids is not None:
+            summary.run_ids += [run.id for run in sent]
+        summary.seconds = monotonic() - started
+        for answer in answers:
+            if answer is not None:
+                raise answer
+        if progress is not None:
+            progress(summary)
+
+    try:
+        try:
+            async for chunk in chunks(items, trouble):
+                for item in chunk:
+                    index += 1
+                    try:
+                        made.append(codec.create_with(task, priority, "", item, manager, manager.dispatcher.listeners))
+                    except ParamsError as exc:
+                        if on_error == "raise":
+                            exc.index = index
+                            raise
+                        summary.errors.append((index, exc))
+                    if len(made) >= MAX_BATCH:
+                        await send()
+        finally:
+            if made:
+                await send()  # those before an item that does not fit are queued
+        if trouble:
+            raise trouble[0]
+    except BaseException as exc:
+        exc.summary = summary  # type: ignore[attr-defined]
+        raise
+    finally:
+        summary.seconds = monotonic() - started
     return summary
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+from ..brokers._short_way import ShortWay
 from ..brokers.base import TaskBroker
 from ..brokers.contract import Channel, Confirm, EnqueueBatch
-from ..brokers.redis._lane import Lane
 from ..core._time import keep_for_good, new_id
 from ..core.places import has_place, refuse_second_loop
 from ..errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
@@ -85,6 +85,15 @@ class Producer(Outbox):
         self._channel: Channel | None = None
         self._lane = None
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that this was used in last."""
+        return self._loop
+
+    def is_busy_in(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Return True if something that this event loop has queued is not confirmed."""
+        return self._loop is loop and self.pending > 0
+
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -106,7 +115,7 @@ class Producer(Outbox):
         return loop
 
     def _forked(self) -> None:
-        """What is on its way is the parent's. A child begins with nothing, under an id that it makes when it sends."""
+        """Batches on their way are the parent's. A child begins with none, under an id that it makes when it sends."""
         keep_for_good(
             self._loop, self._groups, self._waiters, self._in_flight, self._channel, self._lane, self._opening,
             self._room, self._entering,
@@ -193,7 +202,7 @@ class Producer(Outbox):
         """Taking over a batch has failed. It goes by another connection, under its number, so it is queued once."""
         lane = self._lane
         if lane is not None:
-            lane.link.abort()
+            lane.abort()
             self._leave_channel()
         known = any(sending.batch.sequence == sequence for sending in self._in_flight)
         if not known and not waiter.done():  # else it was answered in there
@@ -233,7 +242,7 @@ class Producer(Outbox):
             self._resolve(sending, exc)
 
     def _confirm_of(self, sending: Sending, channel: Channel) -> Confirm:
-        """What is called when it is known what became of a batch that ``channel`` sent."""
+        """Return the callback for the outcome of a batch that ``channel`` sent."""
 
         def confirm(waiting: int, exc: Exception | None) -> None:
             if self._channel is not channel:
@@ -281,7 +290,7 @@ class Producer(Outbox):
             self._opening = None
         self._expire()
         self._channel = channel
-        self._lane = channel if isinstance(channel, Lane) else None
+        self._lane = channel if isinstance(channel, ShortWay) else None
         before = None
         for sending in list(self._in_flight):
             self._send(sending, before)
@@ -389,11 +398,11 @@ def shown_as_queue(function: F) -> F:
 
 @shown_as_queue
 async def done(value: T) -> T:
-    """What is awaited of a run that waits for nothing."""
+    """Return an awaitable of a run that is queued already."""
     return value
 
 
 @shown_as_queue
 async def refused(exc: Exception) -> NoReturn:
-    """What is awaited of a run that was not handed over."""
+    """Return an awaitable that raises the reason why a run was not handed over."""
     raise exc

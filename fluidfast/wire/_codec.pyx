@@ -123,6 +123,28 @@ cdef str checked_id(object task, str run_id):
     return run_id
 
 
+cdef inline TaskRun new_run(
+    TaskPlan plan, object priority, str run_id, object params, object manager, object listeners, TaskRun parent
+):
+    """A run in state ``init``, of params that were validated."""
+    cdef TaskRun run = make_run(
+        checked_id(plan.task, run_id), plan.task,
+        priority_number(plan.task.priority if priority is None else priority), params, manager, listeners,
+    )
+    if parent is not None:
+        run.from_run_id = parent.id
+        run.root_run_id = parent.root_run_id or parent.id
+    return run
+
+
+cdef object misfit(TaskPlan plan, object priority, object exc):
+    """The error of params that do not fit. Raises instead if the priority is none: params that stand in its place are
+    the better reason."""
+    if priority is not None:
+        priority_number(priority)
+    return params_error(plan.name, exc)
+
+
 cdef object bad_id(TaskRun run):
     return TaskRunError(f"a run of task {run.task.name!r} has an id that cannot be written as UTF-8: {quoted(run.id)}")
 
@@ -184,21 +206,11 @@ cdef class Codec:
             ConfigError, TaskUsageError: a priority that is none (a ValueError, too).
         """
         cdef TaskPlan plan = self.plan_of(task)
-        cdef TaskRun run
         try:
             params = plan.validate(given) if plan.convert_to is None else CONVERT(given, plan.convert_to)
         except Exception as exc:
-            if priority is not None:
-                priority_number(priority)       # params that stand where the priority does are the better reason
-            raise params_error(plan.name, exc) from cause_of(exc)
-        run = make_run(
-            checked_id(plan.task, run_id), plan.task,
-            priority_number(plan.task.priority if priority is None else priority), params, manager, listeners,
-        )
-        if parent is not None:
-            run.from_run_id = parent.id
-            run.root_run_id = parent.root_run_id or parent.id
-        return run
+            raise misfit(plan, priority, exc) from cause_of(exc)
+        return new_run(plan, priority, run_id, params, manager, listeners, parent)
 
     def create_with(self, task, priority, str run_id, value, manager, listeners, TaskRun parent=None) -> TaskRun:
         """As ``create``, with the params as one mapping or as an object of the model."""
@@ -209,17 +221,8 @@ cdef class Codec:
         try:
             value = plan.validate(value)
         except Exception as exc:
-            if priority is not None:
-                priority_number(priority)       # params that stand where the priority does are the better reason
-            raise params_error(plan.name, exc) from cause_of(exc)
-        run = make_run(
-            checked_id(plan.task, run_id), plan.task,
-            priority_number(plan.task.priority if priority is None else priority), value, manager, listeners,
-        )
-        if parent is not None:
-            run.from_run_id = parent.id
-            run.root_run_id = parent.root_run_id or parent.id
-        return run
+            raise misfit(plan, priority, exc) from cause_of(exc)
+        return new_run(plan, priority, run_id, value, manager, listeners, parent)
 
     def take(
         self, task, priority, items, Py_ssize_t max_count, Py_ssize_t max_bytes, errors, ids, Py_ssize_t base
@@ -589,7 +592,7 @@ cdef class Codec:
             run.extra = extra
         except Exception as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
-        # Whatever is on a queue is waiting: one that says otherwise was put there by hand or by an older version.
+        # A run on a queue is waiting: one that says otherwise was put there by hand or by an older version.
         run._state = QUEUED
         if run.queued_us == 0:
             run.queued_us = now_us()

@@ -210,7 +210,7 @@ async def produce() -> int:
             try:
                 if delay:
                     run = manager.create_task_run(name, id, draw.choice(priorities), ms=ms)
-                    await manager._queue_run(run, delay)
+                    await manager.intake.send(run, delay)
                 else:
                     await manager.queue(name, draw.choice(priorities), run_id=id, ms=ms, pad=pad)
             except (BrokerConnectionError, NotDurableError) as exc:

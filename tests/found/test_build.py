@@ -17,8 +17,8 @@ WITH_BUFFERS = ("_lane", "_resp", "_codec")
 
 def test_modules_are_hardened() -> None:
     # of this Python: a checkout may hold those of several
-    modules = sorted(Path(fluidfast.__file__).parent.glob(f"*{EXTENSION_SUFFIXES[0]}"))
-    assert len(modules) == len(list(Path(fluidfast.__file__).parent.glob("*.pyx")))
+    modules = sorted(Path(fluidfast.__file__).parent.rglob(f"*{EXTENSION_SUFFIXES[0]}"))
+    assert len(modules) == len(list(Path(fluidfast.__file__).parent.rglob("*.pyx")))
     if not sys.platform.startswith("linux"):  # the flags are for ELF
         return
     for path in modules:

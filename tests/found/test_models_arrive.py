@@ -504,7 +504,7 @@ async def test_every_way_in_arrives(consumer: TaskConsumer, broker_url: str) -> 
             assert response.status_code == 200, response.text
             expected[response.json()["id"]] = case
             run, payload = Sender(other, other.registry[name], None, Account()).make(body)
-            await other._submit(run.prio, payload)
+            await other.intake.hand_over(run.prio, payload)
             expected[run.id] = case
         async with asyncio.timeout(20):
             await ended.wait()

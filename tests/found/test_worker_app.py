@@ -108,7 +108,7 @@ def test_plugins_come_along() -> None:
         def register(self, task_manager: TaskManager) -> None: ...
 
     manager = TaskManager().with_plugin(plugin := Plugin())
-    assert as_consumer(manager, None)._plugins == [plugin]
+    assert as_consumer(manager, None).plugins == [plugin]
 
 
 # -- modules that cannot be imported

@@ -1,3 +1,5 @@
+from .._short_way cimport Outcome, ShortWay
+
 cdef class Direct:
     cdef public bint closed
     cdef public object _transport
@@ -14,9 +16,6 @@ cdef class Direct:
 
     cdef bint idle(self) except -1
 
-cdef enum Outcome:
-    NOT_SENT, SENT, CONFIRMED
-
 cdef class HeadStart:
     cdef readonly bint given                # to the next command
     cdef long long usual[2]                 # nanoseconds that one takes, without and with it; 0: not known
@@ -29,7 +28,7 @@ cdef class HeadStart:
 
     cpdef bint took(self, long long spent)
 
-cdef class Lane:
+cdef class Lane(ShortWay):
     cdef public Direct link
     cdef readonly HeadStart head_start
     cdef long long spent                    # nanoseconds, on the head start of the next command
@@ -39,7 +38,3 @@ cdef class Lane:
     cdef bytes tail
     cdef public double good_until           # seconds (monotonic)
     cdef public bytes came                  # of the answer, when it is not the one that confirms
-
-    cdef Outcome alone(
-        self, str producer, long long sequence, int priority, bytes payload, double at, bint look
-    ) except *

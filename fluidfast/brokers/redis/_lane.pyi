@@ -1,7 +1,7 @@
 from collections import deque
 from typing import Any
 
-from ..contract import Confirm, EnqueueBatch
+from .._short_way import ShortWay
 
 __all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]
 
@@ -28,7 +28,7 @@ class HeadStart:
     def given(self) -> bool: ...
     def took(self, spent: int) -> bool: ...
 
-class Lane:
+class Lane(ShortWay):
     link: Any
     @property
     def head_start(self) -> HeadStart: ...
@@ -37,5 +37,3 @@ class Lane:
     @property
     def producer(self) -> str | None: ...
     def prepare(self, producer: str, head: bytes, pushes: tuple[bytes, ...], tail: bytes) -> None: ...
-    def __call__(self, batch: EnqueueBatch, confirm: Confirm) -> None: ...
-    def take_over(self, batch: EnqueueBatch, confirm: Confirm) -> None: ...

@@ -15,6 +15,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from ...core._time cimport monotonic_ns
+from .._short_way cimport CONFIRMED, NOT_SENT, SENT, Outcome, ShortWay
 from ._resp cimport put, put_number, put_string
 
 __all__ = ["SHORT_BYTES", "Direct", "HeadStart", "Lane"]
@@ -109,7 +110,7 @@ cdef class HeadStart:
         return self.given
 
 
-cdef class Lane:
+cdef class Lane(ShortWay):
     """The base of a channel that has a short way: what a run that is alone is sent as, and what confirms it.
 
     ``prepare`` says what the transaction is made of; ``take_over``, which the channel has, goes on with one that is not
@@ -131,15 +132,19 @@ cdef class Lane:
         self.pushes = pushes
         self.tail = tail
 
+    cdef bint idle(self) except -1:
+        return self.link.idle()
+
+    def abort(self):
+        self.link.abort()
+
     cdef Outcome alone(
         self, str producer, long long sequence, int priority, bytes payload, double at, bint look
     ) except *:
         """Write the transaction of a batch of one, and ``look`` for its answer.
 
-        The link has to be ``idle()``, which may run Python code; up to the sending nothing here does. ``at``: the time,
-        in seconds of the monotonic clock.
-
-        SENT: ``came`` is what came of the answer, which the connection is to be given.
+        ``idle()`` may run Python code; up to the sending nothing here does. SENT: ``came`` is the part of the answer
+        that has come, which the connection is to be given.
         """
         cdef Direct link = self.link
         cdef char request[REQUEST_BYTES]

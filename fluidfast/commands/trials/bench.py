@@ -90,7 +90,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 @dataclass
 class Result:
-    """What was measured. None: it did not come to that."""
+    """The figures of one trial. None: the trial did not get that far."""
 
     broker: str
     tasks: int
@@ -123,7 +123,7 @@ class Result:
         return self.queue_seconds + self.run_seconds
 
     def count(self, marks: "bytearray | mmap.mmap", *, drained: bool) -> None:
-        """How often each run that was queued has run. What has not is lost, if nothing was left to be run."""
+        """How often each run that was queued has run. A run that has not is lost, if nothing was left to be run."""
         marked = bytes(marks[: self.queued])
         missing = marked.count(0)
         self.lost = missing if drained else None
@@ -354,7 +354,7 @@ async def queue_apart(manager: TaskManager, result: Result) -> None:
 
 
 class WorkerProcess:
-    """The other process, seen from here. Whatever ends it before its time is an error that says so."""
+    """The other process, seen from here. If it ends early, that is an error which says so."""
 
     def __init__(self, process: asyncio.subprocess.Process, result: Result) -> None:
         self.process = process

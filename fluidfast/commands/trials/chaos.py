@@ -100,7 +100,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 @dataclass
 class Result:
-    """What was counted, in the words of ``ledger.Verdict``, and what was done.
+    """The counts, in the words of ``ledger.Verdict``, and the faults that were made.
 
     ``exits``: processes that ended though nobody had killed them, each with its last words.
     """
@@ -289,7 +289,7 @@ class Campaign:
         self.began = monotonic()
 
     async def run(self) -> None:
-        """Load and faults, then the draining. Whatever happens, no process is left."""
+        """Load and faults, then the draining. It leaves no process behind."""
         try:
             async with asyncio.TaskGroup() as keepers:
                 kept = [keepers.create_task(self.keep("worker")) for _ in range(self.result.workers)]
@@ -351,7 +351,7 @@ class Campaign:
         self.result.exits.append(f"{child.who} {how}" + (f": {words}" if words else ""))
 
     async def all_up(self) -> None:
-        """What they take to start is not of the time that was asked for. Those that cannot are given up by ``keep``."""
+        """Their start is not part of the time that was asked for. ``keep`` gives up those that cannot start."""
         while not (len(self.children) > self.result.workers and all(map(self.is_up, self.children))):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -437,7 +437,7 @@ class Campaign:
         return [str(read_fields(payload).get("id", "")) for _, payload in letters]
 
     async def count(self) -> None:
-        """What the ledgers say."""
+        """Return the counts of the ledgers."""
         result = self.result
         verdict = self.oracle.verdict(await self.dead_ids())
         for name, number in verdict.counts().items():

@@ -1,8 +1,8 @@
-"""What really happened, written down outside Redis.
+"""The true events, written down outside Redis.
 
 The tests of faults and ``chaos`` count by it; it needs nothing of fluidfast. Each process has a ledger: a file that it
-appends one short line to, by one ``write`` of an O_APPEND descriptor, at the moment at which something is so. What was
-said before a ``kill -9`` is in the file: the kernel has it.
+appends one short line to, by one ``write`` of an O_APPEND descriptor, at the moment at which something is so. Lines
+from before a ``kill -9`` are in the file: the kernel has them.
 
     A id time     attempted: about to be handed to ``queue``
     K id time     acknowledged: ``queue`` returned
@@ -166,7 +166,7 @@ class Oracle:
         return Ledger(self.directory, who)
 
     def lines(self, words: str = "AKRSFN", who: str | None = None) -> Iterator[Line]:
-        """What was said so far, process by process, each in its order."""
+        """Return the lines so far, process by process, each in its order."""
         for path in sorted(self.directory.glob("*.ledger")):
             name = path.name.removesuffix(".ledger")
             if who is not None and name != who:

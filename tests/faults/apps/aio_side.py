@@ -21,7 +21,7 @@ from fluid.scheduler import RetryPolicy, TaskConsumer, TaskManager, TaskRun, tas
 from pydantic import BaseModel
 
 # by its path: this Python cannot import the package that it stands in
-PATH = Path(__file__).parents[3] / "fluidfast" / "commands" / "ledger.py"
+PATH = Path(__file__).parents[3] / "fluidfast" / "commands" / "trials" / "ledger.py"
 SPEC = importlib.util.spec_from_file_location("ledger", PATH)
 assert SPEC is not None
 assert SPEC.loader is not None

@@ -1,0 +1,22 @@
+"""``Host``: the part of a manager that an engine works for."""
+
+from typing import Any, Protocol
+
+from ..brokers.base import TaskBroker
+from ..core.config import TaskManagerConfig
+from ..core.events import TaskDispatcher
+
+__all__ = ["Host"]
+
+
+class Host(Protocol):
+    """A consumer, as its engine sees it."""
+
+    broker: TaskBroker
+    config: TaskManagerConfig
+    deps: Any
+    dispatcher: TaskDispatcher
+
+    @property
+    def manager_id(self) -> str:
+        """Names the consumer in this process, on the broker."""

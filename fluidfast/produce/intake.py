@@ -1,0 +1,189 @@
+"""``Intake``: the one way in. A manager, its synchronous face, schedules, HTTP, the command line and bulk call it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from ..brokers.base import TaskBroker
+from ..core._run import TaskRun
+from ..core._time import now_micros
+from ..core.events import TaskDispatcher
+from ..core.hooks import Hooks
+from ..core.states import TaskPriority, TaskState
+from ..core.task import Task
+from ..errors import TaskUsageError
+from ._outbox import Confirmation
+from .backpressure import Backpressure
+from .producer import Producer
+
+__all__ = ["Intake", "Maker", "Posted"]
+
+Posted = Confirmation[Any] | asyncio.Future[None]
+INIT_BIT = 1 << 0
+QUEUED_BIT = 1 << 1
+
+
+class Maker(Protocol):
+    """The manager that runs are made for: the ``task_manager`` of each."""
+
+    dispatcher: TaskDispatcher
+
+
+class Intake:
+    """Makes runs of one manager, and brings them to its broker.
+
+    ``buffers``: who queues does not wait for the broker (``delivery="buffered"``).
+    """
+
+    def __init__(
+        self, manager: Maker, broker: TaskBroker, producer: Producer, backpressure: Backpressure, hooks: Hooks,
+        *, buffers: bool,
+    ) -> None:  # fmt: skip
+        self.manager = manager
+        self.broker = broker
+        self.producer = producer
+        self.backpressure = backpressure
+        self.hooks = hooks
+        self.buffers = buffers
+
+    # -- making
+
+    def make(
+        self,
+        task: str | Task[Any],
+        run_id: str = "",
+        priority: TaskPriority | str | None = None,
+        *,
+        parent: TaskRun[Any, Any] | None = None,
+        params: Any = None,
+        given: dict[str, Any],
+    ) -> TaskRun[Any, Any]:
+        """Return a run in state ``init``. ``params``: one mapping or object; ``given``: params by keyword.
+
+        Raises:
+            As ``TaskManager.create_task_run``.
+        """
+        codec, manager = self.broker.codec, self.manager
+        listeners = manager.dispatcher.listeners
+        if not isinstance(run_id, str):
+            raise TaskUsageError(
+                f"create_task_run: the run_id is a {type(run_id).__name__}, it must be text; if these are the run's "
+                "params, give them by name: params=..., or each as a keyword"
+            )
+        if params is None:
+            return codec.create(task, priority, run_id, given, manager, listeners, parent)
+        if codec.has_field(task, "params"):
+            return codec.create(task, priority, run_id, {**given, "params": params}, manager, listeners, parent)
+        if given:
+            if not isinstance(params, Mapping):
+                raise TypeError("give the params as one object or as keywords, not both")
+            params = {**params, **given}
+        return codec.create_with(task, priority, run_id, params, manager, listeners, parent)
+
+    def make_with(
+        self, task: Task[Any], params: Mapping[str, Any], priority: TaskPriority | None = None
+    ) -> TaskRun[Any, Any]:
+        """Return a run in state ``init`` with these params, whatever they are called. Raises as ``make``."""
+        return self.broker.codec.create_with(
+            task, priority, "", params, self.manager, self.manager.dispatcher.listeners
+        )
+
+    def write(self, run: TaskRun[Any, Any]) -> bytes:
+        """Tell that a run exists, and return its payload: it is ``queued`` from now on, and nothing is sent.
+
+        Raises:
+            ParamsError, PayloadTooLargeError, TaskRunError: it cannot be written.
+        """
+        run._emit()
+        return self.broker.codec.submit(run)
+
+    # -- sending
+
+    async def send(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> None:
+        """Queue a run that was made, ``delay`` seconds from now or at its ``execute_after``. Returns when it is as safe
+        as the config says. ``admit``: within the limits of what may wait.
+
+        Raises:
+            As ``TaskManager.queue``.
+        """
+        if self.hooks.queueing:
+            await self.hooks.call_queueing(run, lambda: self._send(run, delay, admit))
+        else:
+            await self._send(run, delay, admit)
+
+    async def _send(self, run: TaskRun[Any, Any], delay: float, admit: bool) -> None:
+        payload = self.write(run)
+        if run.execute_after is not None:
+            delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
+        if delay > 0:
+            await self.broker.delay([(delay, run.prio, payload)])
+        else:
+            await self.hand_over(run.prio, payload, admit=admit)
+        run._emit()
+
+    async def hand_over(self, priority: int, payload: bytes, *, admit: bool = True) -> None:
+        """Queue a payload as the config says: past hooks and events, which the caller has seen to."""
+        if admit:
+            await self.admit(1, len(payload))
+        if self.broker.push(priority, payload):
+            return
+        producer = self.producer
+        loop = asyncio.get_running_loop()
+        if not self.buffers:
+            await producer.submit(loop, priority, payload, None)
+            return
+        producer.accept(loop, priority, payload)
+        if producer.crowded:
+            await producer.make_room()
+
+    async def admit(self, count: int, size: int) -> None:
+        """Wait until so many runs more, of ``size`` bytes together, may wait on the broker.
+
+        Raises:
+            QueueFullError: they may not.
+        """
+        if self.backpressure.active:
+            await self.backpressure.admit(count, size)
+
+    def post(self, run: TaskRun[Any, Any], payload: bytes) -> Posted:
+        """Send a run that was written and admitted. Return a future: it is done when the broker has confirmed it, and
+        raises what ``send`` raises. It tells nobody that the run is queued."""
+        if self.hooks.queueing:
+            send = self.hooks.call_queueing(run, lambda: self.hand_over(run.prio, payload, admit=False))
+            return asyncio.ensure_future(send)
+        return self.producer.submit(self.producer.running_loop(), run.prio, payload, run)
+
+    async def send_once(
+        self, made: TaskRun[Any, Any], run: TaskRun[Any, Any], push: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        """Queue a run that others queue too, by ``push``, which returns whether it was this one. Return the same.
+
+        ``made``: the run as it was before it was written. Listeners are told only of a run that is ours.
+        """
+        ours = False
+
+        async def go() -> None:
+            nonlocal ours
+            ours = await push()
+
+        await self.hooks.call_queueing(run, go)
+        if ours:
+            made._emit()
+            run._emit()
+        return ours
+
+    # -- many
+
+    @property
+    def announces(self) -> bool:
+        """Whether somebody is to be told of each run that is queued."""
+        return bool(self.manager.dispatcher.listeners.mask & (INIT_BIT | QUEUED_BIT))
+
+    def announce(self, payloads: list[bytes], state: TaskState) -> None:
+        """Fire the event of a state for runs that were made as bytes only."""
+        listeners = self.manager.dispatcher.listeners
+        if not listeners.mask & (INIT_BIT if state is TaskState.init else QUEUED_BIT):
+            return
+        for run in self.broker.codec.decode_many(payloads, self.manager, listeners):
+            if isinstance(run, TaskRun):
+                (run.model_copy(update={"state": state, "queued": None}) if state is TaskState.init else run)._emit()
