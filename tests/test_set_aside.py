@@ -449,7 +449,7 @@ async def test_closed_while_it_is_asked(broker: RedisTaskBroker) -> None:
 
 async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -> None:
     """The server does not know yet that it was lost, and its call is first in line."""
-    broker = await open_broker(server, lease_seconds=0.1)
+    broker = await open_broker(server)
     assert broker.look_seconds("a") < 10  # it has not waited yet
     waiting = await waits(broker)
     assert broker.look_seconds("a") > 10
@@ -473,7 +473,7 @@ async def test_not_what_is_large(broker: RedisTaskBroker) -> None:
 
 async def test_a_suspect_wakes_who_waits(server: RedisServer) -> None:
     """It is on no queue: who waits finds it when a call has run out."""
-    broker = await open_broker(server, lease_seconds=0.2)
+    broker = await open_broker(server, lease_seconds=1)
     waiting = await waits(broker)
     await broker.redis_cli.lpush(broker.keys.suspect, b"mx")  # type: ignore[misc]
     assert await within(waiting) is None
