@@ -533,7 +533,7 @@ async def test_what_ends_its_worker_at_once_is_found(server: RedisServer) -> Non
     """It has started, and is under no lease when its worker dies: that counts all the same."""
     alive = await open_broker(server, lease_seconds=0.1)
 
-    dying = await open_broker(server, lease_seconds=0.1)
+    dying = await open_broker(server, lease_seconds=1)
     await started(dying, b"x")
     await dying.close()  # without a farewell
 
