@@ -27,7 +27,7 @@ from ..display import HelpFormatter, Progress, table
 from ..loops import on_signals, run_loop
 from ..target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
 from .bench_load import left_on
-from .ledger import FINISHED, NOTE, Oracle
+from .ledger import ACKNOWLEDGED, FINISHED, NOTE, REFUSED, Oracle
 
 __all__ = ["add", "run"]
 
@@ -354,6 +354,10 @@ class Campaign:
         """Their start is not part of the time that was asked for. ``keep`` gives up those that cannot start."""
         while not (len(self.children) > self.result.workers and all(map(self.is_up, self.children))):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        with suppress(TimeoutError):  # nor is the way to the first answer, which may need another connection
+            async with asyncio.timeout(STOP_SECONDS):
+                while not (self.oracle.count(ACKNOWLEDGED) or self.oracle.count(REFUSED)):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
     def is_up(self, child: Child) -> bool:
         """Whether it is connected, which is when it writes its first line. One whose first connection ends gives up."""
