@@ -32,7 +32,7 @@ from .venvs import ensure
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from servers import RedisServer, ServerBinary, find_servers, probe
+from kits.servers import RedisServer, ServerBinary, find_servers, probe
 
 HERE = Path(__file__).resolve().parent
 URL = "{url}"
@@ -229,7 +229,7 @@ def server_name(binary: ServerBinary) -> str:
 
 
 def choose_server(wanted: str) -> ServerBinary:
-    """A kind of `python tests/servers.py`, or the path of a binary; by default Redis 7, else what there is."""
+    """A kind of `python tests/kits/servers.py`, or the path of a binary; by default Redis 7, else what there is."""
     if os.sep in wanted:
         return probe(wanted)
     found = find_servers()
@@ -247,7 +247,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes; fluidfast and aio-fluid unless --only says")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--server", default="", help="redis7, valkey, ... (python tests/servers.py), or a path")
+    parser.add_argument("--server", default="", help="redis7, valkey, ... (python tests/kits/servers.py), or a path")
     parser.add_argument("--no-micro", action="store_true", help="leave bench/micro out")
     parser.add_argument("--output", type=Path, default=HERE, help="directory of RESULTS.md and results.svg")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also keep all numbers")

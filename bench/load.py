@@ -415,7 +415,7 @@ def broker(options: argparse.Namespace) -> Iterator[str]:
         given = options.broker
         if not given:
             sys.path.insert(0, str(ROOT / "tests"))
-            from servers import RedisServer
+            from kits.servers import RedisServer
 
             given = stack.enter_context(RedisServer()).url
         parts = urlsplit(given)

@@ -154,7 +154,7 @@ def main() -> int:
         url = options.broker
         if not url:
             sys.path.insert(0, str(ROOT / "tests"))
-            from servers import RedisServer
+            from kits.servers import RedisServer
 
             url = stack.enter_context(RedisServer()).url
         ease_collector()

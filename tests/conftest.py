@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
+from kits.servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
 SHARDED = "-sharded"

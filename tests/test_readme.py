@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from command_kit import run
+from kits.command_kit import run
 
 from fluidfast import TaskManagerConfig
 from fluidfast.brokers.base import BUILT_IN

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import (
+from kits.servers import (
     HOST,
     OVERRIDE,
     RedisServer,
@@ -155,7 +155,7 @@ def test_it_outlives_the_thread_that_started_it(start_server: Start) -> None:
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 def test_it_dies_with_a_killed_parent(paused: bool) -> None:
     program = (
-        "import sys; from servers import RedisServer\n"
+        "import sys; from kits.servers import RedisServer\n"
         "server = RedisServer().start()\n"
         f"server.pause() if {paused} else None\n"
         "print(server.port, flush=True)\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from command_kit import Running, run, until
+from kits.command_kit import Running, run, until
 
 TUTORIAL = Path(__file__).parents[1] / "examples" / "stdlib_index"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from servers import ServerBinary
+from kits.servers import ServerBinary
 
 SHIM = r"""
 #define _GNU_SOURCE

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from harness import Fleet
+from kits.servers import RedisServer
 from results import Figures, commit_of, write_results
-from servers import RedisServer
 
 from fluidfast.commands.trials.ledger import Oracle
 

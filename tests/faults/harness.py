@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from servers import RedisServer, leaked_keys
+from kits.servers import RedisServer, leaked_keys
 
 import fluidfast
 from fluidfast.commands.trials.ledger import Oracle, Verdict

@@ -19,10 +19,10 @@ import harness
 import pytest
 import redis
 from harness import UNSURE, Fleet
+from kits.servers import RedisServer
+from kits.waiting import until
 from proxy import BACK, THERE, FaultProxy
 from results import Figures
-from servers import RedisServer
-from waiting import until
 from worker_app import work
 
 from fluidfast import TaskManager

@@ -1,6 +1,6 @@
 """Row 6, the measured long form: Sentinel failovers, and a Cluster slot that moves, again and again under load.
 
-The short forms are in ``tests/test_topologies.py``.
+The short forms are in ``tests/brokers/redis/test_topologies.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import redis
 from harness import Fleet, until
+from kits.servers import HOST, RedisServer
+from kits.topology_kit import ask, start_cluster, start_replica, start_sentinels
 from redis.crc import key_slot
 from results import Figures
-from servers import HOST, RedisServer
-from topology_kit import ask, start_cluster, start_replica, start_sentinels
 
 from fluidfast.commands.trials.ledger import ACKNOWLEDGED, FINISHED
 

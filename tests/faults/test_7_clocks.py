@@ -13,8 +13,8 @@ import pytest
 import redis
 from clocks import Clock
 from harness import Fleet, until
+from kits.servers import RedisServer, find_servers, select_servers
 from results import Figures
-from servers import RedisServer, find_servers, select_servers
 
 from fluidfast.commands.trials.ledger import ACKNOWLEDGED, FINISHED, STARTED
 

@@ -12,9 +12,9 @@ import test_5_server_full as row5
 import test_7_clocks as row7
 import test_8_malformed as row8
 from harness import Fleet, until
+from kits.servers import RedisServer
 from plants import planted
 from results import Figures
-from servers import RedisServer
 
 from fluidfast.commands.trials.ledger import STARTED
 

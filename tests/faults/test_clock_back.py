@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from broker_kit import places, put, take_all, with_options
 from clocks import Clock
-from servers import RedisServer, find_servers, select_servers
-from waiting import until, within
+from kits.broker_kit import places, put, take_all, with_options
+from kits.servers import RedisServer, find_servers, select_servers
+from kits.waiting import until, within
 
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Settlement

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 from harness import Fleet, until
+from kits.servers import RedisServer
 from proxy import BACK, THERE, FaultProxy
-from servers import RedisServer
 from worker_app import work
 
 from fluidfast import TaskConsumer, TaskRun, task

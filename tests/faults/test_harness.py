@@ -15,8 +15,8 @@ import campaign
 import pytest
 import results
 from harness import Fleet, until
+from kits.servers import RedisServer
 from proxy import BACK, THERE, FaultProxy
-from servers import RedisServer
 
 from fluidfast.commands.trials.ledger import Oracle
 

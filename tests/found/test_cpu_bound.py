@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import faces_app
 import pytest
-from command_kit import ROOT, Running
-from waiting import within
+from kits import faces_app
+from kits.command_kit import ROOT, Running
+from kits.waiting import within
 
 from fluidfast import TaskManager, TaskRun, TaskState
 from fluidfast.errors import TaskRunError
@@ -89,12 +89,13 @@ PROGRAMS = {
         manager.execute_sync(other)
     """,
     "another run of that task": """
-        import faces_app
+        from kits import faces_app
         from fluidfast import TaskManager
         faces_app.registered(TaskManager(broker_url="memory://")).execute_sync("quiet", run_id="other")
     """,
     "a start that fails": """
-        import asyncio, faces_app
+        import asyncio
+        from kits import faces_app
         async def main():
             try:
                 await faces_app.consumer().startup()
@@ -122,7 +123,7 @@ async def test_an_entry_point_that_executes_it_in_its_own_way(tmp_path: Path, mo
     program.write_text(
         textwrap.dedent("""
             import sys
-            import faces_app
+            from kits import faces_app
             from fluidfast import TaskManager
             run_id = next(word for word in sys.argv if word.startswith("--run-id=")).partition("=")[2]
             faces_app.registered(TaskManager(broker_url="memory://")).execute_sync(sys.argv[2], run_id=run_id)

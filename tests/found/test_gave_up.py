@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from waiting import until
+from kits.waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker

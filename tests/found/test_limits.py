@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from broker_kit import with_options
-from consumer_kit import Notes, empty, gated, told
-from waiting import until, within
+from kits.broker_kit import with_options
+from kits.consumer_kit import Notes, empty, gated, told
+from kits.waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import TaskBroker

@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from manager_kit import managing
-from waiting import until, within
+from kits.manager_kit import managing
+from kits.waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, every, task
 from fluidfast.cli import execute_once

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from broker_kit import places, with_options
-from waiting import until
+from kits.broker_kit import places, with_options
+from kits.waiting import until
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.core.task import Task

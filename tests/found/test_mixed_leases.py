@@ -7,8 +7,8 @@ from itertools import permutations
 from time import monotonic
 
 import pytest
-from broker_kit import LOW, MEDIUM, half_a_lease_later, places, put, take_all, with_options
-from waiting import until, within
+from kits.broker_kit import LOW, MEDIUM, half_a_lease_later, places, put, take_all, with_options
+from kits.waiting import until, within
 
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Settlement

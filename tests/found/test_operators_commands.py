@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from command_kit import COMMAND, Running, environment, run, until
+from kits.command_kit import COMMAND, Running, environment, run, until
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.commands.queue import Account

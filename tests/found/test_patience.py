@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 import pytest
-from broker_kit import with_options
-from manager_kit import managing
+from kits.broker_kit import with_options
+from kits.manager_kit import managing
+from kits.servers import RedisServer
+from kits.topology_kit import start_cluster
 from redis.crc import key_slot
-from servers import RedisServer
-from topology_kit import start_cluster
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.errors import BrokerConnectionError, NotDurableError

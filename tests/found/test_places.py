@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import redis
-from broker_kit import with_options
-from manager_kit import consuming
-from servers import RedisServer
-from waiting import until, within
+from kits.broker_kit import with_options
+from kits.manager_kit import consuming
+from kits.servers import RedisServer
+from kits.waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.errors import WorkerStartError

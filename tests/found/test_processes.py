@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_kit import COMMAND, Running, environment, until
+from kits.command_kit import COMMAND, Running, environment, until
 
 from fluidfast.commands import loops
 from fluidfast.commands.loops import on_signals

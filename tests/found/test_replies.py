@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import redis
-from broker_kit import with_options
 from faults.proxy import BACK, FaultProxy
-from manager_kit import consuming, managing
-from servers import RedisServer
-from waiting import until, within
+from kits.broker_kit import with_options
+from kits.manager_kit import consuming, managing
+from kits.servers import RedisServer
+from kits.waiting import until, within
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.brokers.contract import Settlement

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import redis
-from broker_kit import HIGH, LOW, MEDIUM, half_a_lease_later, put, take_all, with_options
-from waiting import within
+from kits.broker_kit import HIGH, LOW, MEDIUM, half_a_lease_later, put, take_all, with_options
+from kits.waiting import within
 
 from fluidfast import TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker

@@ -11,8 +11,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from broker_kit import with_options
-from waiting import until
+from kits.broker_kit import with_options
+from kits.waiting import until
 
 from fluidfast import Scheduler, TaskManager, TaskManagerConfig, TaskRun, crontab, every, task
 from fluidfast.core.schedule import CronRun

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from broker_kit import with_options
-from manager_kit import managing
-from servers import HOST, RedisServer
-from waiting import until, within
+from kits.broker_kit import with_options
+from kits.manager_kit import managing
+from kits.servers import HOST, RedisServer
+from kits.waiting import until, within
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_kit import places, with_options
-from command_kit import Running, run
-from command_kit import until as wait_until
-from consumer_kit import empty
-from waiting import until, within
+from kits.broker_kit import places, with_options
+from kits.command_kit import Running, run
+from kits.command_kit import until as wait_until
+from kits.consumer_kit import empty
+from kits.waiting import until, within
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.errors import HungThreadsError

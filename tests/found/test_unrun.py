@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from manager_kit import consuming
+from kits.manager_kit import consuming
 
 from fluidfast import RetryPolicy, TaskManager, TaskRun, task
 from fluidfast.errors import TaskRunError

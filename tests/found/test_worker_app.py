@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_kit import ROOT, Running, environment, run, until
+from kits.command_kit import ROOT, Running, environment, run, until
 
 from fluidfast import TaskManager, TaskManagerPlugin, TaskRun, task
 from fluidfast.commands.target import CommandError, as_consumer, as_manager, load

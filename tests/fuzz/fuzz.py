@@ -28,7 +28,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).parent.parent))  # as pytest has it
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "wire")]  # as pytest has it
 
 import msgspec
 from models.codec_model import FIELDS, Refused, further, read_json, read_msgpack, unpack

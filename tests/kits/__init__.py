@@ -1,0 +1,1 @@
+"""Shared by tests: servers, waiting, kits for managers, consumers, brokers and commands."""

@@ -1,0 +1,208 @@
+"""Hooks around queueing: called for each run, whichever way it comes; free for a manager that has none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from kits.command_kit import run as run_command
+
+from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, every, task
+from fluidfast.core.hooks import Go
+from fluidfast.http import task_manager_fastapi
+from fluidfast.manage.firing import ScheduleTasks
+
+
+@task
+async def note(ctx: TaskRun) -> None: ...
+
+
+@task(schedule=every(timedelta(hours=1)))
+async def hourly(ctx: TaskRun) -> None: ...
+
+
+class Seen:
+    """A hook that notes the runs that it sees, before and after; it refuses those with ``n`` of 13."""
+
+    def __init__(self) -> None:
+        self.before: list[Any] = []
+        self.after: list[Any] = []
+
+    async def __call__(self, run: TaskRun, go: Go) -> None:
+        self.before.append(run.params.get("n", run.name))
+        if run.params.get("n") == 13:
+            raise PermissionError("not this one")
+        await go()
+        self.after.append(run.params.get("n", run.name))
+
+
+async def waiting(manager: TaskManager) -> int:
+    return sum((await manager.broker.queue_length()).values())
+
+
+@pytest.fixture
+async def manager(broker_url: str) -> AsyncIterator[TaskManager]:
+    async with TaskManager(broker_url=broker_url) as manager:
+        manager.register_task(note)
+        yield manager
+        await manager.broker.clear_queue()
+
+
+@pytest.fixture
+def seen(manager: TaskManager) -> Seen:
+    hook = Seen()
+    manager.hooks.around_queueing(hook)
+    return hook
+
+
+async def test_a_run_that_is_queued(manager: TaskManager, seen: Seen) -> None:
+    run = await manager.queue("note", n=1)
+    assert run.state == "queued"
+    assert (seen.before, seen.after) == ([1], [1])
+    assert await waiting(manager) == 1
+
+
+async def test_a_hook_refuses_by_raising(manager: TaskManager, seen: Seen) -> None:
+    told: list[str] = []
+    manager.dispatcher.register_handler("init", lambda run: told.append(run.id))
+    with pytest.raises(PermissionError):
+        await manager.queue("note", n=13)
+    assert (seen.after, told, await waiting(manager)) == ([], [], 0)
+
+
+async def test_the_first_hook_is_outermost(manager: TaskManager) -> None:
+    order: list[str] = []
+
+    def hook(name: str) -> Any:
+        async def around(run: TaskRun, go: Go) -> None:
+            order.append(name)
+            await go()
+            order.append(f"/{name}")
+
+        return around
+
+    manager.hooks.around_queueing(hook("a"))
+    manager.hooks.around_queueing(hook("b"))
+    await manager.queue("note")
+    assert order == ["a", "b", "/b", "/a"]
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_runs_that_are_queued_in_bulk(manager: TaskManager, seen: Seen, kind: Any) -> None:
+    shown: list[int] = []
+    summary = await manager.queue_many(
+        "note", kind([{"n": n} for n in range(10)]), return_ids=True, progress=lambda one: shown.append(one.queued)
+    )
+    assert sorted(seen.after) == list(range(10))
+    assert (summary.queued, len(set(summary.run_ids or ())), shown[-1]) == (10, 10, 10)
+    assert await waiting(manager) == 10
+
+
+async def test_bulk_stops_at_a_run_that_is_refused(manager: TaskManager, seen: Seen) -> None:
+    with pytest.raises(PermissionError) as caught:
+        await manager.queue_many("note", [{"n": n} for n in (1, 13, 2)])
+    assert caught.value.summary.queued == 2  # type: ignore[attr-defined]  # they are sent together
+    assert await waiting(manager) == 2
+
+
+async def test_runs_from_code_without_an_event_loop(manager: TaskManager, seen: Seen) -> None:
+    await asyncio.to_thread(manager.sync.queue, "note", n=1)
+    await asyncio.to_thread(manager.sync.queue_many, "note", [{"n": 2}])
+    assert seen.after == [1, 2]
+
+
+async def test_a_run_that_is_waited_for_and_one_of_sync_queue(broker_url: str) -> None:
+    hook = Seen()
+    consumer = TaskConsumer(broker_url=broker_url)
+    consumer.register_task(note)
+    consumer.hooks.around_queueing(hook)
+    async with consumer:
+        await consumer.queue_and_wait("note", n=1, timeout=20)
+        consumer.sync_queue("note")
+    assert hook.after == [1, "note"]
+    async with TaskManager(broker_url=broker_url) as other:
+        await other.broker.clear_queue()
+
+
+async def test_a_run_of_a_schedule(broker_url: str) -> None:
+    hook = Seen()
+    async with TaskManager(broker_url=broker_url):  # memory:// lives as long as somebody holds it
+        scheduler = TaskScheduler(broker_url=broker_url, consume_tasks=False)
+        scheduler.register_task(hourly)
+        scheduler.hooks.around_queueing(hook)
+        clock = ScheduleTasks(scheduler)
+        clock.look(datetime.now(UTC))
+        await clock.fire()
+        assert hook.after == ["hourly"]
+        assert await waiting(scheduler) == 1
+        await scheduler.broker.clear_queue()
+        await scheduler.broker.close()
+
+
+async def test_a_run_over_http(manager: TaskManager, seen: Seen) -> None:
+    app = task_manager_fastapi(manager, insecure=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await client.post("/tasks/note", json={"n": 1})
+    assert answer.status_code == 200
+    assert seen.after == [1]
+
+
+def test_a_run_of_the_command_line(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "app.py").write_text(
+        f"""
+from fluidfast import TaskManager, TaskRun, task
+
+@task
+async def note(ctx: TaskRun) -> None: ...
+
+manager = TaskManager(broker_url={redis_url!r})
+manager.register_task(note)
+
+async def around(run, go):
+    print("around", run.params["n"], flush=True)
+    await go()
+
+manager.hooks.around_queueing(around)
+"""
+    )
+    (tmp_path / "lines").write_text('{"n": 1}\n{"n": 2}\n')
+    done = run_command("queue", "app:manager", "note", "--from", "lines", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["around 1", "around 2"]
+
+    async def clear() -> int:
+        async with TaskManager(broker_url=redis_url) as manager:
+            return sum((await manager.broker.clear_queue()).values())
+
+    assert asyncio.run(clear()) == 2
+
+
+async def test_hooks_of_a_plain_manager_come_to_its_consumer(broker_url: str) -> None:
+    first, later = Seen(), Seen()
+    manager = TaskManager(broker_url=broker_url)
+    manager.register_task(note)
+    manager.hooks.around_queueing(first)
+    consumer = TaskConsumer.of(manager)
+    manager.hooks.around_queueing(later)
+    async with consumer:
+        await consumer.queue_and_wait("note", n=1, timeout=20)
+        await manager.queue("note", n=2)
+    assert first.after == later.after == [1, 2]
+
+
+async def test_handlers_come_and_go_and_the_hook_stays(manager: TaskManager, seen: Seen) -> None:
+    manager.dispatcher.register_handler("queued.mine", lambda run: None)
+    manager.dispatcher.unregister_handler("queued.mine")
+    await manager.queue("note", n=1)
+    assert seen.after == [1]
+
+
+async def test_without_a_hook_the_short_cut_is_taken(manager: TaskManager) -> None:
+    assert manager.hands_over()
+    manager.hooks.around_queueing(Seen())
+    assert not manager.hands_over()
