@@ -20,6 +20,8 @@ from typing import Any
 
 from fluidfast import TaskConsumer
 from fluidfast.brokers.redis import broker as redis_broker
+from fluidfast.brokers.redis import channel as redis_channel
+from fluidfast.brokers.redis import client as redis_client
 from fluidfast.brokers.redis import scripts
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.loops import ease_collector
@@ -54,11 +56,17 @@ def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def script_instead(name: str, text: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def script_instead(name: str, text: str) -> Iterator[None]:
     raw = text.encode()
     changed = scripts.Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest().encode())
     before = redis_broker.load
-    return instead(redis_broker, "load", lambda wanted: changed if wanted == name else before(wanted))
+
+    def load(wanted: str) -> scripts.Script:
+        return changed if wanted == name else before(wanted)
+
+    with instead(redis_broker, "load", load), instead(redis_channel, "load", load), instead(redis_client, "load", load):
+        yield
 
 
 @contextlib.contextmanager

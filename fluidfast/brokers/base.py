@@ -439,7 +439,7 @@ class TaskBroker(ABC):
 
     async def queue_task(self, task_run: TaskRun[Any, Any]) -> None:
         """Queue one run and wait until it is safe. Managers batch, with a ``Producer``."""
-        await self._queue_payload(task_run.prio, self.codec.encode(task_run))
+        await self.queue_payload(task_run.prio, self.codec.encode(task_run))
 
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         """Queue a payload, unless one was queued under this key within ``seconds``, by whichever process.
@@ -453,7 +453,7 @@ class TaskBroker(ABC):
         """
         if not await self.first(key, seconds):
             return False
-        await self._queue_payload(priority, payload)
+        await self.queue_payload(priority, payload)
         return True
 
     @abstractmethod
@@ -477,7 +477,8 @@ class TaskBroker(ABC):
     async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
         """Set marks to a value, to be forgotten after ``seconds``."""
 
-    async def _queue_payload(self, priority: int, payload: bytes) -> None:
+    async def queue_payload(self, priority: int, payload: bytes) -> None:
+        """Queue one payload and wait until it is safe. Raises BrokerError."""
         if not self.push(priority, payload):
             groups: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
             groups[priority].append(payload)

@@ -210,7 +210,7 @@ async def take_back(consumer: TaskConsumer, url: str) -> int:
             lease.deadline = lease.seen = -1.0  # as a sweep half a lease ago saw it
     else:
         assert isinstance(broker, RedisTaskBroker)
-        await broker.adopt()  # what was started out of an inbox is under its lease from here on
+        await broker.inboxes.adopt()  # what was started out of an inbox is under its lease from here on
         for batch in list(consumer.engine._leases):
             await broker.redis_cli.zadd(broker.keys.leases, {batch: 1})
         assert await sweeper.reap() == 0

@@ -501,7 +501,7 @@ def test_queue_reads_a_pipe_as_it_comes(app: Path, redis_url: str, client: redis
 def test_queue_says_how_far_it_came_when_the_server_dies(app: Path, start_server: Callable[..., RedisServer]) -> None:
     # a server that is gone is waited for; here, for a shorter time
     (app / "soon.py").write_text(
-        "import fluidfast.brokers.redis.broker as b\nb.RECONNECT_SECONDS = 0.5\nfrom app import manager\n"
+        "import fluidfast.brokers.redis.client as c\nc.RECONNECT_SECONDS = 0.5\nfrom app import manager\n"
     )
     server = start_server()
     url = f"{server.url}?name=dies"

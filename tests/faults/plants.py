@@ -24,6 +24,7 @@ from typing import Any
 from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis import broker as redis_broker
 from fluidfast.brokers.redis import channel as redis_channel
+from fluidfast.brokers.redis import client as redis_client
 from fluidfast.brokers.redis import scripts
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.consume.settler import Settler
@@ -48,7 +49,7 @@ def edited(script: str, old: str, new: str) -> Undo:
     def load(name: str) -> scripts.Script:
         return changed if name == script else before(name)
 
-    steps = [patch(module, "load", load) for module in (redis_broker, redis_channel)]
+    steps = [patch(module, "load", load) for module in (redis_broker, redis_channel, redis_client)]
 
     def undo() -> None:
         for step in steps:

@@ -203,7 +203,7 @@ async def adopt(scene: Scene) -> Prepared:
     await broker._wakeups.pop("c").close()
 
     async def act() -> None:
-        await broker.adopt()
+        await broker.inboxes.adopt()
         assert scene.client.hvals(broker.keys.lease(started.batch)) == [payload]
 
     return act, Counter([identity(payload)])

@@ -78,7 +78,7 @@ async def test_a_lease_whose_claim_is_not_answered_is_kept(redis_server: RedisSe
         broker = RedisTaskBroker(f"{proxy.url_of(redis_url)}&lease_seconds=0.4")
         other = RedisTaskBroker(f"{redis_url}&lease_seconds=0.4")
         await broker.connect()
-        broker.server.sync_client = other.server.sync_client  # type: ignore[method-assign]  # the keeper's way is open
+        broker.client.server.sync_client = other.client.server.sync_client  # type: ignore[method-assign]  # the keeper's way is open
         renew = broker.renewer("c")
         with redis.Redis.from_url(redis_server.url) as client:
             client.lpush(broker.keys.queue("medium"), b"x")
@@ -113,7 +113,7 @@ async def test_a_start_that_is_cut_off_is_tried_again(redis_server: RedisServer,
 async def test_a_retry_that_is_settled_twice_is_tried_once(redis_url: str) -> None:
     """The answer to a settlement is lost; until it is sent again, the retry that it asked for has been promoted."""
     broker = RedisTaskBroker(redis_url)
-    await broker.script("enqueue", "p", 1, 1000, 0, 0, 2, 0, b"x", b"y")
+    await broker.client.script("enqueue", "p", 1, 1000, 0, 0, 2, 0, b"x", b"y")
     claim = await broker.claim("c", 10)
     settlement = Settlement(claim.batch, done=[claim.items[0].field], retries=[(0.0, 1, b"x")])
     assert await broker.settle(settlement)
@@ -129,7 +129,7 @@ async def test_what_is_delayed_twice_runs_once(redis_url: str) -> None:
     """The same of runs that are delayed when they are queued."""
     broker = RedisTaskBroker(redis_url)
     calls: list[Any] = []
-    script = broker.script
+    script = broker.client.script
 
     async def twice(name: str, *arguments: Any) -> Any:
         calls.append(name)
@@ -139,7 +139,7 @@ async def test_what_is_delayed_twice_runs_once(redis_url: str) -> None:
             await script(name, *arguments)
         return result
 
-    broker.script = twice  # type: ignore[method-assign]
+    broker.client.script = twice  # type: ignore[method-assign]
     await broker.delay([(0.0, 1, b"x")])
     assert calls[0] == "delay"
     assert await broker.delayed_length() == 0

@@ -57,7 +57,7 @@ async def broker(broker_url: str) -> AsyncIterator[TaskBroker]:
 async def give_up(broker: TaskBroker, *payloads: bytes, kind: str = "dead", reason: str = "why") -> None:
     """Have runs end in one of the lists, the first first."""
     for payload in payloads:
-        await broker._queue_payload(1, payload)
+        await broker.queue_payload(1, payload)
     left = len(payloads)
     while left:
         claim = await broker.claim("undertaker", 500)
@@ -265,7 +265,7 @@ async def test_one_that_kills_its_workers_is_counted_too(broker_url: str) -> Non
     broker = TaskBroker.from_url(f"{broker_url}{'&' if '?' in broker_url else '?'}{options}")
     try:
         for payload in (b"first", b"second"):
-            await broker._queue_payload(1, payload)
+            await broker.queue_payload(1, payload)
             for strike in range(3):
                 claim = await broker.claim(f"dies-{payload!r}-{strike}", 1)
                 assert [item.payload for item in claim.items] == [payload]
@@ -339,7 +339,7 @@ async def test_failures_do_not_keep_a_server_full(start_server: Callable[..., An
         before = await noted(broker, "failed")
         runs = [b"new %03d" % n + b"y" * 10_000 for n in range(100)]
         for run in runs:
-            await broker._queue_payload(1, run)
+            await broker.queue_payload(1, run)
         claims = []
         while sum(len(claim.items) for claim in claims) < 100:
             claims.append(await broker.claim("c", 10))

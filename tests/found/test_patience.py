@@ -25,9 +25,9 @@ SECONDS = 4.0
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.RECONNECT_SECONDS", SECONDS)
+    monkeypatch.setattr("fluidfast.brokers.redis.client.RECONNECT_SECONDS", SECONDS)
     monkeypatch.setattr("fluidfast.produce.producer.SEND_SECONDS", SECONDS)
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.REPLY_SECONDS", SECONDS / 2)
+    monkeypatch.setattr("fluidfast.brokers.redis.client.REPLY_SECONDS", SECONDS / 2)
 
 
 @task

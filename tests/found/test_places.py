@@ -346,7 +346,7 @@ async def test_a_child_that_ends_does_not_touch_its_parents_connections(
         await asyncio.to_thread(os.waitpid, pid, 0)
         await consumer.queue_and_wait("note", n=2, timeout=20)
         await manager.queue("echo")
-        link = manager.broker._link  # type: ignore[attr-defined]
+        link = manager.broker.client._link  # type: ignore[attr-defined]
         assert not link.closed
         assert before & connections(redis_server)
     await manager.broker.clear()

@@ -27,7 +27,7 @@ def run_of(n: int, name: str = "t") -> bytes:
 async def give_up(broker: TaskBroker, payloads: list[bytes], kind: str = "dead") -> None:
     """Have runs end in one of the lists, the first first; on shards, each on one of them."""
     for payload in payloads:
-        await broker._queue_payload(1, payload)
+        await broker.queue_payload(1, payload)
     left = len(payloads)
     while left:
         claim = await broker.claim("undertaker", 500)
@@ -213,7 +213,7 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
     large = [b"x" * (PAGE_BYTES // 3) for _ in range(12)]
     await push(broker, [*large[:6], *(run_of(n) for n in range(900)), *large[6:]])
     calls: list[tuple[str, int, int]] = []
-    script, read = broker.script, broker._dead_page
+    script, read = broker.client.script, broker._dead_page
 
     async def watched(name: str, *arguments: Any) -> Any:
         reply = await script(name, *arguments)
@@ -226,7 +226,7 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
         calls.append(("read", len(page), sum(map(len, page)) // 8))  # by the mean so far: not more than eight times
         return page
 
-    broker.script = watched  # type: ignore[method-assign]
+    broker.client.script = watched  # type: ignore[method-assign]
     broker._dead_page = read_watched  # type: ignore[method-assign]
     assert len(await broker.dead(10_000)) == 912
     assert await DeadLetters(broker).requeue() == 912
@@ -237,7 +237,7 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
 async def test_a_step_whose_answer_was_lost_is_asked_again(redis_broker: RedisTaskBroker) -> None:
     broker = redis_broker
     await push(broker, [run_of(n) for n in range(30)])
-    async with RedisSifter(broker, "dead") as sifter:
+    async with RedisSifter(broker.client, "dead") as sifter:
         page = await sifter.turn(10)
         sifter.pages -= 1
         assert await sifter.turn(10) == page

@@ -157,22 +157,22 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
     fields = [item.field for item in claim.items]
     every = server.payloads(broker.keys)
     assert len(every) == 4 + 1 + 5 + 2 + 20 + 2 + 1
-    adoption = Adoption(broker.new_batch(), "a", "m", b"moved")
-    broker.adoptions[adoption.batch] = adoption
+    adoption = Adoption(broker.inboxes.new_batch(), "a", "m", b"moved")
+    broker.inboxes.adoptions[adoption.batch] = adoption
     server.revoke(right)
 
     calls: list[Callable[[], Awaitable[Any]]] = [
-        broker.adopt,
+        broker.inboxes.adopt,
         broker.promote,
         broker.reap,
-        lambda: broker.script("farewell", "b", 0, ""),
+        lambda: broker.client.script("farewell", "b", 0, ""),
         lambda: broker.release(claim.batch, fields[3:]),
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=True),
         lambda: broker.claim("a", 15, idle=False, max_bytes=1000, tasks=("t",)),
         lambda: broker.claim("a", 15, idle=False, waits=True),
-        lambda: broker.script("farewell", "a", 0, ""),
+        lambda: broker.client.script("farewell", "a", 0, ""),
     ]
     refused = 0
     for call in calls:
@@ -180,7 +180,7 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
         try:
             await within(call())
         except BrokerError:
-            broker.adoptions.clear()
+            broker.inboxes.adoptions.clear()
             refused += 1
             assert leases.issuperset(server.admin.zrange(broker.keys.leases, 0, -1)), "one that nobody renews"  # type: ignore[arg-type]
         assert server.payloads(broker.keys) == every
@@ -194,7 +194,7 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
     half_a_lease_later(broker)
     await broker.reap()
     for consumer in "ab":
-        await broker.script("farewell", consumer, 1, "")
+        await broker.client.script("farewell", consumer, 1, "")
     await broker.promote()
     taken = set(await take_all(broker))
     left = {member[1:] for member in server.admin.zrange(broker.keys.delayed, 0, -1)}  # type: ignore[union-attr]
@@ -224,7 +224,7 @@ async def test_nor_where_a_key_is_of_another_type(server: Server, place: str) ->
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=False),
-        lambda: broker.script("farewell", "a", 0, ""),
+        lambda: broker.client.script("farewell", "a", 0, ""),
     ):
         try:
             await within(call())
@@ -246,9 +246,9 @@ async def test_what_was_refused_does_not_count_as_seen(server: Server, verb: str
     server.revoke("lpush", "zadd")
     arguments: tuple[Any, ...] = ("p", 7, 60_000, 0, 0, 1, 0, b"x") if verb == "enqueue" else ("p", 60_000, 0, b"mx")
     with pytest.raises(BrokerAuthError):
-        await broker.script(verb, *arguments)
+        await broker.client.script(verb, *arguments)
     server.grant()
-    await broker.script(verb, *arguments)
+    await broker.client.script(verb, *arguments)
     await broker.promote()
     assert await take_all(broker) == [b"x"]
     await broker.clear()
@@ -285,7 +285,7 @@ async def test_others_use_the_connection_while_rights_are_tried(server: Server) 
 
     async def opens() -> None:
         for _ in range(5):
-            broker._tried.clear()
+            broker.client._tried.clear()
             await broker.channel()
 
     taken, _ = await asyncio.gather(claims(), opens())

@@ -35,7 +35,7 @@ from models.codec_model import FIELDS, Refused, further, read_json, read_msgpack
 from test_golden import GOLDEN, TASKS
 
 from fluidfast import TaskRun, crontab
-from fluidfast.brokers.redis.broker import decode_info
+from fluidfast.brokers.redis.inspect import decode_info
 from fluidfast.core.params import non_finite_field
 from fluidfast.errors import ParamsError, PayloadError, TaskParamsError, UnknownTaskError
 from fluidfast.manage.dead import DeadLetter

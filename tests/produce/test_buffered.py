@@ -345,7 +345,7 @@ async def test_a_server_that_goes_and_comes_back(start_server: Start) -> None:
 
 
 async def test_a_server_that_stays_away(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.RECONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("fluidfast.brokers.redis.client.RECONNECT_SECONDS", 0.3)
     server = start_server(appendonly="always")
     async with alone(server, buffer_runs=2000) as manager:
         tally = Tally(manager)

@@ -189,7 +189,7 @@ class Awaits:
 
     async def __aenter__(self) -> Awaits:
         await within(self.broker.connect())
-        self.link = await self.broker.link()  # type: ignore[attr-defined]
+        self.link = await self.broker.client.link()  # type: ignore[attr-defined]
         if self.link._poll_seconds:
             self.link._look_seconds = self.link._poll_seconds
         await self.row(5)
@@ -455,7 +455,7 @@ class TestInTheAwait:
         async with Awaits(server.url) as awaits:
             for stop_at in range(40, 140):  # after what the test above goes through
                 await awaits.row(5)
-                awaits.link = await awaits.broker.link()  # type: ignore[attr-defined]
+                awaits.link = await awaits.broker.client.link()  # type: ignore[attr-defined]
                 awaits.link._look_seconds = 10.0
                 awaits.producer._awaited = monotonic()
                 admin(server, "CONFIG", "SET", "maxmemory", "1")
@@ -512,7 +512,7 @@ class TestInTheAwait:
     async def test_not_into_what_is_still_being_written(self, server: RedisServer) -> None:
         """The transport holds the rest of a large command, while the socket has room again."""
         async with Awaits(server.url) as awaits:
-            link = await awaits.broker.link()  # type: ignore[attr-defined]
+            link = await awaits.broker.client.link()  # type: ignore[attr-defined]
             await awaits.row(2)
             large = b"x" * 30_000_000
             echo = link.call(pack(("ECHO", large)))
@@ -730,7 +730,7 @@ class TestHeadStart:
                 await what()
                 assert not awaits.link.begun
             await awaits.row(800)  # some blocks, with and without
-            assert awaits.link is await awaits.broker.link()  # type: ignore[attr-defined]
+            assert awaits.link is await awaits.broker.client.link()  # type: ignore[attr-defined]
             assert await take(awaits.broker, 1000) == awaits.sent
 
     async def test_a_connection_that_is_closed(self, server: RedisServer) -> None:
@@ -744,7 +744,7 @@ class TestHeadStart:
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 await awaits.row(5)
-                awaits.link = await awaits.broker.link()  # type: ignore[attr-defined]
+                awaits.link = await awaits.broker.client.link()  # type: ignore[attr-defined]
                 awaits.link._look_seconds = awaits.link._poll_seconds
                 await awaits.row(2)
                 start_ahead(awaits)

@@ -332,7 +332,7 @@ class TestLost:
         factory = getattr(asyncio, "eager_task_factory", None)  # Python 3.12; without it tasks are as ever
         asyncio.get_running_loop().set_task_factory(factory)
         await within(submit(producer, b"x"))
-        link = await broker.link()
+        link = await broker.client.link()
         link.abort()
         await until(lambda: link.closed)
         await within(submit(producer, b"y"))

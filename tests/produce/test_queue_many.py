@@ -532,7 +532,7 @@ async def test_a_server_that_is_killed_and_comes_back(start_server: Start) -> No
 
 
 async def test_a_server_that_is_killed_and_stays_away(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.RECONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("fluidfast.brokers.redis.client.RECONNECT_SECONDS", 0.3)
     server = start_server(appendonly="always")
 
     def progress(summary: QueueSummary) -> None:

@@ -1,6 +1,6 @@
 """The way of a producer's batches into Redis, on one connection."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core._time import monotonic_seconds
 from ...core.states import PRIORITIES
@@ -8,13 +8,11 @@ from ...errors import ConnectionLostError
 from ..contract import Confirm, EnqueueBatch
 from ._lane import Lane
 from ._resp import pack
+from .client import RedisClient, is_durable
 from .link import Link, ServerReply, Transaction
 from .scripts import load
 
-if TYPE_CHECKING:
-    from .broker import RedisTaskBroker
-
-__all__ = ["BEGIN", "COMMIT", "RedisChannel", "is_durable"]
+__all__ = ["BEGIN", "COMMIT", "RedisChannel"]
 
 BEGIN, COMMIT = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 PRODUCER_MS = 3_600_000
@@ -34,12 +32,12 @@ class RedisChannel(Lane):
     ``durable``: a command that is sent behind each batch, and answered when that is safe; or None.
     """
 
-    def __init__(self, broker: "RedisTaskBroker", link: Link, durable: bytes | None) -> None:
-        self.broker = broker
+    def __init__(self, client: RedisClient, link: Link, durable: bytes | None) -> None:
+        self.client = client
         self.link = link
         self.durable = durable
         self.sha = load("enqueue").sha
-        self.queues = [broker.keys.queue(priority) for priority in PRIORITIES]
+        self.queues = [client.keys.queue(priority) for priority in PRIORITIES]
         self.may_watch = True
 
     def __call__(self, batch: EnqueueBatch, confirm: Confirm) -> None:
@@ -50,8 +48,8 @@ class RedisChannel(Lane):
         self._send(batch, confirm, sent=True)
 
     def _send(self, batch: EnqueueBatch, confirm: Confirm, *, sent: bool) -> None:
-        broker, durable, link = self.broker, self.durable, self.link
-        mark = broker.keys.producer(batch.producer).encode()
+        client, durable, link = self.client, self.durable, self.link
+        mark = client.keys.producer(batch.producer).encode()
         high, medium, low = batch.groups
         watches = sent or (self.may_watch and batch.fresh and not batch.behind)
         alone = sent or (watches and link.watched == batch.producer and bool(high) + bool(medium) + bool(low) == 1)
@@ -62,9 +60,9 @@ class RedisChannel(Lane):
         def answered(reply: Any, exc: Exception | None) -> None:
             nonlocal outcome
             if exc is not None:
-                exc = broker.error(exc, link)
+                exc = client.error(exc, link)
             elif reply is None:  # of EXEC: the mark has expired, or was deleted by hand
-                exc = ConnectionLostError(f"broker {broker.url}: what a producer left is gone")
+                exc = ConnectionLostError(f"broker {client.url}: what a producer left is gone")
             outcome = (0 if exc is not None else -1 if alone else reply[1], exc)
             if durable is None and not watches:
                 confirm(*outcome)
@@ -84,9 +82,9 @@ class RedisChannel(Lane):
         def safe(reply: Any, exc: Exception | None) -> None:
             waiting, refused = outcome
             if refused is None and exc is not None:
-                refused = broker.error(exc, link)
+                refused = client.error(exc, link)
             if refused is None and not is_durable(reply):
-                refused = broker.not_durable(len(batch))
+                refused = client.not_durable(len(batch))
             confirm(0 if refused is not None else waiting, refused)
 
         watch = pack(("WATCH", mark)) if watches else b""
@@ -99,7 +97,7 @@ class RedisChannel(Lane):
         else:
             command = pack(
                 (
-                    "EVALSHA", self.sha, 1, broker.prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
+                    "EVALSHA", self.sha, 1, client.prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
                     len(high), len(medium), len(low), *high, *medium, *low,
                 )
             )  # fmt: skip
@@ -121,8 +119,3 @@ class RedisChannel(Lane):
 def string(text: bytes) -> bytes:
     """A bulk string (RESP)."""
     return b"$%d\r\n%b\r\n" % (len(text), text)
-
-
-def is_durable(reply: Any) -> bool:
-    """Whether the answer to WAIT or WAITAOF names a server."""
-    return bool(reply[0] if isinstance(reply, list) else reply)

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ...core._time import new_id
 from ...core.states import LETTERS
 from ...errors import BrokerError
 from ..contract import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
-
-if TYPE_CHECKING:
-    from .broker import RedisTaskBroker
+from .client import RedisClient
 
 __all__ = ["RedisSifter", "parted"]
 
@@ -44,8 +42,8 @@ def slices(actions: Sequence[Exhume], page: Mapping[tuple[str, bytes], bytes]) -
 class RedisSifter(Sifter):
     """The place in the list is kept on the server, where every script that removes something corrects it."""
 
-    def __init__(self, broker: "RedisTaskBroker", kind: Kind) -> None:
-        self.broker = broker
+    def __init__(self, client: RedisClient, kind: Kind) -> None:
+        self.client = client
         self.kind = kind
         self.cursor = new_id()
         self.pages = 0
@@ -53,18 +51,18 @@ class RedisSifter(Sifter):
         self.page: dict[tuple[str, bytes], bytes] = {}
 
     async def __aenter__(self) -> Self:
-        await self.broker.script("sift", self.kind, self.cursor, 0, 0, 0)
+        await self.client.script("sift", self.kind, self.cursor, 0, 0, 0)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         with suppress(BrokerError):  # then the cursor is forgotten after an hour
             if not isinstance(exc_info[1], BrokerError):
-                await self.broker.script("sift", self.kind, self.cursor, -1, 0, 0)
+                await self.client.script("sift", self.kind, self.cursor, -1, 0, 0)
 
     async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
         while True:
             self.pages += 1
-            page = self.found(await self.broker.script("sift", self.kind, self.cursor, self.pages, limit, PAGE_BYTES))
+            page = self.found(await self.client.script("sift", self.kind, self.cursor, self.pages, limit, PAGE_BYTES))
             there = [entry for entry in page if entry]
             if there or not page:
                 parts = [parted(entry) for entry in there]
@@ -75,13 +73,13 @@ class RedisSifter(Sifter):
         count = 0
         for flat in slices(actions, self.page):
             self.taken += 1
-            count += self.found(await self.broker.script("exhume", self.kind, self.cursor, self.taken, *flat))
+            count += self.found(await self.client.script("exhume", self.kind, self.cursor, self.taken, *flat))
         return count
 
     def found(self, reply: Any) -> Any:
         if reply is None:
             raise BrokerError(
-                f"broker {self.broker.url}: the place in the list of {self.kind} runs is lost (it was deleted, or "
+                f"broker {self.client.url}: the place in the list of {self.kind} runs is lost (it was deleted, or "
                 "an hour passed without a step); begin again"
             )
         return reply

@@ -1,16 +1,14 @@
 """The lock that a broker gives to tasks and managers: redis-py's, with our errors."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, LockNotOwnedError
 
 from ...checks import check_number
 from ...errors import BrokerError, ConfigError
-
-if TYPE_CHECKING:
-    from .broker import RedisTaskBroker
+from .client import RedisClient
 
 __all__ = ["BrokerLock"]
 
@@ -19,11 +17,11 @@ class BrokerLock(Lock):
     """redis-py's lock, with our errors: BrokerError where the server is not there or refuses. That it is held no more
     is LockError, as ever."""
 
-    def __init__(self, broker: "RedisTaskBroker", name: str, timeout: float | None) -> None:
+    def __init__(self, client: RedisClient, name: str, timeout: float | None) -> None:
         if timeout is not None:
             check_number("timeout", timeout, ConfigError, least=0.001)
-        super().__init__(broker.redis_cli, name, timeout=timeout)
-        self._broker = broker
+        super().__init__(client.redis_cli, name, timeout=timeout)
+        self._client = client
 
     async def do_acquire(self, token: Any) -> bool:
         async def acquire() -> bool:
@@ -31,7 +29,7 @@ class BrokerLock(Lock):
             return await take(token) or await self.redis.get(self.name) == token
 
         take = super().do_acquire
-        return bool(await self._broker.redis(acquire))
+        return bool(await self._client.redis(acquire))
 
     async def do_release(self, expected_token: bytes) -> None:
         sent = 0
@@ -58,14 +56,14 @@ class BrokerLock(Lock):
         return True
 
     async def locked(self) -> bool:
-        return bool(await self._broker.redis(super().locked))
+        return bool(await self._client.redis(super().locked))
 
     async def owned(self) -> bool:
-        return bool(await self._broker.redis(super().owned))
+        return bool(await self._client.redis(super().owned))
 
     async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await self._broker.redis(call)
+            await self._client.redis(call)
         except BrokerError as exc:
             if isinstance(exc.__cause__, LockError):
                 raise exc.__cause__ from None

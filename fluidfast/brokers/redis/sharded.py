@@ -94,10 +94,7 @@ class ShardedRedisBroker(TaskBroker):
             )
         self.shards = [RedisTaskBroker(self.url, shard=number) for number in range(shards_of(self.url))]
         for shard in self.shards:
-            shard.options = self.options
-            shard.registry = self.registry
-            shard.parts = len(self.shards)
-            shard.is_in_use = lambda loop: self.is_in_use(loop)
+            shard.become_shard_of(self, len(self.shards))
         self.home = self.shards[0]
         self.redis_cli = self.home.redis_cli
         self._agreed = False
@@ -108,6 +105,11 @@ class ShardedRedisBroker(TaskBroker):
         self._waiting = [0] * len(self.shards)  # runs, as last seen
         self._under_way: dict[tuple[str, int], asyncio.Task[Any]] = {}
         has_place(self)
+
+    def use(self, **options: Any) -> None:
+        super().use(**options)
+        for shard in self.shards:
+            shard.become_shard_of(self, len(self.shards))
 
     def _forked(self) -> None:
         keep_for_good(dict(self._under_way), list(self._threads))
@@ -221,12 +223,20 @@ class ShardedRedisBroker(TaskBroker):
         async def opened(number: int, shard: RedisTaskBroker) -> Channel:
             channel = await shard.channel()
             try:
-                self._waiting[number] = sum((await shard.queue_length()).values())
+                self.note_waiting(number, sum((await shard.queue_length()).values()))
             except BrokerError as exc:  # then it is known when this shard has confirmed something
                 logger.debug("broker %s: shard %d: %s", self.url, number, exc)
             return channel
 
         return ShardedChannel(self, await asyncio.gather(*map(opened, range(len(self.shards)), self.shards)))
+
+    def note_waiting(self, number: int, waiting: int) -> None:
+        """Note how many runs wait on a shard."""
+        self._waiting[number] = waiting
+
+    def known_waiting(self) -> int:
+        """Return how many runs waited on all shards, as last seen."""
+        return sum(self._waiting)
 
     async def forget(self, producer: str) -> None:
         await self._each(lambda shard: shard.forget(producer))
@@ -247,9 +257,9 @@ class ShardedRedisBroker(TaskBroker):
     async def set_marks(self, names: Sequence[str], value: int, seconds: float) -> None:
         await self.home.set_marks(names, value, seconds)
 
-    async def _queue_payload(self, priority: int, payload: bytes) -> None:
+    async def queue_payload(self, priority: int, payload: bytes) -> None:
         await self.agree()
-        await self._next()._queue_payload(priority, payload)
+        await self._next().queue_payload(priority, payload)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
         await self.agree()
@@ -500,7 +510,7 @@ class ShardedRedisBroker(TaskBroker):
         count = sum(await self._each(lambda shard: shard.clear()))
         common = RedisTaskBroker(self.url, shard=NO_SHARD)
         try:
-            await common.redis(lambda: common.redis_cli.unlink(common.keys.shards))
+            await common.client.redis(lambda: common.redis_cli.unlink(common.keys.shards))
         finally:
             await common.close()
             self._agreed = False
@@ -638,9 +648,9 @@ class ShardedChannel:
         def answered(waiting: int, exc: Exception | None) -> None:
             now.answer = (exc,)
             if exc is None and waiting >= 0:
-                broker._waiting[number] = waiting
+                broker.note_waiting(number, waiting)
             while self.sent and (answer := self.sent[0].answer) is not None:
-                told = 0 if answer[0] is not None else sum(broker._waiting)
+                told = 0 if answer[0] is not None else broker.known_waiting()
                 self.sent.popleft().confirm(told, answer[0])
 
         self.channels[number](replace(batch, behind=behind), answered)

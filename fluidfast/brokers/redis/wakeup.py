@@ -3,21 +3,22 @@
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...core._time import new_id
 from ...core.states import LETTERS, PRIORITIES, TaskPriority
+from ...errors import BrokerConnectionError
 from .._leases import Claimed
 from ..contract import Claim
 from ._resp import pack
+from .client import RedisClient, milliseconds
 from .link import Link, LinkLost, ServerReply, give
 from .scripts import load
 
-if TYPE_CHECKING:
-    from .broker import RedisTaskBroker
-
-__all__ = ["Adoption", "Blocked", "WakeUp", "enabled_by_name"]
+__all__ = ["Adoption", "Blocked", "Inboxes", "WakeUp", "enabled_by_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ MAX_STARTED = 1 << 16
 
 
 class Adoption:
-    """What is started out of a consumer's inbox, and is to go under the lease of ``batch``."""
+    """A run that was started out of a consumer's inbox, and has to go under the lease of ``batch``."""
 
     __slots__ = ("batch", "consumer", "letter", "payload")
 
@@ -44,8 +45,75 @@ class Adoption:
         self.payload = payload
 
 
+class Inboxes:
+    """The state of the inboxes of one process's consumers, which claims, wake-up calls and renewing threads share.
+
+    ``adoptions`` by batch. ``claiming``: batches whose claim is not answered, which may hold a lease already.
+    ``asking``: how many claims of a consumer are on their way. ``unsure``: consumers whose last claim was not answered.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
+        self.adoptions: dict[str, Adoption] = {}
+        self.claiming: set[str] = set()
+        self.asking: Counter[str] = Counter()
+        self.unsure: set[str] = set()
+        self.adopting: asyncio.Task[None] | None = None
+
+    def left(self) -> None:
+        """Forget the calls of an event loop that was left."""
+        self.adopting = None
+        self.adoptions.clear()
+        self.asking.clear()
+
+    def close(self) -> None:
+        """End the call that is on its way."""
+        self.adoptions.clear()
+        if self.adopting is not None:
+            self.adopting.cancel()
+
+    def new_batch(self) -> str:
+        """Return a batch's name, never used before. It ends with the batch's lease in ms: see ``reap``."""
+        return f"{new_id()}-{milliseconds(self.client.options.lease_seconds)}"
+
+    async def adopt(self) -> None:
+        """Put the runs that were started out of an inbox under their leases, if they are ours still.
+
+        Raises as ``RedisClient.script``.
+        """
+        if not self.adoptions:
+            return
+        loop = self.client.enter_loop()
+        if self.adopting is None or self.adopting.done():
+            # by one for all: none may be sent by a second caller when the first has seen it settled
+            self.adopting = loop.create_task(self._adopt())
+            self.adopting.add_done_callback(retrieve)
+        adopting = self.adopting
+        try:
+            await asyncio.shield(adopting)
+        except asyncio.CancelledError:
+            if adopting.cancelled():  # and not we
+                raise BrokerConnectionError(f"broker {self.client.url}: it was closed") from None
+            raise
+
+    async def _adopt(self) -> None:
+        lease = milliseconds(self.client.options.lease_seconds)
+        while self.adoptions:
+            one = next(iter(self.adoptions.values()))
+            await self.client.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
+            self.adoptions.pop(one.batch, None)
+
+    async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
+        """``TaskBroker.renew``: the server hears first of what was started."""
+        await self.adopt()
+        lease = milliseconds(self.client.options.lease_seconds)
+        flat = [part for slot in slots for part in slot]
+        lost = await self.client.script("renew", consumer, lease, len(batches), *batches, *flat)
+        return [batch.decode() for batch in lost]
+
+
 class Blocked:
-    """A blocking call: what it ``moved``, and what was read of ``tasks`` in the same moment.
+    """A blocking call: the payload that it ``moved``, and the answer about ``tasks`` of the same moment (``seen``).
 
     ``life``: that of the consumer in which it was sent. ``spent``: a claim may have taken what it moved, or a thread
     may have given it back.
@@ -71,9 +139,9 @@ class Blocked:
 class WakeUp:
     """Blocks for one consumer: BLMOVE from each queue to its inbox, one connection a priority.
 
-    What is moved is safe in the inbox, and one push wakes one waiter. It starts at once, where it is certain that it is
-    there: what a claim would look at has been read behind BLMOVE, this consumer is known to live, so that nobody takes
-    its inbox, and neither a claim of its own nor its thread can have had it. It goes under a lease before anything
+    A run is safe in the inbox, and one push wakes one waiter. The run starts at once, where it is certain to be there:
+    the flags that a claim looks at were read behind BLMOVE, this consumer is known to live, so that nobody takes its
+    inbox, and neither a claim of its own nor its thread can have had the run. It goes under a lease before anything
     else is said to the server, right after its first step: to wake the server takes longer than that. Else the claim
     that follows gives it.
 
@@ -81,8 +149,9 @@ class WakeUp:
     one after it was silent for longer than a lease. ``lost_at``: when a connection was last lost.
     """
 
-    def __init__(self, broker: "RedisTaskBroker", consumer: str) -> None:
-        self.broker = broker
+    def __init__(self, client: RedisClient, inboxes: Inboxes, consumer: str) -> None:
+        self.client = client
+        self.inboxes = inboxes
         self.consumer = consumer
         self.links: dict[TaskPriority, tuple[Link, int]] = {}
         self.pending: dict[TaskPriority, Blocked] = {}
@@ -95,12 +164,12 @@ class WakeUp:
         self.gives_back_until = -math.inf
 
     async def wait(self, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
-        """Until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError.
+        """Wait until something was moved, or ``timeout`` seconds. Raises BrokerConnectionError.
 
-        Gives what is to be started, if ``tasks`` says whose enabled flag is wanted; nothing: claim.
+        Gives the run to start, if ``tasks`` says whose enabled flag is wanted; None: claim.
         """
         self.tasks = tasks or ()
-        for priority in self.broker.options.queues:
+        for priority in self.client.options.queues:
             if priority not in self.pending or self.pending[priority].in_vain:
                 await self.block(priority)
         loop = asyncio.get_running_loop()
@@ -125,27 +194,27 @@ class WakeUp:
         return claim
 
     def start(self, priority: TaskPriority, blocked: Blocked) -> Claim | None:
-        """What a call has moved, if it may start: see above."""
-        broker, payload = self.broker, blocked.moved
+        """Give the run that a call has moved, if it may start: see above."""
+        inboxes, payload = self.inboxes, blocked.moved
         if (
             payload is None
             or len(payload) > MAX_STARTED
-            or self.consumer in broker.asking
-            or self.consumer in broker.unsure
+            or self.consumer in inboxes.asking
+            or self.consumer in inboxes.unsure
             or blocked.seen is None
             or blocked.seen[0]  # something is suspect: a claim knows what
             or len(blocked.seen) < 3
-            or monotonic() - self.lives_at > broker.options.lease_seconds
+            or monotonic() - self.lives_at > self.client.options.lease_seconds
             or blocked.life != self.life  # after that: the thread that renews has changed it before
         ):
             return None
         _, flags, at = blocked.seen
         enabled = enabled_by_name(blocked.tasks, flags)
         letter = LETTERS[PRIORITIES.index(priority)]
-        adoption = Adoption(broker.new_batch(), self.consumer, letter, payload)
-        broker.adoptions[adoption.batch] = adoption
+        adoption = Adoption(inboxes.new_batch(), self.consumer, letter, payload)
+        inboxes.adoptions[adoption.batch] = adoption
         if blocked.spent:  # after that: a thread that gives back has set this before it looked there
-            del broker.adoptions[adoption.batch]
+            del inboxes.adoptions[adoption.batch]
             return None
         return Claim(adoption.batch, [Claimed(f"{letter}1", payload)], enabled, at=at)
 
@@ -158,19 +227,19 @@ class WakeUp:
 
     def lives(self, at: float) -> None:
         """The server has been told that the consumer lives, after ``at``. May be called in another thread."""
-        if at - self.lives_at > self.broker.options.lease_seconds:
+        if at - self.lives_at > self.client.options.lease_seconds:
             self.life += 1
         self.lives_at = at
 
     @property
     def is_known(self) -> bool:
         """Whether the server heard of the consumer so lately that a call may block."""
-        return monotonic() - self.lives_at <= KNOWN_SHARE * self.broker.options.lease_seconds
+        return monotonic() - self.lives_at <= KNOWN_SHARE * self.client.options.lease_seconds
 
     @property
     def is_sure(self) -> bool:
         """Whether no call of a connection that was lost can move anything any more, unheard of."""
-        return monotonic() - self.lost_at > self.broker.block_seconds + SURE_SECONDS
+        return monotonic() - self.lost_at > self.client.block_seconds + SURE_SECONDS
 
     def gives_back(self) -> str:
         """Called in another thread, which is about to give back what is in the inboxes.
@@ -180,7 +249,7 @@ class WakeUp:
         self.gives_back_until = math.inf
         for blocked in list(self.pending.values()):
             blocked.spent = True
-        return "".join(a.letter for a in list(self.broker.adoptions.values()) if a.consumer == self.consumer)
+        return "".join(a.letter for a in list(self.inboxes.adoptions.values()) if a.consumer == self.consumer)
 
     def gave_back(self, at: float = -math.inf) -> None:
         """The thread has, and what is moved from here on stays; or, if it has failed, what is moved after ``at``."""
@@ -196,7 +265,7 @@ class WakeUp:
                     self.drop(priority)
                     refused = refused or isinstance(exc, ServerReply)
                     self.moved = self.unclaimed = True  # its answer may have been lost
-                    logger.debug("broker %s: a wake-up call failed: %s", self.broker.url, exc)
+                    logger.debug("broker %s: a wake-up call failed: %s", self.client.url, exc)
                 elif not blocked.in_vain:
                     self.moved = self.unclaimed = True
         return refused
@@ -207,11 +276,10 @@ class WakeUp:
             self.woken.set_result(None)
 
     async def block(self, priority: TaskPriority) -> None:
-        broker = self.broker
         held = self.links.get(priority)
         if held is None or held[0].closed:
             self.drop(priority)
-            link = await broker.blocking_link()
+            link = await self.client.blocking_link()
             try:
                 client = await link.call(pack(("CLIENT", "ID")))
                 # known before anything may be moved to its inbox, to the server that this link goes to, which may have
@@ -219,10 +287,9 @@ class WakeUp:
                 await self.renew()
                 held = self.links[priority] = (link, client)
             except BaseException as exc:
-                broker._blocked.discard(link)
-                link.abort()
+                self.client.forget(link)
                 if isinstance(exc, (LinkLost, ServerReply)):
-                    raise broker.error(exc) from exc
+                    raise self.client.error(exc) from exc
                 raise
         elif not self.is_known:
             await self.renew()
@@ -230,16 +297,16 @@ class WakeUp:
 
     async def renew(self) -> None:
         began = monotonic()
-        await self.broker.renew(self.consumer, ())
+        await self.inboxes.renew(self.consumer, (), ())
         self.lives(began)
 
     def _call(self, priority: TaskPriority, link: Link) -> None:
-        broker = self.broker
-        inbox = broker.keys.inbox(self.consumer, priority)
+        client = self.client
+        inbox = client.keys.inbox(self.consumer, priority)
         block = pack(
-            ("BLMOVE", broker.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{broker.block_seconds:.3f}"),
+            ("BLMOVE", client.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{client.block_seconds:.3f}"),
         )
-        peek = pack(("EVALSHA", load("peek").sha, 1, broker.prefix, inbox, *self.tasks))
+        peek = pack(("EVALSHA", load("peek").sha, 1, client.prefix, inbox, *self.tasks))
         blocked = Blocked(asyncio.get_running_loop().create_future(), self.tasks, self.life)
         failed: Exception | None = None
         self.pending[priority] = blocked
@@ -274,8 +341,8 @@ class WakeUp:
         if not blocked:
             self.collect()
             return
-        link = await self.broker.link()
-        end = monotonic() + self.broker.block_seconds + 1
+        link = await self.client.link()
+        end = monotonic() + self.client.block_seconds + 1
         try:
             while blocked and monotonic() < end:
                 for client, _ in blocked:
@@ -284,15 +351,14 @@ class WakeUp:
                 await asyncio.wait([end for _, end in blocked], timeout=0.02)
                 blocked = [(client, end) for client, end in blocked if not end.done()]
         except (ServerReply, LinkLost) as exc:
-            raise self.broker.error(exc) from exc
+            raise self.client.error(exc) from exc
         self.collect()
 
     def drop(self, priority: TaskPriority) -> None:
         held = self.links.pop(priority, None)
         if held is not None:
             self.lost_at = monotonic()
-            self.broker._blocked.discard(held[0])
-            held[0].abort()
+            self.client.forget(held[0])
 
     async def close(self) -> None:
         """End the connections."""
@@ -302,5 +368,11 @@ class WakeUp:
 
 
 def enabled_by_name(tasks: Sequence[str], flags: Sequence[bytes | None]) -> dict[str, bool]:
-    """The enabled flags of tasks as the scripts give them, in this order. A task that has none is enabled."""
+    """Name the enabled flags of tasks, which scripts give in the order of the tasks. A task without one is enabled."""
     return {name: flag is None or flag == b"true" for name, flag in zip(tasks, flags, strict=True)}
+
+
+def retrieve(ended: "asyncio.Task[None]") -> None:
+    """Take the error of a task: whoever waits for it gets it, and nobody may wait."""
+    if not ended.cancelled():
+        ended.exception()

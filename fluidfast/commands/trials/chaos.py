@@ -235,7 +235,7 @@ async def check_empty(broker: TaskBroker) -> None:
         return count, names
 
     try:
-        seen = await shard.server.of_each_primary(look)
+        seen = await shard.client.server.of_each_primary(look)
     except Exception as exc:  # an ACL may forbid it
         raise CommandError(
             f"broker {broker.url}: whether the server holds keys of others cannot be seen ({exc}); "

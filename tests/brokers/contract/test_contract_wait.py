@@ -14,6 +14,7 @@ from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.client import RedisClient
 
 Open = Callable[..., TaskBroker]
 SOON = 3.0
@@ -149,7 +150,7 @@ async def test_only_for_the_queues_that_are_served(open_broker: Open) -> None:
 
 @pytest.mark.parametrize("how", ["release", "reap", "promote", "suspect"])
 async def test_what_comes_back_wakes(open_broker: Open, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RedisTaskBroker, "block_seconds", 60.0)  # it is woken, and does not look again by itself
+    monkeypatch.setattr(RedisClient, "block_seconds", 60.0)  # it is woken, and does not look again by itself
     other = open_broker(lease_seconds=0.1)
     await put(other, b"x")
     claim = await other.claim("other", 1)

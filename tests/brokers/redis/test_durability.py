@@ -158,8 +158,8 @@ async def test_a_batch_that_is_sent_again_waits_as_well(start_server: Start) -> 
             await sender.send([], [payload])
         assert queue_of(primary) == 2
         assert isinstance(manager.broker, RedisTaskBroker)
-        assert manager.broker._durable_link is not None
-        manager.broker._durable_link.abort()
+        assert manager.broker.client._durable_link is not None
+        manager.broker.client._durable_link.abort()
         try:  # by another connection
             with pytest.raises(NotDurableError):
                 await sender.send([], [payload], sequence=2)

@@ -28,6 +28,7 @@ from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.wakeup import Inboxes
 from fluidfast.core.states import TaskState
 from fluidfast.errors import BrokerAuthError, BrokerConnectionError, BrokerError, BrokerFullError, BrokerURLError
 
@@ -500,7 +501,7 @@ class TestClaimAskedAgain:
     @pytest.fixture
     def batch_ids(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         """Sets the batch id of the claims that follow."""
-        return lambda batch: monkeypatch.setattr(RedisTaskBroker, "new_batch", lambda _: batch)
+        return lambda batch: monkeypatch.setattr(Inboxes, "new_batch", lambda _: batch)
 
     async def test_same_items_in_the_same_order(
         self, broker: RedisTaskBroker, batch_ids: Callable[[str], None]
@@ -565,7 +566,7 @@ class TestClaimAskedAgain:
 
     async def test_through_a_lost_connection(self, broker: RedisTaskBroker, redis_url: str) -> None:
         await put(broker, *(b"%d" % i for i in range(10)))
-        link = await broker.link()
+        link = await broker.client.link()
         call = link.call
 
         def cut(command: bytes) -> Any:
@@ -750,9 +751,9 @@ async def test_a_claim_moves_little_more_than_it_gives(broker: RedisTaskBroker) 
 
 async def test_dead_connections_are_forgotten(broker: RedisTaskBroker) -> None:
     for _ in range(3):
-        (await broker.blocking_link()).abort()
-    link = await broker.blocking_link()
-    assert broker._blocked == {link}
+        (await broker.client.blocking_link()).abort()
+    link = await broker.client.blocking_link()
+    assert broker.client._blocked == {link}
 
 
 class TestLock:
@@ -887,7 +888,7 @@ class TestASwallowedCancel:
         self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch, error: Exception | None
     ) -> None:
         await broker.connect()
-        make = broker.server.connection
+        make = broker.client.server.connection
         began = asyncio.Event()
 
         def connection() -> Any:
@@ -896,7 +897,7 @@ class TestASwallowedCancel:
                 made.connect = self.swallowing(began, error)  # type: ignore[method-assign]
             return made
 
-        monkeypatch.setattr(broker.server, "connection", connection)
+        monkeypatch.setattr(broker.client.server, "connection", connection)
         await self.ends_cancelled(broker.wait("a", 60), began)
         await broker.farewell("a")
 
@@ -1015,7 +1016,7 @@ class TestConnectionsAreKilled:
 async def test_a_server_that_hangs_has_its_connection_ended(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.broker.REPLY_SECONDS", 0.25)
+    monkeypatch.setattr("fluidfast.brokers.redis.client.REPLY_SECONDS", 0.25)
     server = start_server()
     async with TaskManager(broker_url=server.url) as manager:
         manager.register_task(note)
@@ -1038,7 +1039,7 @@ async def test_what_connects_while_the_broker_is_closed_leaves_no_connection(
     with FaultProxy(redis_server.port) as proxy:
         broker = TaskBroker.from_url(proxy.url_of(redis_url))
         proxy.stall(THERE, after)
-        connecting = asyncio.create_task(getattr(broker, verb)())
+        connecting = asyncio.create_task(getattr(broker.client, verb)())
         await until(lambda: is_held(proxy))
         await broker.close()
         proxy.flow()

@@ -37,7 +37,7 @@ async def open_broker(redis_url: str) -> AsyncIterator[Callable[..., RedisTaskBr
 
 @pytest.fixture
 async def link(open_broker: Callable[..., RedisTaskBroker]) -> Link:
-    return await open_broker().link()
+    return await open_broker().client.link()
 
 
 def count_polls(link: Link, monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -73,7 +73,7 @@ class TestBusyPoll:
     async def test_not_when_it_is_off(
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        link = await open_broker(busy_poll_us=0).link()
+        link = await open_broker(busy_poll_us=0).client.link()
         polls = count_polls(link, monkeypatch)
         assert await within(link.call(PING)) == b"PONG"
         assert not polls
@@ -82,7 +82,7 @@ class TestBusyPoll:
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fluidfast.brokers.redis.link.several_cores", lambda: False)
-        link = await open_broker().link()
+        link = await open_broker().client.link()
         polls = count_polls(link, monkeypatch)
         assert await within(link.call(PING)) == b"PONG"
         assert not polls
@@ -92,7 +92,7 @@ class TestBusyPoll:
     ) -> None:
         """An answer takes 20 ms. It is looked for within the first tenth of a millisecond, a few times, then not."""
         monkeypatch.setattr("fluidfast.brokers.redis.link.POLL_PAUSE", 60.0)
-        link = await open_broker(busy_poll_us=100).link()
+        link = await open_broker(busy_poll_us=100).client.link()
         slow = pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.02"))
         for _ in range(POLL_MISSES):
             polls = count_polls(link, monkeypatch)
@@ -110,7 +110,7 @@ class TestBusyPoll:
         self, open_broker: Callable[..., RedisTaskBroker], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("fluidfast.brokers.redis.link.POLL_PAUSE", 0.0)
-        link = await open_broker().link()
+        link = await open_broker().client.link()
         for _ in range(POLL_MISSES):
             assert await within(link.call(pack(("BLPOP", f"nothing-{uuid.uuid4().hex}", "0.01")))) is None
         polls = count_polls(link, monkeypatch)

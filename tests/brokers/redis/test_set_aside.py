@@ -17,6 +17,7 @@ from fluidfast import TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Claim, Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.client import RedisClient
 from fluidfast.brokers.redis.wakeup import MAX_STARTED, SURE_SECONDS, WakeUp
 from fluidfast.commands.trials.bench_load import Load, left_on
 from fluidfast.errors import BrokerConnectionError
@@ -165,7 +166,7 @@ async def test_with_the_flags_of_that_moment(broker: RedisTaskBroker) -> None:
 async def test_a_call_that_is_sent_again_asks_for_the_flags_of_today(
     broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RedisTaskBroker, "block_seconds", 0.2)
+    monkeypatch.setattr(RedisClient, "block_seconds", 0.2)
     waiting = await waits(broker)
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -221,7 +222,7 @@ async def claim_and_cancel(broker: RedisTaskBroker) -> None:
 async def test_not_while_a_claim_may_be_on_its_way(broker: RedisTaskBroker) -> None:
     """It may take what is moved meanwhile: one that is not answered yet, and one that nobody waits for any more."""
     assert await settled(broker, await started(broker, b"before"))
-    link = await broker.link()
+    link = await broker.client.link()
     link._transport.pause_reading()  # type: ignore[attr-defined]
     claiming = asyncio.create_task(broker.claim("a", 10))
     await asyncio.sleep(0)
@@ -398,7 +399,7 @@ async def test_what_is_in_its_inbox_unheard_of_is_found(
     broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call of a connection that was lost has moved it: seen when another call has run out."""
-    monkeypatch.setattr(RedisTaskBroker, "block_seconds", 0.2)
+    monkeypatch.setattr(RedisClient, "block_seconds", 0.2)
     waiting = await waits(broker)
     await broker.redis_cli.lpush(broker.keys.inbox("a", "low"), b"x")  # type: ignore[misc]
     assert await within(waiting) is None
@@ -421,7 +422,7 @@ async def test_what_comes_when_the_waiting_is_over_is_claimed(broker: RedisTaskB
 
 async def test_one_asks_for_all(broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many have something to say at once, what has started is put under its lease once."""
-    script = broker.script
+    script = broker.client.script
     asked: list[str] = []
 
     async def noted(name: str, *arguments: Any) -> Any:
@@ -429,7 +430,7 @@ async def test_one_asks_for_all(broker: RedisTaskBroker, monkeypatch: pytest.Mon
         return await script(name, *arguments)
 
     claim = await started(broker, b"x")
-    monkeypatch.setattr(broker, "script", noted)
+    monkeypatch.setattr(broker.client, "script", noted)
     first = asyncio.create_task(broker.renew("a", [claim.batch]))
     await asyncio.sleep(0)
     first.cancel()  # whoever asked first
@@ -440,7 +441,7 @@ async def test_one_asks_for_all(broker: RedisTaskBroker, monkeypatch: pytest.Mon
 
 async def test_closed_while_it_is_asked(broker: RedisTaskBroker) -> None:
     await started(broker, b"x")
-    asking = asyncio.create_task(broker.adopt())
+    asking = asyncio.create_task(broker.inboxes.adopt())
     await asyncio.sleep(0)
     await broker.close()
     with pytest.raises(BrokerConnectionError):
@@ -458,7 +459,7 @@ async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -
     await within(waiting)
     assert await take(broker, consumer="a") == []
     assert 0 < broker.look_seconds("a") < 10
-    wakeup_of(broker).lost_at -= broker.block_seconds + SURE_SECONDS
+    wakeup_of(broker).lost_at -= broker.client.block_seconds + SURE_SECONDS
     assert broker.look_seconds("a") > 10
     await broker.farewell("a")
     await broker.close()
@@ -495,7 +496,7 @@ async def test_a_server_that_does_not_know_the_script(broker: RedisTaskBroker) -
 
 async def test_the_connection_is_lost_before_it_is_under_its_lease(broker: RedisTaskBroker) -> None:
     claim = await started(broker, b"x")
-    link = await broker.link()
+    link = await broker.client.link()
     link.abort()
     assert await take(broker, consumer="a") == []
     assert await places(broker) == {"leased": 1}
@@ -523,7 +524,7 @@ async def test_it_is_sought_among_others(broker: RedisTaskBroker) -> None:
     claim = await started(broker, b"x")
     await broker.redis_cli.lpush(broker.keys.inbox("a", "medium"), b"y")  # type: ignore[misc]
     await broker.redis_cli.rpush(broker.keys.inbox("a", "medium"), b"w")  # type: ignore[misc]
-    await broker.adopt()
+    await broker.inboxes.adopt()
     assert await places(broker) == {"inbox": 2, "leased": 1}
     assert await take(broker, consumer="a") == [b"w", b"y"]
     assert await settled(broker, claim)

@@ -103,7 +103,7 @@ async def test_another_number_of_shards_is_refused(url: str, broker: ShardedRedi
                 lambda o=other: o.delay([(0.0, MEDIUM, b"x")]),
                 lambda o=other: o.push_once("key", 60, MEDIUM, b"x"),
             ]
-            ways += [lambda o=other: o._queue_payload(MEDIUM, b"x")]
+            ways += [lambda o=other: o.queue_payload(MEDIUM, b"x")]
         for way in ways:
             with pytest.raises(BrokerURLError, match=rf"shards={count}, but it is spread over {SHARDS}: .*clear\(\)"):
                 await within(way())
@@ -158,7 +158,7 @@ async def test_a_producers_batches_go_round(broker: ShardedRedisBroker) -> None:
 
 async def test_single_runs_and_delayed_ones_go_round(broker: ShardedRedisBroker) -> None:
     for n in range(SHARDS):
-        await broker._queue_payload(MEDIUM, b"%d" % n)
+        await broker.queue_payload(MEDIUM, b"%d" % n)
     assert await waiting(broker) == [1] * SHARDS
     for n in range(SHARDS):
         await broker.delay([(0.0, MEDIUM, b"later %d" % n)])
@@ -284,7 +284,8 @@ async def test_queued_once_while_connections_are_cut(url: str, redis_server: Any
 def links(manager: TaskManager) -> list[Any]:
     broker = manager.broker
     assert isinstance(broker, ShardedRedisBroker)
-    return [shard._link for shard in broker.shards if shard._link is not None and not shard._link.closed]
+    kept = [shard.client._link for shard in broker.shards]
+    return [link for link in kept if link is not None and not link.closed]
 
 
 async def test_a_shard_that_refuses_refuses_its_own_batches(broker: ShardedRedisBroker) -> None:
@@ -310,11 +311,11 @@ async def test_a_new_channel_opens_only_what_was_lost(url: str) -> None:
     broker = TaskBroker.from_url(with_options(url, durability="replica", durability_seconds=0.01))
     assert isinstance(broker, ShardedRedisBroker)
     await broker.channel()
-    before = [set(shard._blocked) for shard in broker.shards]
+    before = [set(shard.client._blocked) for shard in broker.shards]
     (link,) = before[2]
     link.abort()
     await broker.channel()
-    after = [set(shard._blocked) for shard in broker.shards]
+    after = [set(shard.client._blocked) for shard in broker.shards]
     assert [len(new - old) for old, new in zip(before, after, strict=True)] == [0, 0, 1, 0]
     await broker.clear()
     await broker.close()

@@ -15,6 +15,7 @@ from worker_app import OPTIONS, end_with_parent, ledger
 from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.brokers.contract import Claim
 from fluidfast.brokers.redis.broker import RedisTaskBroker
+from fluidfast.brokers.redis.client import RedisClient
 from fluidfast.brokers.redis.wakeup import WakeUp
 
 
@@ -38,17 +39,19 @@ def take_notes() -> None:
 
 
 def plant(bug: str) -> None:
-    async def wait_polling(self: WakeUp, timeout: float, tasks: Sequence[str] | None = None) -> None:
+    async def wait_polling(
+        self: RedisTaskBroker, consumer: str, timeout: float, tasks: Sequence[str] | None = None
+    ) -> None:
         for _ in range(int(timeout / 0.02)):
-            if sum((await self.broker.queue_length()).values()):
-                ledger().note(f"woken {self.consumer}")
+            if sum((await self.queue_length()).values()):
+                ledger().note(f"woken {consumer}")
                 return
             await asyncio.sleep(0.02)
 
     if bug == "polling":
-        WakeUp.wait = wait_polling  # type: ignore[method-assign]
+        RedisTaskBroker.wait = wait_polling  # type: ignore[method-assign]
     elif bug == "short-calls":
-        RedisTaskBroker.block_seconds = 0.5  # type: ignore[assignment, misc]
+        RedisClient.block_seconds = 0.5  # type: ignore[assignment, misc]
 
 
 async def main() -> None:

@@ -3,7 +3,7 @@
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 lease in ms   4 letter of the queue   5 payload
 -- returns nothing. If it is not in the inbox any more it is another consumer's, and what is said of the batch refused
--- called by  RedisTaskBroker.adopt
+-- called by  Inboxes.adopt
 local prefix = KEYS[1]
 local names = {h = 'high', m = 'medium', l = 'low'}
 local lease = prefix .. '-ff:lease:' .. ARGV[2]

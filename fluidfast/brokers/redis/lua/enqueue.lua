@@ -6,7 +6,7 @@
 --       5, 6, 7 how many payloads go to high, medium, low   8... the payloads, in that order
 -- returns {1, runs waiting} or {0, runs waiting} if this sequence number was seen before (nothing was pushed); the
 --         error BEHIND if the batch before it was not pushed: were this one, that one would be taken for seen
--- called by  RedisTaskBroker.send, for Producer
+-- called by  RedisChannel, RedisTaskBroker.push_once
 local prefix = KEYS[1]
 local mark = prefix .. '-ff:producer:' .. ARGV[1]
 local names = {prefix .. '-queue-high', prefix .. '-queue-medium', prefix .. '-queue-low'}

@@ -4,7 +4,7 @@
 -- ARGV  1 consumer   2 "1": it leaves for good, and no call of it can move anything to an inbox any more
 --       3 letters of inboxes to leave alone
 -- returns how many went back
--- called by  RedisTaskBroker.farewell, idle_no_more
+-- called by  RedisTaskBroker.farewell, idle_no_more, yielder
 local prefix = KEYS[1]
 local n = 0
 for _, word in ipairs({'high', 'medium', 'low'}) do

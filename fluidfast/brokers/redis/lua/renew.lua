@@ -4,7 +4,7 @@
 -- ARGV  1 consumer   2 lease in ms   3 how many batches, then they   then pairs: task, slot held (FENCE RUN-ID, see
 --       acquire.lua)
 -- returns the batches that hold no lease any more
--- called by  RedisTaskBroker.renew
+-- called by  Inboxes.renew, RedisTaskBroker.renewer
 local prefix = KEYS[1]
 local leases = prefix .. '-ff:leases'
 local t = redis.call('TIME')
