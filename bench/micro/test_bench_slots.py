@@ -37,13 +37,15 @@ class Notes(Ledger):
         self.done.set_result(None)
 
 
-class Compiled(Slots):
-    def _pace(self, lease: Lease) -> None: ...
+class Nobody:
+    """Whom the slots ask when something is the matter, which here is nothing but the first timeout."""
 
-    def _slot_ended(self, slot: Slot, task: asyncio.Task[None]) -> None: ...
+    slots: Slots
 
-    def _sweep_by(self, when: float) -> None:
-        self._sweep_at = when
+    def sweep_by(self, when: float) -> None:
+        self.slots.sweep_at = when
+
+    def ended(self, slot: Slot, task: asyncio.Task[None]) -> None: ...
 
 
 def claimed() -> list[Claimed]:
@@ -59,11 +61,16 @@ async def compiled(items: list[Claimed]) -> None:
     loop = asyncio.get_running_loop()
     notes = Notes()
     notes.done = loop.create_future()
-    slots = Compiled(1, notes, Listeners(), 1e9)
-    slots._ready.extend(items)
-    slots._wake_slots()
+    nobody: Any = Nobody()
+    nobody.slots = slots = Slots(1, notes, Listeners(), None, 1e9)
+    slots.connect(
+        admission=nobody, outcomes=nobody, groups=nobody, functions=nobody, timeouts=nobody, ended=nobody.ended
+    )
+    slots.ready.extend(items)
+    slots.wake()
     await notes.done
-    slots._slots[0].task.cancel()
+    for slot in slots:
+        slot.task.cancel()
 
 
 class PlainSlots:

@@ -70,6 +70,10 @@ cdef class Ledger:
         """Send what is noted of every lease."""
         raise NotImplementedError
 
+    def drop(self, Claimed held) -> None:
+        """Note nothing of a run whose lease is gone."""
+        raise NotImplementedError
+
     def _start_send(self, Lease lease) -> None:
         """Send what is noted of a lease."""
         raise NotImplementedError

@@ -1,5 +1,6 @@
-from ..brokers._leases cimport Claimed
+from ..brokers._leases cimport Claimed, Lease
 from ..core._machine cimport Listeners
+from ..core._run cimport TaskRun
 from ._ledger cimport Ledger
 
 cdef class Slot:
@@ -15,31 +16,44 @@ cdef class Slot:
     cdef object context                 # a copy of its task's
 
 cdef class Slots:
-    cdef public object _ready           # deque: what is claimed and waits for a slot
-    cdef public object _idle            # deque: futures of slots that wait for something to run
-    cdef public object _room            # who waits for room
-    cdef public list _slots
-    cdef public dict _executors         # id of a task's function -> (the function, what is awaited with a run)
+    cdef readonly object ready          # deque: what is claimed and waits for a slot, Claimed or Group
+    cdef public object context          # what each slot's task starts with a copy of
+    cdef public Py_ssize_t concurrency
+    cdef readonly Py_ssize_t finished
+    cdef readonly Py_ssize_t running
+    cdef public Py_ssize_t prefetch
+    cdef public Py_ssize_t collected    # runs in collectors, and in groups that wait or run
+    cdef public Py_ssize_t collectable  # how many more are claimed on their account
+    cdef public bint draining
+    cdef public bint alone
+    cdef public double quiet_until      # claiming nothing more until then, so as to be idle for a suspect
+    cdef public double sweep_at         # when the timeouts look next
+    cdef list _slots
+    cdef object _idle                   # deque: futures of slots that wait for something to run
+    cdef object _room                   # what who waits for room waits for, or None
+    cdef dict _executors                # id of a task's function -> (the function, what is awaited with a run)
     cdef object _function               # of the last run
     cdef object _executor
-    cdef public object _context         # what each slot's task starts with a copy of
-    cdef public Listeners _listeners
-    cdef public Ledger _settler
-    cdef public Py_ssize_t concurrency
-    cdef public Py_ssize_t finished
-    cdef public Py_ssize_t _running
-    cdef public Py_ssize_t _prefetch
-    cdef public Py_ssize_t _collected  # runs in collectors, and in groups that wait or run
-    cdef public Py_ssize_t _collectable  # how many more are claimed on their account
-    cdef public bint _draining
-    cdef public bint _alone
-    cdef public double _quiet_until     # claiming nothing more until then, so as to be idle for a suspect
-    cdef public double _sweep_at
-    cdef public double _sure_seconds
+    cdef object _broker
+    cdef Listeners _listeners
+    cdef Ledger _ledger
+    cdef double _sure_seconds
+    cdef object _admission              # whom it asks: see connect
+    cdef object _outcomes
+    cdef object _groups
+    cdef object _functions
+    cdef object _timeouts
+    cdef object _ended
 
-    cdef Py_ssize_t want(self, Py_ssize_t coming) except -1
-    cdef int wake(self) except -1
-    cdef int vacate(self, Slot slot) except -1
+    cpdef Py_ssize_t want(self, Py_ssize_t coming=*) except -1
+    cpdef int make_room(self) except -1
+    cpdef int take(self, Lease lease) except -1
+    cdef int pace(self, Lease lease) except -1
+    cpdef int wake(self) except -1
+    cdef int set_deadline(self, Slot slot, double deadline) except -1
+    cdef int put(self, Slot slot, object held) except -1
+    cpdef int vacate(self, Slot slot) except -1
     cdef object executor_of(self, object function)
     cdef object start(self, Slot slot, Claimed held, double now)
-    cdef int end(self, Claimed held, int state, bint logs) except -1
+    cdef int advance(self, TaskRun run) except -1
+    cdef int finish(self, Claimed held, int state, bint logs) except -1

@@ -1,13 +1,17 @@
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from contextvars import Context
-from typing import Any, final
+from typing import Any, Protocol, final
 
-from ..brokers._leases import Claimed
+from ..brokers._leases import Claimed, Lease
+from ..brokers.base import TaskBroker
 from ..core._machine import Listeners
+from ..core.states import TaskState
+from ..core.task import Task
 from ..execute.threads import Job
-from .engine import Group
-from .settler import Settler
+from ._ledger import Ledger
+from .held import Group
 
 __all__ = ["YIELD_SECONDS", "Slot", "Slots"]
 
@@ -25,31 +29,65 @@ class Slot:
     reason: str
     def __init__(self, name: str = "") -> None: ...
 
+class Admission(Protocol):
+    async def may_start(self, slot: Slot, held: Claimed) -> bool: ...
+
+class Outcomes(Protocol):
+    def broke(self, slot: Slot, held: Claimed, exc: BaseException) -> None: ...
+    def mishandled(self, slot: Slot, held: Claimed, exc: BaseException) -> None: ...
+    def failed(self, held: Claimed, exc: BaseException) -> None: ...
+
+class Groups(Protocol):
+    async def run(self, slot: Slot, group: Group) -> None: ...
+
+class Functions(Protocol):
+    async def call(self, slot: Slot, task: Task[Any], argument: Any) -> Any: ...
+
+class Timeouts(Protocol):
+    def sweep_by(self, when: float) -> None: ...
+
+class Ended(Protocol):
+    def __call__(self, slot: Slot, task: asyncio.Task[None]) -> None: ...
+
+@final
 class Slots:
+    @property
+    def ready(self) -> deque[Claimed | Group]: ...
+    context: Context
     concurrency: int
-    finished: int
-    """Runs that this consumer has brought to an end."""
-    _ready: deque[Claimed | Group]
-    _idle: deque[asyncio.Future[None]]
-    _room: asyncio.Future[None] | None
-    _slots: list[Slot]
-    _executors: dict[int, tuple[Any, Any]]
-    _context: Context
-    _listeners: Listeners
-    _settler: Settler
-    _running: int
-    _prefetch: int
-    _collected: int
-    _collectable: int
-    _draining: bool
-    _alone: bool
-    _quiet_until: float
-    _sweep_at: float
-    _sure_seconds: float
-    def __init__(self, concurrency: int, settler: Settler, listeners: Listeners, sure_seconds: float) -> None: ...
-    def _want(self, coming: int = 0) -> int: ...
-    def _wake_slots(self) -> None: ...
-    def _begin(self, slot: Slot) -> None: ...
-    def _vacate(self, slot: Slot) -> None: ...
-    async def _work(self, slot: Slot) -> None: ...
-    def _end(self, held: Claimed, state: int) -> None: ...
+    prefetch: int
+    collected: int
+    collectable: int
+    draining: bool
+    alone: bool
+    quiet_until: float
+    sweep_at: float
+    def __init__(
+        self, concurrency: int, ledger: Ledger, listeners: Listeners, broker: TaskBroker | None, sure_seconds: float
+    ) -> None: ...
+    def connect(
+        self,
+        *,
+        admission: Admission,
+        outcomes: Outcomes,
+        groups: Groups,
+        functions: Functions,
+        timeouts: Timeouts,
+        ended: Ended,
+    ) -> None: ...
+    def __iter__(self) -> Iterator[Slot]: ...
+    @property
+    def finished(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    def want(self, coming: int = 0) -> int: ...
+    def room(self) -> asyncio.Future[None]: ...
+    def make_room(self) -> int: ...
+    def take(self, lease: Lease) -> int: ...
+    def wake(self) -> int: ...
+    def begin(self, slot: Slot) -> None: ...
+    def limit(self, slot: Slot, deadline: float) -> None: ...
+    def occupy(self, slot: Slot, held: Claimed | Group) -> None: ...
+    def vacate(self, slot: Slot) -> int: ...
+    def started(self, held: Claimed) -> None: ...
+    def end(self, held: Claimed, state: TaskState) -> None: ...

@@ -1,6 +1,6 @@
 """The innermost loop of a consumer: a slot takes what is ready, runs it, and what became of it is noted.
 
-What happens once a batch, or when something goes wrong, is the engine's.
+Others do what happens once a batch, or when something goes wrong: objects that the slots are given.
 
 Each run sees the context variables that the consumer started with. A slot's task serves run after run, so a run that
 leaves the context changed, or its task cancelled, is the last one of that task: another takes the slot over, in a fresh
@@ -10,7 +10,7 @@ context. Other runs pay one comparison for that.
 cimport cython
 from ..core._time cimport now_us
 from ..brokers._leases cimport Claimed, Lease
-from ..core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners
+from ..core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners, state_number
 from ..core._run cimport TaskRun
 from ._ledger cimport Ledger
 
@@ -41,6 +41,9 @@ YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
 
 cdef Py_ssize_t MOST = MAX_CLAIM        # more are claimed by the next, while these run
+cdef Py_ssize_t MOST_PREFETCH = 2000
+cdef double QUICK_SECONDS = 0.02        # a batch whose runs have all started within that is followed by more at a time
+cdef double SLOW_SECONDS = 0.1          # ... and one that took longer by fewer
 cdef double FOREVER = float("inf")
 cdef double TURN = YIELD_SECONDS
 cdef int INFO = logging.INFO
@@ -60,52 +63,114 @@ cdef class Slot:
         self.reason = ""
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class Slots:
-    """Up to ``concurrency`` slots, each an asyncio task that awaits one handler after the other. The base of the
-    engine, which has the rarer ways: ``_work_group``, ``_may_start``, ``_in_thread``, ``_broke``, ``_mishandled``,
-    ``_failed``, ``_pace``, ``_sweep_by``, ``_slot_ended``.
+    """Up to ``concurrency`` slots, each an asyncio task that awaits one handler after the other.
+
+    Here is what each run needs. For the rarer ways there are the objects that ``connect`` is given.
+
+    ``ledger`` notes the ends of runs, ``listeners`` hear of their states, ``broker`` is that of the runs. A run whose
+    lease was claimed more than ``sure_seconds`` ago is looked at before it starts.
+
+    Attributes: ``ready``: a deque of what is claimed and waits for a slot; ``running``: how many run; ``finished``: how
+    many have ended; ``prefetch``: how many more than the slots are claimed; ``collected``: runs that are gathered, and
+    in groups that wait or run; ``collectable``: how many more are claimed on their account; ``draining``: nothing
+    starts any more; ``alone``: nothing is claimed while a suspect runs; ``quiet_until``: nor is it until this time, so
+    as to be idle for a suspect; ``sweep_at``: when the timeouts look next, they set it; ``context``: each slot's task
+    starts with a copy of it. Times are monotonic seconds.
     """
 
-    def __init__(self, Py_ssize_t concurrency, Ledger settler not None, Listeners listeners not None, sure_seconds):
+    def __init__(
+        self, Py_ssize_t concurrency, Ledger ledger not None, Listeners listeners not None, broker, double sure_seconds
+    ):
         self.concurrency = concurrency
-        self._settler = settler
+        self._ledger = ledger
         self._listeners = listeners
+        self._broker = broker
         self._sure_seconds = sure_seconds
-        self._ready = deque()
+        self.ready = deque()
         self._idle = deque()
         self._slots = []
         self._executors = {}
-        self._context = contextvars.copy_context()
-        self._sweep_at = FOREVER
+        self.context = contextvars.copy_context()
+        self.sweep_at = FOREVER
 
-    def _want(self, Py_ssize_t coming=0) -> int:
-        """How many more to claim, when so many are claimed that are not in ``_ready`` yet."""
-        return self.want(coming)
+    def connect(self, *, admission, outcomes, groups, functions, timeouts, ended) -> None:
+        """Give the slots whom they ask, before anything is ready.
 
-    cdef Py_ssize_t want(self, Py_ssize_t coming) except -1:
+        ``admission.may_start(slot, held)``, awaited: whether a run may start that is unsure or limited.
+        ``outcomes.broke(slot, held, exc)``: a run's function raised. ``outcomes.mishandled(slot, held, exc)``:
+        something else did. ``outcomes.failed(held, exc)``: a run has failed.
+        ``groups.run(slot, group)``, awaited: runs what is ready and no single run.
+        ``functions.call(slot, task, argument)``, awaited: calls a plain function.
+        ``timeouts.sweep_by(when)``: some time is up at this monotonic time, earlier than ``sweep_at``.
+        ``ended(slot, task)``: a slot's task has ended; ``begin`` gives it another.
+        """
+        self._admission = admission
+        self._outcomes = outcomes
+        self._groups = groups
+        self._functions = functions
+        self._timeouts = timeouts
+        self._ended = ended
+
+    def __iter__(self):
+        """The slots that have been begun."""
+        return iter(self._slots)
+
+    # -- room
+
+    cpdef Py_ssize_t want(self, Py_ssize_t coming=0) except -1:
+        """How many more to claim, when so many are claimed that are not ready yet."""
         cdef Py_ssize_t room
-        if self._alone:
+        if self.alone:
             return 0
-        if self._quiet_until:
-            if self._running == 0 and not self._ready and not coming:
+        if self.quiet_until:
+            if self.running == 0 and not self.ready and not coming:
                 return 1
-            if <double>monotonic() < self._quiet_until:
+            if <double>monotonic() < self.quiet_until:
                 return 0
-            self._quiet_until = 0.0
-        room = self.concurrency + self._prefetch - self._running - <Py_ssize_t>len(self._ready) - coming
-        if self._collectable:
-            room += self._collectable - self._collected
+            self.quiet_until = 0.0
+        room = self.concurrency + self.prefetch - self.running - <Py_ssize_t>len(self.ready) - coming
+        if self.collectable:
+            room += self.collectable - self.collected
         # in big steps: a claim for each freed slot would be a round trip for each run
-        return min(room, MOST) if room * 2 >= self._prefetch and room > 0 else 0
+        return min(room, MOST) if room * 2 >= self.prefetch and room > 0 else 0
 
-    def _wake_slots(self) -> None:
+    def room(self):
+        """A future that is done when there is room to claim more; while draining, when a run has left its slot."""
+        self._room = asyncio.get_running_loop().create_future()
+        return self._room
+
+    cpdef int make_room(self) except -1:
+        """Wake up whoever waits for room."""
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+        return 0
+
+    @cython.nonecheck(True)
+    cpdef int take(self, Lease lease) except -1:
+        """Note that one more run of a lease starts, or is dropped instead."""
+        lease.unstarted -= 1
+        return self.pace(lease) if lease.unstarted == 0 else 0
+
+    cdef int pace(self, Lease lease) except -1:
+        # all of it has started: claim more at a time if that was quick, fewer if it was not
+        cdef double age = <double>monotonic() - lease.claimed_at
+        if age < QUICK_SECONDS:
+            self.prefetch = min(MOST_PREFETCH, max(16, self.prefetch * 2))
+        elif age > SLOW_SECONDS:
+            self.prefetch //= 4
+        return 0
+
+    # -- slots
+
+    cpdef int wake(self) except -1:
         """Let what is ready start."""
-        self.wake()
-
-    cdef int wake(self) except -1:
         # One is enough: each slot that takes a run wakes the next while there is more.
         cdef Slot slot
-        if not self._ready or self._draining:
+        if not self.ready or self.draining:
             return 0
         while self._idle:
             waiter = self._idle.popleft()
@@ -115,34 +180,49 @@ cdef class Slots:
         if len(self._slots) < self.concurrency:
             slot = Slot(f"task-worker-{len(self._slots) + 1}")
             self._slots.append(slot)
-            self._begin(slot)
+            self.begin(slot)
         return 0
 
-    def _begin(self, Slot slot not None) -> None:
+    def begin(self, Slot slot not None) -> None:
         """Give a slot a task, its first or another one, in the context that the consumer started with."""
-        context = self._context.copy()
-        context.run(SLOT.set, (self, slot))
+        context = self.context.copy()
+        context.run(SLOT.set, (self._broker, slot))
         slot.task = None
         slot.spent = False
         task = context.run(asyncio.create_task, self._work(slot), name=slot.name)
         if slot.task is None:  # an eager one has set it
             slot.task = task
-        task.add_done_callback(partial(self._slot_ended, slot))
+        task.add_done_callback(partial(self._ended, slot))
 
-    def _vacate(self, Slot slot not None) -> None:
-        """Nothing runs in it any more."""
-        self.vacate(slot)
+    def limit(self, Slot slot not None, double deadline) -> None:
+        """Let what runs in a slot have until this monotonic time."""
+        self.set_deadline(slot, deadline)
+
+    cdef int set_deadline(self, Slot slot, double deadline) except -1:
+        slot.deadline = slot.cancel_at = deadline
+        if deadline < self.sweep_at:
+            self._timeouts.sweep_by(deadline)
+        return 0
+
+    def occupy(self, Slot slot not None, held) -> None:
+        """Put a group into a slot, which it has not started in yet. ``vacate`` is to follow."""
+        self.put(slot, held)
+
+    cdef int put(self, Slot slot, object held) except -1:
+        self.running += 1
+        slot.deadline = FOREVER  # until it starts
+        slot.held = held
+        return 0
 
     @cython.nonecheck(True)
-    cdef int vacate(self, Slot slot) except -1:
+    cpdef int vacate(self, Slot slot) except -1:
+        """Note that nothing runs in a slot any more."""
         slot.held = None
         slot.reason = ""
         slot.cancel_at = FOREVER
-        self._running -= 1
-        if self._room is not None and (self._draining or self.want(0)):
-            room, self._room = self._room, None
-            if not room.done():
-                room.set_result(None)
+        self.running -= 1
+        if self._room is not None and (self.draining or self.want(0)):
+            self.make_room()
         return 0
 
     @cython.nonecheck(True)
@@ -152,13 +232,13 @@ cdef class Slots:
         cdef Lease lease
         cdef bint asks
         cdef double now, yielded
-        ready = self._ready
+        ready = self.ready
         loop = asyncio.get_running_loop()
         task = slot.task = asyncio.current_task()
         slot.context = PyContext_CopyCurrent()
         now = yielded = monotonic()
         while True:
-            if not ready or self._draining:  # what has not started then goes back
+            if not ready or self.draining:  # what has not started then goes back
                 waiter = loop.create_future()
                 self._idle.append(waiter)
                 await waiter
@@ -168,7 +248,7 @@ cdef class Slots:
             if ready and (self._idle or len(self._slots) < self.concurrency):
                 self.wake()
             if type(taken) is not Claimed:
-                await self._work_group(slot, taken)
+                await self._groups.run(slot, taken)
                 taken = None
                 if is_context_changed(slot) or task.cancelling():
                     slot.spent = True
@@ -178,18 +258,14 @@ cdef class Slots:
             held = taken
             taken = None
             lease = held.lease
-            lease.unstarted -= 1
-            if lease.unstarted == 0:
-                self._pace(lease)
+            self.take(lease)
             if lease.lost:
-                self._settler.drop(held)
+                self._ledger.drop(held)
                 continue
-            self._running += 1
-            slot.deadline = FOREVER  # until it starts
-            slot.held = held
+            self.put(slot, held)
             try:
                 asks = held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds
-                if not asks or await self._may_start(slot, held):
+                if not asks or await self._admission.may_start(slot, held):
                     if asks:
                         now = monotonic()
                     executor = self.start(slot, held, now)
@@ -199,11 +275,11 @@ cdef class Slots:
                             refuse_unrun(result)
                             result = None  # it may be large, and the slot may idle
                     except BaseException as exc:
-                        self._broke(slot, held, exc)
+                        self._outcomes.broke(slot, held, exc)
                     else:
-                        self.end(held, SUCCESS, slot.logs)
+                        self.finish(held, SUCCESS, slot.logs)
             except BaseException as exc:
-                self._mishandled(slot, held, exc)
+                self._outcomes.mishandled(slot, held, exc)
             finally:
                 self.vacate(slot)
             if is_context_changed(slot) or task.cancelling():
@@ -214,24 +290,32 @@ cdef class Slots:
                 await asyncio.sleep(0)
                 now = yielded = monotonic()
 
+    # -- runs
+
     @cython.nonecheck(True)
     cdef object start(self, Slot slot, Claimed held, double now):
         """A run is running from here on; gives what is to be awaited with it."""
         cdef TaskRun run = held.run
-        cdef double deadline
         task = run.task
-        deadline = now + <double>task.timeout_seconds
-        slot.deadline = slot.cancel_at = deadline
-        if deadline < self._sweep_at:
-            self._sweep_by(deadline)
-        run.advance(RUNNING, now_us())
-        if self._listeners.mask & 1 << RUNNING:
-            run._emit()
+        self.set_deadline(slot, now + <double>task.timeout_seconds)
+        self.advance(run)
         slot.logs = task.logger.isEnabledFor(INFO)
         if slot.logs:
             task.logger.info("%s - start", run.shown_id)
         executor = self.executor_of(task.executor)
-        return partial(self._in_thread, slot, task) if executor is None else executor
+        return partial(self._functions.call, slot, task) if executor is None else executor
+
+    def started(self, Claimed held not None) -> None:
+        """Note that a run of a group is running from here on."""
+        if held.run is None:
+            raise TypeError("what was claimed has no run")
+        self.advance(held.run)
+
+    cdef int advance(self, TaskRun run) except -1:
+        run.advance(RUNNING, now_us())
+        if self._listeners.mask & 1 << RUNNING:
+            run._emit()
+        return 0
 
     cdef object executor_of(self, object function):
         """What to await with a run of this function, None if it is a plain one. Kept by id, since a callable need not
@@ -245,26 +329,26 @@ cdef class Slots:
         self._function, self._executor = known
         return self._executor
 
-    def _end(self, Claimed held not None, int state) -> None:
-        """A run has come to its end."""
+    def end(self, Claimed held not None, state) -> None:
+        """A run has come to its end: in ``state``, a ``TaskState``, unless its task's function has set one."""
         if held.run is None:
             raise TypeError("what was claimed has no run")
-        self.end(held, state, held.run.task.logger.isEnabledFor(INFO))
+        self.finish(held, state_number(state), held.run.task.logger.isEnabledFor(INFO))
 
     @cython.nonecheck(True)
-    cdef int end(self, Claimed held, int state, bint logs) except -1:
+    cdef int finish(self, Claimed held, int state, bint logs) except -1:
         cdef TaskRun run = held.run
         if run._state < SUCCESS:
             run.advance(state, now_us())
             if self._listeners.mask & ANY_END:
                 run._emit()
         elif state == SUCCESS and run._state == FAILURE:  # the task's function set it
-            self._failed(held, TaskRunError(SET_TO_FAILURE))
+            self._outcomes.failed(held, TaskRunError(SET_TO_FAILURE))
             return 0
         if logs:
             run.task.logger.info("%s - end - %s - milliseconds - %s", run.shown_id, run.state, run.duration_ms)
         self.finished += 1
-        return self._settler.end(held)
+        return self._ledger.end(held)
 
 
 cdef bint is_context_changed(Slot slot) except -1:

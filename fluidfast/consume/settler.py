@@ -158,6 +158,10 @@ class Settler(Ledger):
         if self._timer is not None:
             self._timer.cancel()
 
+    def fall_silent(self) -> None:
+        """Say nothing to the broker from here on."""
+        self._over = True
+
     def _start_send(self, lease: Lease) -> None:
         # One settlement of a lease at a time: they have to arrive in their order.
         if not lease.sending:

@@ -5,5 +5,5 @@ from typing import Any
 
 __all__ = ["SLOT"]
 
-SLOT: ContextVar[Any] = ContextVar("fluidfast_slot", default=None)
-"""The engine and the slot in which the caller runs. The tasks and threads that a run starts inherit it."""
+SLOT: ContextVar[tuple[Any, Any] | None] = ContextVar("fluidfast_slot", default=None)
+"""The broker and the slot of the run that the caller is in. The tasks and threads that a run starts inherit it."""

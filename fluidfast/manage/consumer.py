@@ -140,7 +140,7 @@ class TaskConsumer(TaskManager, Workers):
         TaskManager._forked(self)
         if self.has_started() and not self._worker_life.is_over():
             self._parent = os.getppid()
-            self.engine._settler._over = True  # it says nothing for the parent, whatever becomes of a loop that goes on
+            self.engine.fall_silent()  # it says nothing for the parent, whatever becomes of a loop that goes on
         for worker in (self, *self.workers(), self._async_dispatcher_worker):
             keep_for_good(worker._worker_life, worker.__dict__.get("_queue"))
             if worker.has_started():
@@ -288,7 +288,7 @@ class TaskConsumer(TaskManager, Workers):
 
     async def _tell_status(self) -> None:
         try:
-            tasks = sorted(self.registry) if self.engine._consumes() else []
+            tasks = sorted(self.registry) if self.engine.consumes() else []
             status = {"kind": self.type, "status": await self.status(), "tasks": tasks}
             await self.broker.set_manager_status(self.manager_id, status, ttl=int(3 * STATUS_SECONDS))
         except BrokerError as exc:

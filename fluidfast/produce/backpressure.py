@@ -6,7 +6,6 @@ the broker, and again until there is room.
 """
 
 import asyncio
-from typing import Any
 
 from ..brokers.base import TaskBroker
 from ..core.config import TaskManagerConfig
@@ -97,12 +96,12 @@ class Backpressure:
 
     def _is_within_a_run(self) -> bool:
         """Whether the caller is, or was started by, what a consumer of this broker in this process is running."""
-        engine: Any
-        slot: Any
-        engine, slot = SLOT.get() or (None, None)
-        if slot is None or slot.held is None:
+        within = SLOT.get()
+        if within is None:
             return False
-        return engine.broker is self._broker or engine.broker.url == self._broker.url
+        broker: TaskBroker
+        broker, slot = within
+        return slot.held is not None and (broker is self._broker or broker.url == self._broker.url)
 
     def _waiting(self) -> float:
         """Runs that wait, as far as is known here."""

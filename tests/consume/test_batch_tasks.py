@@ -84,7 +84,7 @@ def rows(count: int, start: int = 0) -> list[Row]:
 async def settled(consumer: TaskConsumer, count: int) -> None:
     """Until so many runs have come to their end, and the broker was told."""
     await until(lambda: consumer.engine.finished >= count)
-    await until(lambda: not consumer.engine._leases)
+    await until(lambda: not consumer.engine.settler.leases)
     assert consumer.engine.finished == count
 
 
@@ -185,7 +185,7 @@ async def test_others_go_on_while_a_batch_fills(broker_url: str) -> None:
     async with managing(broker_url, *tasks) as manager:
         async with consuming(broker_url, *tasks, max_concurrent_tasks=1) as consumer:
             await manager.queue(slow.task, n=0)
-            await until(lambda: consumer.engine._collected == 1)
+            await until(lambda: consumer.engine.slots.collected == 1)
             await manager.queue_many(single, rows(50))
             await manager.queue_many(quick.task, rows(6))
             await until(lambda: consumer.engine.finished == 56)
@@ -410,7 +410,7 @@ async def test_bad_payloads_do_not_come_into_a_batch(broker_url: str) -> None:
         await put(manager.broker, good[0], b"nonsense", good[1].replace(b'"n":1', b'"n":"x"'), good[2])
         async with consuming(broker_url, writer.task) as consumer:
             await until(lambda: consumer.engine.finished == 3)
-            await until(lambda: not consumer.engine._leases)
+            await until(lambda: not consumer.engine.settler.leases)
         assert writer.batches == [[0, 2]]
         assert await places(manager.broker) == {"dead": 2}
 
@@ -542,12 +542,12 @@ async def test_a_lease_that_is_lost(broker_url: str, caplog: pytest.LogCaptureFi
     async with managing(broker_url, writer.task) as manager, consuming(broker_url, writer.task) as consumer:
         ends = Ends(consumer)
         await manager.queue(writer.task, n=0)
-        await until(lambda: consumer.engine._collected == 1)
-        [lost] = consumer.engine._leases
+        await until(lambda: consumer.engine.slots.collected == 1)
+        [lost] = consumer.engine.settler.leases
         await manager.queue(writer.task, n=1)
         await within(writer.entered.wait())
         assert writer.batches == [[0, 1]]
-        assert len(consumer.engine._leases) == 2
+        assert len(consumer.engine.settler.leases) == 2
         other = TaskManager(broker_url=broker_url)
         assert await other.broker.release(lost, ["m1"]) == 1
         go_on.set()
@@ -556,7 +556,7 @@ async def test_a_lease_that_is_lost(broker_url: str, caplog: pytest.LogCaptureFi
         # it is back on the queue; a second one makes the batch full
         await manager.queue(writer.task, n=2)
         await until(lambda: len(writer.batches) == 2)
-        await until(lambda: not consumer.engine._leases)
+        await until(lambda: not consumer.engine.settler.leases)
         assert writer.batches[1] == [0, 2]
         assert ends.states[1] == ends.states[2] == ["success"]
         assert await places(manager.broker) == {}

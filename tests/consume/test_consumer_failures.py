@@ -170,7 +170,7 @@ class TestTimeout:
     async def test_a_handler_that_swallows_the_cancel(
         self, start: Start, notes: Notes, times: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consume.engine.CANCEL_AGAIN_SECONDS", 0.05)
+        monkeypatch.setattr("fluidfast.consume.timeouts.CANCEL_AGAIN_SECONDS", 0.05)
 
         @task(timeout_seconds=0.1)
         async def stubborn(ctx: TaskRun[Any, Notes]) -> None:
@@ -312,7 +312,7 @@ class TestRetry:
         await consumer.queue("note", n=2)
         await until(lambda: notes.done == [2])
         notes.gate.set()
-        await until(lambda: not consumer.engine._leases)
+        await until(lambda: not consumer.engine.settler.leases)
 
     async def test_never(self, start: Start, notes: Notes, keeps: list[str]) -> None:
         keeps.append("ff:dead")

@@ -53,7 +53,7 @@ class TestShutdown:
         await asyncio.gather(consumer.queue("gated", n="long"), *(consumer.queue("note", n=n) for n in range(100)))
         await until(lambda: notes.started == ["long"])
         stopping = asyncio.create_task(consumer.shutdown())
-        await until(lambda: consumer.engine._draining)
+        await until(lambda: consumer.engine.slots.draining)
         await until(lambda: are(consumer, {"medium": 100, "leased": 1}))
         notes.gate.set()
         await within(stopping)
@@ -88,13 +88,20 @@ class TestShutdown:
         await until(lambda: notes.started == ["long"])
         await consumer.queue_many("note", [{"n": n} for n in range(100)])
         await within(asked.wait())
+        slots, released = consumer.engine.slots, asyncio.Event()
+        release = consumer.engine.claiming.release_ready
+
+        async def noted_release() -> None:
+            await release()
+            released.set()
+
+        monkeypatch.setattr(consumer.engine.claiming, "release_ready", noted_release)
         stopping = asyncio.create_task(consumer.shutdown())
-        engine = consumer.engine
-        await until(lambda: engine._draining)
+        await until(lambda: slots.draining)
         if late:
-            await until(lambda: engine._room is not None and not engine._room.done())  # it waits for what runs
+            await within(released.wait())  # now it waits for what runs
             answer.set()
-            await until(lambda: engine._ready)
+            await until(lambda: slots.ready)
         notes.gate.set()
         await until(lambda: "long" in notes.done)
         answer.set()
@@ -211,7 +218,7 @@ async def take_back(consumer: TaskConsumer, url: str) -> int:
     else:
         assert isinstance(broker, RedisTaskBroker)
         await broker.inboxes.adopt()  # what was started out of an inbox is under its lease from here on
-        for batch in list(consumer.engine._leases):
+        for batch in list(consumer.engine.settler.leases):
             await broker.redis_cli.zadd(broker.keys.leases, {batch: 1})
         assert await sweeper.reap() == 0
         half_a_lease_later(sweeper)
@@ -364,7 +371,7 @@ class TestLease:
     async def test_a_suspect_runs_alone_on_a_busy_consumer(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consume.engine.QUIET_SECONDS", 0.2)
+        monkeypatch.setattr("fluidfast.consume.claiming.QUIET_SECONDS", 0.2)
         beside: list[int] = []
 
         @task

@@ -58,7 +58,7 @@ class TestRuns:
     ) -> None:
         consumer = await start(max_concurrent_tasks=0)
         steps: list[tuple[str, int]] = []
-        claim, accept = consumer.broker.claim, consumer.engine._accept
+        claim, accept = consumer.broker.claim, consumer.engine.claiming.accept
 
         known: list[bool] = []
 
@@ -66,7 +66,7 @@ class TestRuns:
             steps.append(("ask", limit))
             found = await claim(who, limit, **options)
             if found.items:  # a batch that is given has to be prolonged from then on, whatever the event loop does next
-                leases = consumer.engine._leases
+                leases = consumer.engine.settler.leases
                 asyncio.get_running_loop().call_soon(lambda: known.append(found.batch in leases))
             return found
 
@@ -75,9 +75,9 @@ class TestRuns:
             await accept(found)
 
         monkeypatch.setattr(consumer.broker, "claim", asked)
-        monkeypatch.setattr(consumer.engine, "_accept", read)
+        monkeypatch.setattr(consumer.engine.claiming, "accept", read)
         await consumer.queue_many("note", ({"n": n} for n in range(12_000)))
-        consumer.engine._prefetch = 2000
+        consumer.engine.slots.prefetch = 2000
         consumer.engine.concurrency = 5
         await until(lambda: consumer.engine.finished == 12_000, seconds=60)
         assert sorted(notes.done) == list(range(12_000))
@@ -112,11 +112,11 @@ class TestRuns:
         monkeypatch.setattr(consumer.broker, "claim", counted)
         monkeypatch.setattr(consumer.broker, "get_tasks_info", held_up)
         await consumer.queue_many("gated", ({"n": n} for n in range(2500)))
-        consumer.engine._prefetch = 2000
+        consumer.engine.slots.prefetch = 2000
         consumer.engine.concurrency = 1
         await until(lambda: claims[-2:] == [1000, 1000])
         stopping = asyncio.create_task(consumer.shutdown())
-        await until(lambda: consumer.engine._draining)
+        await until(lambda: consumer.engine.slots.draining)
         gate.set()
         await within(stopping, 30)
         assert notes.started == []
@@ -128,12 +128,12 @@ class TestRuns:
 
     async def test_a_consumer_that_is_not_to_consume_lets_others(self, start: Start, notes: Notes) -> None:
         one = await start()
-        await until(lambda: one.engine._waiting)
+        await until(lambda: one.engine.claiming.waiting)
         if isinstance(one.broker, RedisTaskBroker):
             await until(lambda: one.manager_id in one.broker._wakeups)
             await until(lambda: len(one.broker._wakeups[one.manager_id].pending) == 3)
         one.config.consume_tasks = False
-        await until(lambda: not one.engine._waiting)  # which it does not do for ever
+        await until(lambda: not one.engine.claiming.waiting)  # which it does not do for ever
         if isinstance(one.broker, RedisTaskBroker):
             await until(lambda: not one.broker._wakeups[one.manager_id].pending)
         for n in range(3):
@@ -203,7 +203,7 @@ class TestRuns:
     async def test_what_waits_long_for_a_slot_goes_to_others(
         self, start: Start, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fluidfast.consume.engine.HOLD_SECONDS", 0.1)
+        monkeypatch.setattr("fluidfast.consume.claiming.HOLD_SECONDS", 0.1)
         first = await start(max_concurrent_tasks=1)
         for n in range(200):  # quick ones, so that it claims many at a time
             await first.queue("note", n=n)

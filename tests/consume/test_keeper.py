@@ -86,7 +86,7 @@ class Blocker:
             async with consuming(url, self.task) as consumer:
                 with consuming_in_a_thread(url, self.task, after=self.entered):
                     await until(lambda: consumer.engine.finished)
-                    await until(lambda: not consumer.engine._leases)
+                    await until(lambda: not consumer.engine.settler.leases)
                 assert await places(manager.broker) == {}
 
 
@@ -192,7 +192,7 @@ async def test_a_hung_handler_does_not_hold_its_lease(
             finally:
                 hung.go_on.set()
         assert sorted(hung.runs) == sorted([*range(count)] * 2)
-        await until(lambda: not one.engine._leases and not one.engine._running)
+        await until(lambda: not one.engine.settler.leases and not one.engine.slots.running)
         assert await places(manager.broker) == {}
         assert "was lost" in caplog.text
 
@@ -237,7 +237,7 @@ async def test_a_loop_that_is_blocked_for_good(redis_url: str) -> None:
         try:
             with consuming_in_a_thread(url, block, collect) as blocked:
                 await manager.queue_many(collect, [{"n": n} for n in range(5)])
-                await until(lambda: blocked.engine._collected == 5)
+                await until(lambda: blocked.engine.slots.collected == 5)
                 await manager.queue(block, "high")
                 await until(entered.is_set)
                 async with consuming(url, block, collect) as other:
@@ -279,11 +279,11 @@ async def test_a_lost_lease_cancels_its_run(broker_url: str) -> None:
         await manager.queue(wait)
         await until(lambda: entered)
         await until(lambda: leased(manager))  # it started out of the inbox
-        [lost] = consumer.engine._leases
+        [lost] = consumer.engine.settler.leases
         assert await manager.broker.release(lost, ["m1"]) == 1
         await until(lambda: cancelled)
         await until(lambda: consumer.engine.finished == 1)
-        await until(lambda: not consumer.engine._leases)
+        await until(lambda: not consumer.engine.settler.leases)
         assert ends == ["success"], "nothing is said of the one that was cancelled"
         assert (entered, cancelled) == ([1, 2], [1])
         assert await places(manager.broker) == {}
@@ -311,10 +311,10 @@ async def test_what_is_said_under_a_lost_lease_is_refused(broker_url: str, caplo
         await manager.queue(stubborn)
         await within(entered.wait())
         await until(lambda: leased(manager))  # it started out of the inbox
-        [lost] = consumer.engine._leases
+        [lost] = consumer.engine.settler.leases
         assert await manager.broker.release(lost, ["m1"]) == 1
         await until(lambda: go_on.is_set() and consumer.engine.finished == 1)
-        await until(lambda: not consumer.engine._leases and not consumer.engine._settler._sends)
+        await until(lambda: not consumer.engine.settler.leases and not consumer.engine.settler._sends)
         assert tries == [0, 0], "again as it was, and not as a retry"
         assert "was lost (it ran out)" in caplog.text
         assert await places(manager.broker) == {}

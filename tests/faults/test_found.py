@@ -18,7 +18,7 @@ from fluidfast import TaskConsumer, TaskRun, task
 from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.trials.ledger import FINISHED, STARTED
-from fluidfast.consume import engine
+from fluidfast.consume import claiming
 from fluidfast.errors import BrokerConnectionError
 
 
@@ -194,7 +194,7 @@ async def test_what_waits_for_a_slot_is_asked_for_when_its_lease_may_be_over(
 ) -> None:
     """The same in one process. The first run outlasts a lease that nobody prolongs, or of which the keeper knows that
     it is lost, and the event loop not yet."""
-    monkeypatch.setattr(engine, "HOLD_SECONDS", 60.0)  # else what waits is given back meanwhile
+    monkeypatch.setattr(claiming, "HOLD_SECONDS", 60.0)  # else what waits is given back meanwhile
     ran: dict[str, list[int]] = {"first": [], "second": []}
     go_on = asyncio.Event()
 
@@ -219,18 +219,18 @@ async def test_what_waits_for_a_slot_is_asked_for_when_its_lease_may_be_over(
 
     first, second = consumer("first"), consumer("second")
     first.broker.renewer = renewer  # type: ignore[method-assign]
-    first.engine._lose_batches = lambda batches: None  # type: ignore[method-assign]
+    first.engine.timeouts.lose_batches = lambda batches: None  # type: ignore[method-assign]
     await first.queue_many("step", [{"n": n} for n in range(6)])
     await first.startup()
     async with asyncio.timeout(10):
-        while len(first.engine._ready) < 4:  # noqa: ASYNC110
+        while len(first.engine.slots.ready) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     await second.startup()
     async with asyncio.timeout(10):
         while len(ran["second"]) < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         go_on.set()
-        while first.engine._running or first.engine._ready:  # noqa: ASYNC110
+        while first.engine.slots.running or first.engine.slots.ready:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     await first.shutdown()
     await second.shutdown()

@@ -152,8 +152,8 @@ async def test_the_slot_of_a_run_whose_lease_was_lost_is_free(broker_url: str, n
     await consumer.startup()
     await consumer.queue("gated", n=1)
     await until(lambda: notes.running == 1)
-    lease = next(iter(consumer.engine._leases.values()))
-    consumer.engine._lose(lease, "by this test")
+    lease = next(iter(consumer.engine.settler.leases.values()))
+    consumer.engine.timeouts.lose(lease, "by this test")
     await until(lambda: notes.running == 0)
 
     async def free() -> bool:

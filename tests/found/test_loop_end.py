@@ -97,7 +97,7 @@ async def first(consumer: TaskConsumer, log: Log, name: str, how: str) -> None:
     for n in range(3):
         await consumer.queue(name, n=n)
     if name == "collects":
-        await until(lambda: consumer.engine._collected == 3)
+        await until(lambda: consumer.engine.slots.collected == 3)
     else:
         await until(lambda: len(log.started) >= (3 if name == "batch" else 2))
     if how == "raise":

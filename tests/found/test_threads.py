@@ -72,7 +72,7 @@ def consuming(broker_url: str, gate: Gate, no_leaked_keys: Any) -> Consuming:
     ) -> Any:
         url = with_options(broker_url, **(url_options or {}))
         consumer = TaskConsumer(broker_url=url, deps=gate, stopping_grace_period=0.2, **options)
-        consumer.engine._prefetch = prefetch
+        consumer.engine.slots.prefetch = prefetch
         for one in tasks:
             consumer.register_task(one)
         for state in ("success", "failure"):
@@ -152,7 +152,7 @@ async def test_time_counts_from_the_start_in_the_thread(
         monkeypatch.setattr(threading.Thread, "start", refuse)
         await consumer.queue("second")
         engine = consumer.engine
-        waiting = await until(lambda: [slot for slot in engine._slots if slot.job is not None and not slot.job.began])
+        waiting = await until(lambda: [slot for slot in engine.slots if slot.job is not None and not slot.job.began])
         deadline = waiting[0].deadline
         await until(lambda: waiting[0].deadline > deadline)  # its time was up, and it has another
         gate.open.set()
@@ -171,7 +171,7 @@ def refuse(thread: threading.Thread) -> None:
 async def test_a_run_without_a_thread_goes_back(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fluidfast.consume.engine.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fluidfast.consume.plain.AGAIN_SECONDS", 0.05)
     retried = good._replace(name="retried", retry=RetryPolicy(max_attempts=1, wait=0.01))
     async with consuming(retried, max_concurrent_tasks=2) as consumer:
         with monkeypatch.context() as patch:
@@ -237,7 +237,7 @@ async def test_a_plain_function_may_return_a_coroutine(consuming: Consuming, gat
     async with consuming(returns) as consumer:
         run = await consumer.queue_and_wait("returns", timeout=20)
         assert str(run.state) == "failure"
-        assert not consumer.engine._threads.hung
+        assert not consumer.engine.functions.hung
 
 
 # -- those that hang
@@ -269,7 +269,7 @@ async def test_a_batch_may_hang(consuming: Consuming, gate: Gate) -> None:
         await consumer.queue_many("hang_batch", ({} for _ in range(3)))
         await until(lambda: gate.ended["hang_batch failure"] == 3)
         await within(consumer.queue_and_wait("good"))
-        assert len(consumer.engine._threads.hung) == gate.now >= 1  # one, unless a slow machine split the batch
+        assert consumer.engine.functions.hung == gate.now >= 1  # one, unless a slow machine split the batch
 
 
 @pytest.mark.parametrize("retry", [None, RetryPolicy(max_attempts=1, wait=0.01)], ids=["plain", "retried"])
@@ -277,7 +277,7 @@ async def test_a_thread_that_hangs_counts_under_max_concurrency(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, retry: RetryPolicy | None
 ) -> None:
     """Until its function has returned, which is longer than a lease here, on all consumers."""
-    monkeypatch.setattr("fluidfast.consume.engine.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fluidfast.consume.admission.AGAIN_SECONDS", 0.05)
     asked: Counter[str] = Counter()
     alone = hang._replace(
         name="alone", max_concurrency=1, rate_limit_retry=RetryPolicy(wait=0.02), retry=retry, timeout_seconds=0.1
@@ -287,7 +287,7 @@ async def test_a_thread_that_hangs_counts_under_max_concurrency(
         for consumer in (one, two):
             consumer.broker.acquire = counting(consumer.broker.acquire, asked)
         await one.queue("alone")
-        await until(lambda: one.engine._threads.hung or two.engine._threads.hung)
+        await until(lambda: one.engine.functions.hung or two.engine.functions.hung)
         await one.queue("alone")
         seen = asked["refused"]
         await until(lambda: asked["seconds"] > 0.9 and asked["refused"] > seen + 5)
@@ -318,8 +318,8 @@ async def test_a_consumer_whose_threads_all_hang_ends_with_a_reason(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch, broker_url: str
 ) -> None:
     """Each thread beyond the room takes a slot away: nothing is claimed that could not run, or it goes back."""
-    monkeypatch.setattr("fluidfast.consume.engine.HUNG_ROOM", 1)
-    monkeypatch.setattr("fluidfast.consume.engine.HUNG_SECONDS", 0.2)
+    monkeypatch.setattr("fluidfast.consume.plain.HUNG_ROOM", 1)
+    monkeypatch.setattr("fluidfast.consume.plain.HUNG_SECONDS", 0.2)
     async with TaskManager(broker_url=broker_url) as manager:
         for one in (hang, good):
             manager.register_task(one)
@@ -336,7 +336,7 @@ async def test_a_consumer_whose_threads_all_hang_ends_with_a_reason(
 async def test_slots_come_back_with_their_threads(
     consuming: Consuming, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fluidfast.consume.engine.HUNG_ROOM", 1)
+    monkeypatch.setattr("fluidfast.consume.plain.HUNG_ROOM", 1)
     async with consuming(hang, good, in_loop, max_concurrent_tasks=2) as consumer:
         await consumer.queue_many("hang", ({} for _ in range(3)))
         await until(lambda: consumer.engine.concurrency == 0)
@@ -372,10 +372,10 @@ async def test_what_runs_in_a_thread_at_shutdown_goes_back(
 
 APP = """
 import asyncio, time
-import fluidfast.consume.engine
+import fluidfast.consume.plain
 from fluidfast import TaskManager, task
 
-fluidfast.consume.engine.HUNG_ROOM, fluidfast.consume.engine.HUNG_SECONDS = 1, 0.2
+fluidfast.consume.plain.HUNG_ROOM, fluidfast.consume.plain.HUNG_SECONDS = 1, 0.2
 
 @task(timeout_seconds=0.3)
 def hang(ctx):

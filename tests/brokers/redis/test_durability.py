@@ -137,7 +137,7 @@ async def test_who_consumes_does_not_wait_for_replicas(start_server: Start) -> N
         begin = monotonic()
         waits = [asyncio.create_task(consumer.queue(note, n=n)) for n in range(1, 4)]
         await until(lambda: consumer.engine.finished == 4)
-        await until(lambda: not consumer.engine._leases)
+        await until(lambda: not consumer.engine.settler.leases)
         assert monotonic() - begin < 2.5
         assert not any(wait.done() for wait in waits)
         replica.resume()

@@ -603,7 +603,7 @@ class TestConsumer:
                 run = await manager.queue_and_wait(one, n=n, priority=("high", "medium", "low")[n % 3], timeout=20)
                 assert str(run.state) == "success"
             assert ran == list(range(50))
-            await until(lambda: not consumer.engine._leases)
+            await until(lambda: not consumer.engine.settler.leases)
             await consumer.shutdown()
             assert await places(manager.broker) == {}
         assert len(given) > 10

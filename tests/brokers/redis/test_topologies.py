@@ -87,7 +87,7 @@ class Load:
             self._stop = True
             await within(producing, 30)
             await until(lambda: not self.missing or self._idle(), every=0.05)
-            await until(lambda: not consumer.engine._leases)
+            await until(lambda: not consumer.engine.settler.leases)
 
     def _idle(self) -> bool:
         """Whether nothing comes any more."""
@@ -246,7 +246,7 @@ async def test_cluster(start_server: Start) -> None:
             async with consuming(url, see) as consumer:
                 assert str((await manager.queue_and_wait(see, n=500, timeout=20)).state) == "success"
                 await until(lambda consumer=consumer: consumer.engine.finished == 501)
-                await until(lambda consumer=consumer: not consumer.engine._leases)
+                await until(lambda consumer=consumer: not consumer.engine.settler.leases)
             assert sorted(seen) == list(range(501))
             for number in range(8):  # names that would stand on all of the nodes
                 async with manager.broker.lock(f"tasks:see:{number}", timeout=5):
@@ -289,7 +289,7 @@ async def test_shards_on_the_nodes_of_a_cluster(start_server: Start) -> None:
         async with consuming(url, count) as one, consuming(url, count) as two:
             assert str((await manager.queue_and_wait(count, n=2000, timeout=20)).state) == "success"
             await until(lambda: len(ran) == 2001)
-            await until(lambda: not one.engine._leases and not two.engine._leases)
+            await until(lambda: not one.engine.settler.leases and not two.engine.settler.leases)
         assert ran == Counter(range(2001))
         assert await places(manager.broker) == {}
 
@@ -320,7 +320,7 @@ async def test_the_other_nodes_are_served_while_one_stands_still(start_server: S
     async with managing(url, count) as manager:
         await manager.broker.connect()
         async with consuming(url, count) as consumer:
-            await until(lambda: consumer.engine._waiting)
+            await until(lambda: consumer.engine.claiming.waiting)
             stands_still = nodes[0]
             stands_still.pause()
             try:
@@ -439,8 +439,8 @@ async def works(url: str) -> None:
 
     async with managing(url, hold) as manager, consuming(url, hold) as consumer:
         waiting = asyncio.create_task(manager.queue_and_wait(hold, timeout=20))
-        await until(lambda: consumer.engine._leases)
-        [batch] = consumer.engine._leases
+        await until(lambda: consumer.engine.settler.leases)
+        [batch] = consumer.engine.settler.leases
         key = f"{{{manager.broker.name}}}-ff:leases"
         # it may have started out of the inbox, and goes under its lease next
         deadline = await until(lambda: manager.broker.redis_cli.zscore(key, batch))  # type: ignore[attr-defined]
@@ -623,10 +623,10 @@ async def test_the_least_rights(
             # a silent consumer's lease is taken back: with its keeper and its settling gone, as if it had been killed
             await producer.queue(waits)
             await until(lambda: ended["waits"] == 1)
-            one.engine._leases.clear()
+            one.engine.settler.leases.clear()
             await until(lambda: ended["waits"] >= 2)
             slow.set()
-            await until(lambda: not one.engine._leases)
+            await until(lambda: not one.engine.settler.leases)
         durable = TaskManager(broker_url=with_options(producer_url, durability="fsync"))
         async with durable:
             if version >= (7, 2):

@@ -8,7 +8,6 @@ from apps.slow import Length, blocking, quick, sleeping, threaded
 from worker_app import OPTIONS, end_with_parent, ledger, work
 
 from fluidfast import TaskConsumer, TaskRun, task
-from fluidfast.consume.engine import Engine
 
 
 @task(timeout_seconds=600)
@@ -35,17 +34,17 @@ class NotingConsumer(TaskConsumer):
 
 def consumer() -> TaskConsumer:
     end_with_parent()
-    if OPTIONS.get("plant") == "no-release":  # what has not started is left to its lease
-
-        async def release_nothing(self: Engine, keep: int = 0) -> None:
-            self._ready.clear()
-
-        Engine._release_ready = release_nothing  # type: ignore[method-assign]
     made = NotingConsumer(
         broker_url=OPTIONS["url"],
         max_concurrent_tasks=OPTIONS["concurrency"],
         stopping_grace_period=OPTIONS["grace"],
     )
+    if OPTIONS.get("plant") == "no-release":  # what has not started is left to its lease
+
+        async def release_nothing() -> None:
+            made.engine.slots.ready.clear()
+
+        made.engine.claiming.release_ready = release_nothing  # type: ignore[method-assign]
     for each in TASKS:
         made.register_task(each)
     return made

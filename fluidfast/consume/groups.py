@@ -1,0 +1,106 @@
+"""Tasks that take a batch: their runs are gathered, and executed as one."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+from ..brokers._leases import Claimed
+from ..core.events import is_current
+from ..core.task import Task, is_async
+from ..execute.executor import refuse_unrun
+from ._slots import Slot, Slots
+from .held import Collector, Group
+from .life import Life
+from .outcomes import Outcomes
+from .plain import PlainFunctions
+from .settler import Settler
+
+__all__ = ["Groups"]
+
+logger = logging.getLogger("fluidfast.engine")
+
+
+class Groups:
+    """Gathers the runs of each task that takes a batch, and runs them, a group in a slot."""
+
+    def __init__(
+        self, slots: Slots, settler: Settler, life: Life, outcomes: Outcomes, functions: PlainFunctions
+    ) -> None:
+        self._slots = slots
+        self._settler = settler
+        self._life = life
+        self._outcomes = outcomes
+        self._functions = functions
+        self._collectors: dict[str, Collector] = {}
+
+    def collect(self, held: Claimed) -> None:
+        """Put a run to the others of its task, which are executed together."""
+        task: Task[Any] = held.run.task
+        slots = self._slots
+        collector = self._collectors.get(task.name)
+        if collector is None:
+            collector = self._collectors[task.name] = Collector()
+            slots.collectable += task.batch * min(slots.concurrency, 4)
+        collector.helds.append(held)
+        slots.collected += 1
+        if len(collector.helds) >= task.batch:
+            self._close(collector)
+        elif collector.timer is None:
+            collector.timer = asyncio.get_running_loop().call_later(task.batch_wait, self._close, collector)
+
+    def _close(self, collector: Collector) -> None:
+        """What is gathered is a group, and no more comes to it."""
+        if helds := collector.take():
+            self._slots.ready.append(Group(helds))
+            self._slots.wake()
+
+    def take_gathered(self) -> list[Claimed]:
+        """Take out all that is gathered and no group yet, the last claimed of each task first."""
+        taken: list[Claimed] = []
+        for collector in self._collectors.values():
+            taken += reversed(collector.take())
+        self._slots.collected -= len(taken)
+        return taken
+
+    async def run(self, slot: Slot, group: Group) -> None:
+        """Run a group in a slot."""
+        slots = self._slots
+        slots.occupy(slot, group)
+        try:
+            for held in group.helds:
+                slots.take(held.lease)
+                if held.lease.lost:
+                    self._settler.drop(held)
+            await self._run(slot, [held for held in group.helds if not held.lease.lost])
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) and not is_current(slot.task):
+                raise
+            logger.error("%s: a batch could not be handled", self._life.who, exc_info=exc)
+            for held in group.helds:
+                if not held.run.is_done:
+                    self._settler.drop(held)
+        finally:
+            slots.collected -= len(group.helds)
+            slots.vacate(slot)
+
+    async def _run(self, slot: Slot, helds: list[Claimed]) -> None:
+        if not helds:
+            return
+        task: Task[Any] = helds[0].run.task
+        self._slots.limit(slot, monotonic() + task.timeout_seconds)
+        for held in helds:
+            self._slots.started(held)
+        failed: Any = None
+        try:
+            runs = [held.run for held in helds]
+            failed = await (task.executor(runs) if is_async(task.executor) else self._functions.call(slot, task, runs))
+            refuse_unrun(failed)
+        except BaseException as exc:
+            for held in reversed(helds):  # the last claimed goes back first, if they go back
+                self._outcomes.broke(slot, held, exc)
+            return
+        errors = failed if isinstance(failed, Mapping) else {}
+        for held in helds:
+            self._outcomes.conclude(held, errors.get(held.run.id))

@@ -1,0 +1,42 @@
+"""The runs of batches, as a consumer holds them: those that are gathered, and those that are executed as one."""
+
+import asyncio
+
+from ..brokers._leases import Claimed, Lease
+from ._slots import Slot
+
+__all__ = ["Collector", "Group", "claimed_when"]
+
+
+class Group:
+    """Runs of a task that takes a batch, executed as one."""
+
+    __slots__ = ("helds", "lease")
+
+    def __init__(self, helds: list[Claimed]) -> None:
+        self.helds = helds
+        self.lease = Lease("", 0)  # of their own are several, and what happens to one of them does not stop the others
+
+
+class Collector:
+    """Runs of a task that takes a batch, until there are enough of them or the first has waited for long enough."""
+
+    __slots__ = ("helds", "timer")
+
+    def __init__(self) -> None:
+        self.helds: list[Claimed] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+    def take(self) -> list[Claimed]:
+        """Take out what is gathered. Nothing waits for more any longer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        helds, self.helds = self.helds, []
+        return helds
+
+
+def claimed_when(slot: Slot) -> tuple[float, int]:
+    """Orders what runs by when it was taken off its queue."""
+    held = slot.held.helds[0] if isinstance(slot.held, Group) else slot.held
+    return (0.0, 0) if held is None else (held.lease.claimed_at, int(held.field[1:]))
