@@ -524,7 +524,7 @@ class TaskBroker(ABC):
         durability: str | None = None,
         **bounds: int | None,
     ) -> None:
-        """What a manager's config says over the URL. Raises ConfigError.
+        """Apply options of a manager's config, which win over the URL. Raises ConfigError.
 
         ``bounds``: ``max_dead`` and the others of ``BOUNDS``.
         """

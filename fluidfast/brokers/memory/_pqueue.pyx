@@ -623,8 +623,9 @@ cdef int check_item(PriorityQueue queue, PyObject *item) except -1:
 
 
 # --- the collector's slots --------------------------------------------------------------------------------------------
-# What Cython generated for the object attributes (and, where the type is a heap type, for the type itself) still has to
-# run, so ours call it. The class is final: no subclass has copied the slots before they are replaced here.
+# The slots that Cython generated for the object attributes (and, where the type is a heap type, for the type itself)
+# still have to run, so ours call them. The class is final: no subclass has copied the slots before they are replaced
+# here.
 
 cdef traverseproc generated_traverse
 cdef inquiry generated_clear

@@ -48,7 +48,7 @@ __all__ = ["MemoryTaskBroker"]
 
 
 class Store:
-    """What the brokers of one name share."""
+    """The state that the brokers of one name share."""
 
     def __init__(self) -> None:
         self.queue: PriorityQueue[bytes] = PriorityQueue()

@@ -3,7 +3,7 @@
 ``for ...: await manager.queue(...)`` is what most code does, and nearly all of its time is that of waking: a server
 that has answered falls asleep within microseconds, and so does a process that waits. Here the command is written to the
 socket in the ``await`` itself, and the answer looked for there, so that the next command reaches the server while it is
-still awake. What is anything but the expected answer goes to the connection's reader, as if it had come there.
+still awake. Anything but the expected answer goes to the connection's reader, as if it had come there.
 
 Where that is too late, the first byte of the next command, which is the same for all of RESP, is sent as soon as there
 is an answer: a server that reads it takes as long again to fall asleep (``HeadStart``).
@@ -72,9 +72,9 @@ cdef class HeadStart:
     """Whether the first byte of the next command is to be sent ahead of it.
 
     That saves the waking of a server that would have fallen asleep in between, which takes 20 us or more on a virtual
-    machine, and costs both sides a system call. What is quicker depends on the machine, on what else the server does,
-    and on what the caller does between two runs; so it is found out. What is quicker goes on, for twice as many blocks
-    of commands each time that it is found so again; then the other way is tried, and earlier when this one does worse
+    machine, and costs both sides a system call. Which way is quicker depends on the machine, on what else the server
+    does, and on what the caller does between two runs; so it is measured. The quicker way goes on, for twice as many
+    blocks of commands each time that it wins again; then the other way is tried, and earlier when this one does worse
     for TRIES blocks in a row. A head start has to save a tenth, and is tried for up to TRIES blocks: it may take that
     long until the kernel's idea of when to sleep has changed.
     """

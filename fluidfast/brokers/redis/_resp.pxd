@@ -15,7 +15,7 @@ cdef inline Py_ssize_t put_decimal(char* target, Py_ssize_t at, long long number
     return at + 20 - left
 
 cdef inline Py_ssize_t put_header(char* target, Py_ssize_t at, char kind, Py_ssize_t size) noexcept:
-    """What stands before an array (``*``) of so many, or a bulk string (``$``) of so many bytes."""
+    """Write the line before an array (``*``) of so many, or a bulk string (``$``) of so many bytes."""
     target[at] = kind
     at = put_decimal(target, at + 1, size)
     target[at] = 13

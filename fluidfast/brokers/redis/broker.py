@@ -182,8 +182,9 @@ class RedisTaskBroker(RedisInspection):
         await self.client.patiently(once)
 
     async def agree(self, shards: int) -> None:
-        """Find out whether all others spread this broker over as many shards. Who gives another number would never see
-        some of the runs, or queue where nobody looks.
+        """Find out whether all others spread this broker over as many shards.
+
+        A process that gives another number would never see some of the runs, or queue where nobody looks.
 
         Raises:
             BrokerURLError: they do not.

@@ -66,7 +66,7 @@ class ServerFinder(ABC):
         """A blocking client, for a thread."""
 
     async def of_each_primary(self, ask: Callable[[Redis], Awaitable[T]]) -> list[T]:
-        """What each server says that keeps keys: of a Cluster all primaries. Raises what ``ask`` raises."""
+        """Ask each server that keeps keys: of a Cluster all primaries. Raises as ``ask``."""
         return [await ask(self.client)]
 
     def moved(self) -> None:  # noqa: B027

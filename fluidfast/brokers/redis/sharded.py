@@ -1,11 +1,11 @@
 """One broker over several shards (``?shards=N``): each is a Redis broker with a prefix of its own, ``{NAME:0}`` to
 ``{NAME:N-1}``, so that the nodes of a Cluster share the load of one queue.
 
-A batch of runs lives and ends on the shard that it was queued to, where each step is one script as ever. What there is
-once for all of them (slots under ``max_concurrency``, locks, statuses of managers, why a run was aborted) is kept on
+A batch of runs lives and ends on the shard that it was queued to, where each step is one script as ever. The state that
+all of them share (slots under ``max_concurrency``, locks, statuses of managers, why a run was aborted) is kept on
 the first shard, ``home``.
 
-What is given up: order, by priority and by age, is that of each shard. A run of high priority may wait behind one claim
+The price: order, by priority and by age, is that of each shard. A run of high priority may wait behind one claim
 from each of the other shards. And queueing needs every shard: a producer's batches go round, and each is confirmed in
 its turn. Consumers go on with the shards that answer.
 """
@@ -281,7 +281,7 @@ class ShardedRedisBroker(TaskBroker):
         waits: bool = False,
         tasks: Sequence[str] = (),
     ) -> Claim:
-        """What the next shard that has something gives, up to ``limit``: one claim is of one shard.
+        """Claim from the next shard that has something, up to ``limit``: one claim is of one shard.
 
         A shard that does not answer is passed over until it does.
 
@@ -474,8 +474,8 @@ class ShardedRedisBroker(TaskBroker):
         await self.home.free(slots)
 
     async def replies(self, address: str, timeout: float) -> list[bytes]:
-        # A run is answered where it is settled, in the same step. What one shard has given while we were told of
-        # another is in its task, and comes next time.
+        # A run is answered where it is settled, in the same step. An answer that one shard gives while we get
+        # another's is in its task, and comes next time.
         answers = await self._in_time(
             f"replies {address}",
             lambda shard: shard.replies(address, timeout),
@@ -657,7 +657,7 @@ class ShardedChannel:
 
 
 async def give_back(broker: TaskBroker, asking: "asyncio.Future[Claim] | asyncio.Task[Claim | None]") -> None:
-    """What was claimed too late goes back to where it came from."""
+    """Give runs that were claimed too late back to where they came from."""
     try:
         claim = await asking
         if claim is not None and claim.items:
@@ -671,7 +671,7 @@ def added(lengths: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 
 def latest(infos: Sequence[TaskInfo]) -> TaskInfo:
-    """What shards know of one task: what the first says, with the last run of all."""
+    """Return the info of one task that the first shard has, with the last run of all shards."""
     ended = [info for info in infos if info.last_run_end is not None]
     if not ended:
         return infos[0]

@@ -73,6 +73,18 @@ def test_shards_stand_on_prefixes_of_their_own(server: str) -> None:
     assert broker.name == "jobs"
 
 
+def test_a_shard_uses_the_registry_and_the_limits_of_its_broker() -> None:
+    broker = TaskBroker.from_url("redis://h?shards=2")
+    assert isinstance(broker, ShardedRedisBroker)
+    broker.register_task(limited)
+    broker.use(max_payload_bytes=200, lease_seconds=3)
+    for shard in broker.shards:
+        assert shard.codec is broker.codec
+        assert shard.codec.max_bytes == 200
+        assert shard.task_from_registry("limited") is limited
+        assert shard.client.options.lease_seconds == 3
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "x", "", "1.5", "257"])
 def test_so_many_shards_there_cannot_be(count: str) -> None:
     with pytest.raises(BrokerURLError, match=r"shards=.* must be a whole number from 1 to 256"):

@@ -1,8 +1,8 @@
--- What was moved to a consumer's inbox, and is running already, goes under a lease.
+-- Put a run that was moved to a consumer's inbox, and is running already, under a lease.
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 lease in ms   4 letter of the queue   5 payload
--- returns nothing. If it is not in the inbox any more it is another consumer's, and what is said of the batch refused
+-- returns nothing. If it is not in the inbox any more it is another consumer's, and whatever follows about the batch is refused
 -- called by  Inboxes.adopt
 local prefix = KEYS[1]
 local names = {h = 'high', m = 'medium', l = 'low'}

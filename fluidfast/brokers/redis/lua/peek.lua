@@ -1,5 +1,5 @@
--- What a claim says beside what it gives. Sent behind a blocking call, it is read in the moment in which that has moved
--- something. If that has run out, as it does all the time, this is to cost next to nothing. Writes nothing.
+-- Give what a claim gives beside its runs. Sent behind a blocking call, it reads in the moment in which that call has
+-- moved something. If the call has run out, as it does all the time, this costs next to nothing. Writes nothing.
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 the inbox   2... names of tasks whose enabled flag is wanted

@@ -125,7 +125,7 @@ for _ = 1, confirmed do
     suspects = {}
     for _, word in ipairs(words) do
       local inbox = prefix .. '-ff:inbox:' .. consumer .. ':' .. word
-      -- What came last goes back first. It may have been started, and what ends its worker at once is found by that.
+      -- The last run goes back first. It may have been started: so a run that ends its worker at once is found.
       local payload = redis.call('LPOP', inbox)
       while payload do
         take_back(string.sub(word, 1, 1), payload)

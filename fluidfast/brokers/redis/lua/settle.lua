@@ -1,4 +1,4 @@
--- What became of runs under a lease. All of it, or nothing if the lease is gone.
+-- Settle runs under a lease. All of it takes effect, or nothing if the lease is gone.
 --
 -- KEYS  1 the broker's prefix
 -- ARGV  1 batch   2 ms to keep a reply   then seven lists, each with its length in front:
@@ -41,10 +41,10 @@ local replies, n_replies = names(2)
 local slots, n_slots = names(2)
 local survived, n_survived = names(1)
 
--- What is needed of the lease is read first. Then what frees memory: a server that is full refuses a script only at its
--- first write, and only if that could grow. Where something else is to be kept for it (a retry, a dead letter), that
--- comes before the lease lets go of the run, and behind a harmless call of each command that may yet be refused. What
--- follows when the runs are settled (infos, replies, slots) is done as far as the user's rights go.
+-- Read first what is needed of the lease. Then write what frees memory: a server that is full refuses a script only at
+-- its first write, and only if that could grow. Where something else is to be kept for it (a retry, a dead letter), that
+-- comes before the lease lets go of the run, and behind a harmless call of each command that may yet be refused. The
+-- rest (infos, replies, slots) comes when the runs are settled, and is done as far as the user's rights go.
 local marks = {}
 for i = survived, survived + n_survived - 1 do
   local payload = redis.call('HGET', lease, ARGV[i])
