@@ -282,7 +282,7 @@ async def test_queued_once_while_connections_are_cut(url: str, redis_server: Any
                     await asyncio.sleep(0.01)
 
         cutting = asyncio.create_task(cut())
-        while cuts < 40:
+        while cuts < 40 or queued < 20 * SHARDS:  # each shard has its turn, however quickly it is cut
             await asyncio.gather(*(manager.queue(count, n=n) for n in range(queued, queued + 10)))
             queued += 10
         done.set()
