@@ -43,6 +43,7 @@ cdef class Slots:
     cdef object _groups
     cdef object _functions
     cdef object _timeouts
+    cdef object _hooks
     cdef object _ended
 
     cpdef Py_ssize_t want(self, Py_ssize_t coming=*) except -1

@@ -7,6 +7,7 @@ from typing import Any, Protocol, final
 from ..brokers._leases import Claimed, Lease
 from ..brokers.base import TaskBroker
 from ..core._machine import Listeners
+from ..core.hooks import Hooks
 from ..core.states import TaskState
 from ..core.task import Task
 from ..execute.threads import Job
@@ -73,6 +74,7 @@ class Slots:
         groups: Groups,
         functions: Functions,
         timeouts: Timeouts,
+        hooks: Hooks,
         ended: Ended,
     ) -> None: ...
     def __iter__(self) -> Iterator[Slot]: ...

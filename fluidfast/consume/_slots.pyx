@@ -10,7 +10,9 @@ context. Other runs pay one comparison for that.
 cimport cython
 from ..core._time cimport now_us
 from ..brokers._leases cimport Claimed, Lease
-from ..core._machine cimport ABORTED, FAILURE, INTERRUPTED, RATE_LIMITED, RUNNING, SUCCESS, Listeners, state_number
+from ..core._machine cimport (
+    ABORTED, FAILURE, INTERRUPTED, N_STATES, RATE_LIMITED, RUNNING, SUCCESS, Listeners, state_number
+)
 from ..core._run cimport TaskRun
 from ._ledger cimport Ledger
 
@@ -48,6 +50,7 @@ cdef double FOREVER = float("inf")
 cdef double TURN = YIELD_SECONDS
 cdef int INFO = logging.INFO
 cdef enum:
+    AROUND_RUNNING = 1 << N_STATES + 1  # see core/hooks.py
     ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
 
 
@@ -96,7 +99,7 @@ cdef class Slots:
         self.context = contextvars.copy_context()
         self.sweep_at = FOREVER
 
-    def connect(self, *, admission, outcomes, groups, functions, timeouts, ended) -> None:
+    def connect(self, *, admission, outcomes, groups, functions, timeouts, hooks, ended) -> None:
         """Give the slots whom they ask, before anything is ready.
 
         ``admission.may_start(slot, held)``, awaited: whether a run may start that is unsure or limited.
@@ -105,6 +108,7 @@ cdef class Slots:
         ``groups.run(slot, group)``, awaited: runs what is ready and no single run.
         ``functions.call(slot, task, argument)``, awaited: calls a plain function.
         ``timeouts.sweep_by(when)``: some time is up at this monotonic time, earlier than ``sweep_at``.
+        ``hooks.call_running(function, run)``, awaited: calls it within the hooks around running, if there are some.
         ``ended(slot, task)``: a slot's task has ended; ``begin`` gives it another.
         """
         self._admission = admission
@@ -112,6 +116,7 @@ cdef class Slots:
         self._groups = groups
         self._functions = functions
         self._timeouts = timeouts
+        self._hooks = hooks
         self._ended = ended
 
     def __iter__(self):
@@ -303,7 +308,9 @@ cdef class Slots:
         if slot.logs:
             task.logger.info("%s - start", run.shown_id)
         executor = self.executor_of(task.executor)
-        return partial(self._functions.call, slot, task) if executor is None else executor
+        if executor is None:
+            executor = partial(self._functions.call, slot, task)
+        return partial(self._hooks.call_running, executor) if self._listeners.mask & AROUND_RUNNING else executor
 
     def started(self, Claimed held not None) -> None:
         """Note that a run of a group is running from here on."""

@@ -72,7 +72,7 @@ class Engine(Worker):
         self.functions = functions = PlainFunctions(slots, settler, life, give_up=self._give_up)
         self.timeouts = timeouts = Timeouts(slots, settler, broker, life, kept=functions.kept)
         outcomes = Outcomes(slots, settler, broker, life, upkeep, manager, listeners)
-        groups = Groups(slots, settler, life, outcomes, functions)
+        groups = Groups(slots, settler, life, outcomes, functions, manager.hooks)
         self.claiming = Claiming(slots, settler, broker, life, groups, upkeep, manager, listeners)
         slots.connect(
             admission=Admission(slots, settler, broker, life, timeouts, outcomes, upkeep),
@@ -80,6 +80,7 @@ class Engine(Worker):
             groups=groups,
             functions=functions,
             timeouts=timeouts,
+            hooks=manager.hooks,
             ended=self._slot_ended,
         )
 

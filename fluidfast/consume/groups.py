@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from ..brokers._leases import Claimed
 from ..core.events import is_current
+from ..core.hooks import Hooks
 from ..core.task import Task, is_async
 from ..execute.executor import refuse_unrun
 from ._slots import Slot, Slots
@@ -26,13 +28,20 @@ class Groups:
     """Gathers the runs of each task that takes a batch, and runs them, a group in a slot."""
 
     def __init__(
-        self, slots: Slots, settler: Settler, life: Life, outcomes: Outcomes, functions: PlainFunctions
+        self,
+        slots: Slots,
+        settler: Settler,
+        life: Life,
+        outcomes: Outcomes,
+        functions: PlainFunctions,
+        hooks: Hooks,
     ) -> None:
         self._slots = slots
         self._settler = settler
         self._life = life
         self._outcomes = outcomes
         self._functions = functions
+        self._hooks = hooks
         self._collectors: dict[str, Collector] = {}
 
     def collect(self, held: Claimed) -> None:
@@ -95,7 +104,8 @@ class Groups:
         failed: Any = None
         try:
             runs = [held.run for held in helds]
-            failed = await (task.executor(runs) if is_async(task.executor) else self._functions.call(slot, task, runs))
+            function = task.executor if is_async(task.executor) else partial(self._functions.call, slot, task)
+            failed = await (self._hooks.call_running(function, runs) if self._hooks.running else function(runs))
             refuse_unrun(failed)
         except BaseException as exc:
             for held in reversed(helds):  # the last claimed goes back first, if they go back

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from ..brokers.base import TaskBroker
 from ..core.config import TaskManagerConfig
 from ..core.events import TaskDispatcher
+from ..core.hooks import Hooks
 
 __all__ = ["Host"]
 
@@ -16,6 +17,7 @@ class Host(Protocol):
     config: TaskManagerConfig
     deps: Any
     dispatcher: TaskDispatcher
+    hooks: Hooks
 
     @property
     def manager_id(self) -> str:

@@ -1,4 +1,5 @@
-"""Hooks: code that is called around each queueing of a run. A manager without hooks pays nothing for them.
+"""Hooks: code that is called around each queueing, or around each running, of a run. A manager without hooks pays
+nothing for them.
 
 A hook gets the run and ``go``, and awaits ``go()`` to go on:
 
@@ -6,7 +7,9 @@ A hook gets the run and ``go``, and awaits ``go()`` to go on:
         with tracer.start_as_current_span(f"queue {run.name}"):
             await go()
 
-A hook that raises instead refuses the run: who queues it gets the exception, and nothing is sent.
+A hook around queueing that raises refuses the run: the caller gets the exception, and nothing is sent. A hook around
+running that raises fails the run, as if the task's function had. The runs of a batch task are run as one: the hook gets
+the list of them.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,34 +18,68 @@ from typing import Any
 from ._machine import Listeners
 from .states import STATES
 
-__all__ = ["HOOKED", "Around", "Go", "Hooks"]
+__all__ = ["AROUND_QUEUEING", "AROUND_RUNNING", "Around", "Go", "Hooks"]
 
 Go = Callable[[], Awaitable[None]]
 Around = Callable[[Any, Go], Awaitable[None]]
 
-HOOKED = 1 << len(STATES)
+AROUND_QUEUEING = 1 << len(STATES)
 """The bit of ``Listeners.mask`` that says that there is a hook around queueing, next to those of the states: one test
 covers both."""
+AROUND_RUNNING = 1 << len(STATES) + 1
+"""The same for hooks around running."""
 
 
 class Hooks:
-    """The hooks of one manager, the first one outermost."""
+    """The hooks of one manager, the first one outermost.
+
+    Attributes: ``queueing``, ``running``: those that are installed.
+    """
 
     def __init__(self, listeners: Listeners) -> None:
         self.queueing: tuple[Around, ...] = ()
+        self.running: tuple[Around, ...] = ()
         self._listeners = listeners
 
     def around_queueing(self, hook: Around) -> None:
         """Have ``hook`` called around each queueing of a run, whichever way it comes: one by one, in bulk, by a
         schedule, over HTTP, from a file."""
         self.queueing += (hook,)
-        self._listeners.mask |= HOOKED
+        self._listeners.mask |= AROUND_QUEUEING
+
+    def around_running(self, hook: Around) -> None:
+        """Have ``hook`` called around each call of a task's function, in the consumer's process: also around one in a
+        thread, or in a process of its own."""
+        self.running += (hook,)
+        self._listeners.mask |= AROUND_RUNNING
+
+    def copy_to(self, other: "Hooks") -> None:
+        """Install these hooks there, behind the others."""
+        for hook in self.queueing:
+            other.around_queueing(hook)
+        for hook in self.running:
+            other.around_running(hook)
 
     async def call_queueing(self, run: Any, send: Go) -> None:
         """Send a run within the hooks around queueing."""
         for hook in reversed(self.queueing):
             send = _within(hook, run, send)
         await send()
+
+    async def call_running(self, function: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
+        """Call a task's function with its run, or its list of runs, within the hooks around running. Return what it
+        returns; None if a hook does not let it run."""
+        result: Any = None
+
+        async def go() -> None:
+            nonlocal result
+            result = await function(argument)
+
+        step: Go = go
+        for hook in reversed(self.running):
+            step = _within(hook, argument, step)
+        await step()
+        return result
 
 
 def _within(hook: Around, run: Any, go: Go) -> Go:

@@ -92,11 +92,15 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
     cancelled = 0 if caller is None else caller.cancelling()
     try:
         async with asyncio.timeout(run.task.timeout_seconds):
-            executor = run.task.run_executor(in_process=in_process)
+            function = functools.partial(call, run.task.run_executor(in_process=in_process))
+            hooks = getattr(run.task_manager, "hooks", None)
+            # the process of a CPU-bound run has no part in them: its parent calls them around it
+            if hooks is not None and hooks.running and not is_in_cpu_process():
+                function = functools.partial(hooks.call_running, function)
             if run.task.batch:
-                raise_failed(await call(executor, [run]), run)
+                raise_failed(await function([run]), run)
             else:
-                await call(executor, run)
+                await function(run)
     except TaskAbortedError:
         end(run, TaskState.aborted)
         raise

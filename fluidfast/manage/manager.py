@@ -438,8 +438,7 @@ class TaskManager(QueueFront):
             consumer.dispatcher.register_handler(event, handler)
         for event, async_handler in self._async_handlers.registered():
             consumer.register_async_handler(event, async_handler)
-        for hook in self.hooks.queueing:
-            consumer.hooks.around_queueing(hook)
+        self.hooks.copy_to(consumer.hooks)
         self.dispatcher, self._listeners = consumer.dispatcher, consumer._listeners
         self.hooks = self.intake.hooks = consumer.hooks
         for name in ("register_async_handler", "unregister_async_handler"):
