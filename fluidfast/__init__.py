@@ -8,13 +8,14 @@ try:
     from .core._run import TaskRun
     from .core.config import TaskManagerConfig
     from .core.process import is_in_cpu_process
+    from .core.retry import RetryPolicy
     from .core.schedule import Scheduler, crontab, every
     from .core.states import TaskPriority, TaskState
-    from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, RetryPolicy, Task, TaskInfo, task
+    from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, Task, TaskInfo, task
     from .manage.consumer import TaskConsumer
-    from .manage.firing import TaskScheduler
     from .manage.manager import TaskManager
     from .manage.plugin import TaskManagerPlugin
+    from .manage.scheduler import TaskScheduler
 except ImportError as exc:
     package, _, module = (exc.name or "").rpartition(".")
     if not (package.startswith("fluidfast") and module.startswith("_")):

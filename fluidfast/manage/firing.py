@@ -19,16 +19,14 @@ from typing import Any
 
 from ..checks import CENTURY, check_number
 from ..core._run import TaskRun
-from ..core.config import TaskManagerConfig
 from ..core.schedule import CronRun, Scheduler, crontab, every
 from ..core.task import Task
 from ..core.workers import Worker
 from ..errors import BrokerConnectionError, BrokerError, ConfigError, NotDurableError
 from ..settings import get_settings
-from .consumer import TaskConsumer
 from .manager import TaskManager
 
-__all__ = ["ScheduleTasks", "TaskScheduler"]
+__all__ = ["ScheduleTasks"]
 
 logger = logging.getLogger("fluidfast.clock")
 
@@ -353,23 +351,3 @@ def minutes_between(start: datetime, end: datetime) -> list[datetime]:
     first = start.replace(second=0, microsecond=0) + MINUTE
     last = end.replace(second=0, microsecond=0)
     return [first + number * MINUTE for number in range(max(0, (last - first) // MINUTE))]
-
-
-class TaskScheduler(TaskConsumer):
-    """A consumer that also fires schedules (``@task(schedule=...)``) of its registered tasks, if they are enabled.
-
-    Run as many as you like on one broker: each due time is fired once. With ``consume_tasks=False`` it only schedules.
-    Arguments as ``TaskConsumer``; ``schedule_tasks=False`` in the config holds the clock.
-    """
-
-    def __init__(
-        self,
-        *,
-        deps: Any = None,
-        config: TaskManagerConfig | None = None,
-        name: str = "",
-        stopping_grace_period: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(deps=deps, config=config, name=name, stopping_grace_period=stopping_grace_period, **kwargs)
-        self.add_workers(ScheduleTasks(self, stopping_grace_period=stopping_grace_period))

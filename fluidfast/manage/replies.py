@@ -1,5 +1,4 @@
-"""Waiting for runs: for those executed elsewhere, by a future for each call and one reader for each event loop; for
-those executed here, by the events of their states."""
+"""Waiting for runs that are executed elsewhere: a future for each call, one reader for each event loop."""
 
 import asyncio
 import logging
@@ -10,11 +9,10 @@ import msgspec
 from ..brokers.base import TaskBroker
 from ..core._run import TaskRun
 from ..core._time import keep_for_good, new_id
-from ..core.states import FINISHED_STATES, TaskState
 from ..errors import BrokerAuthError, BrokerError, TaskError
 from ..texts import describe, printable
 
-__all__ = ["Replies", "TaskRunWaiter"]
+__all__ = ["Replies"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,61 +146,3 @@ def of_consumers(alive: int, knowing: int) -> str:
     if knowing == 1:
         return "a consumer that knows this task is running: the run waits or takes longer"
     return f"{knowing} consumers that know this task are running: the run waits or takes longer"
-
-
-class TaskRunWaiter:
-    """Waits for runs that this process finishes: ``with TaskRunWaiter(manager) as waiter: await waiter.wait(run)``.
-
-    It remembers every run that ends while it is open, so a run may end before somebody waits for it. For runs that
-    another process may execute there is ``queue_and_wait``.
-    """
-
-    def __init__(self, task_manager: Any, uid: str = "") -> None:
-        self.task_manager = task_manager
-        self.uid = uid or new_id()
-        self._ended: dict[str, TaskRun[Any, Any]] = {}
-        self._futures: dict[str, list[asyncio.Future[TaskRun[Any, Any]]]] = {}
-
-    def event(self, state: TaskState) -> str:
-        """The event that this waiter has a handler for, such as ``success.UID``."""
-        return f"{state}.{self.uid}"
-
-    def __enter__(self) -> "TaskRunWaiter":
-        for state in FINISHED_STATES:
-            self.task_manager.dispatcher.register_handler(self.event(state), self)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for state in FINISHED_STATES:
-            self.task_manager.dispatcher.unregister_handler(self.event(state))
-
-    def __call__(self, task_run: TaskRun[Any, Any]) -> None:
-        """The handler: a run has ended."""
-        self._ended[task_run.id] = task_run
-        for future in self._futures.pop(task_run.id, ()):
-            future.get_loop().call_soon_threadsafe(fulfil, future, task_run)
-
-    async def wait(self, task_run: TaskRun[Any, Any], *, timeout: float | None = None) -> TaskRun[Any, Any]:
-        """The run as it ended. ``timeout``: seconds to wait; None or 0: the task's ``timeout_seconds``.
-
-        Raises:
-            TimeoutError: it has not ended in time.
-        """
-        if (ended := self._ended.get(task_run.id)) is not None:
-            return ended
-        future: asyncio.Future[TaskRun[Any, Any]] = asyncio.get_running_loop().create_future()
-        self._futures.setdefault(task_run.id, []).append(future)
-        try:
-            async with asyncio.timeout(timeout or task_run.task.timeout_seconds):
-                return await future
-        finally:
-            futures = self._futures.get(task_run.id, [])
-            if future in futures:
-                futures.remove(future)
-            if not futures:
-                self._futures.pop(task_run.id, None)
-
-
-def fulfil(future: "asyncio.Future[TaskRun[Any, Any]]", run: TaskRun[Any, Any]) -> None:
-    if not future.done():
-        future.set_result(run)

@@ -1,6 +1,7 @@
 """Tasks, runs and what describes them, under aio-fluid's name."""
 
 from ..core.config import TaskManagerConfig
+from ..core.retry import RetryPolicy, RetryPolicyInfo
 from ..core.states import FINISHED_STATES, TaskPriority, TaskState
 from ..core.task import (
     EmptyParams,
@@ -8,15 +9,13 @@ from ..core.task import (
     K8sResourceRequirements,
     QueuedTask,
     RandomizeType,
-    RetryPolicy,
-    RetryPolicyInfo,
     Task,
     TaskExecutor,
     TaskInfo,
     TaskInfoUpdate,
     task,
 )
-from ..manage.replies import TaskRunWaiter
+from ..manage.waiter import TaskRunWaiter
 from ..run import TaskRun
 
 __all__ = [

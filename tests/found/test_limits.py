@@ -15,7 +15,7 @@ from kits.waiting import until, within
 from fluidfast import RetryPolicy, TaskConsumer, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.checks import CENTURY
-from fluidfast.manage.replies import TaskRunWaiter
+from fluidfast.manage.waiter import TaskRunWaiter
 
 limited = gated._replace(max_concurrency=1)
 

@@ -1,0 +1,91 @@
+"""``RetryPolicy``: how a task is retried."""
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ..checks import CENTURY, MAX_COUNT, check_number, shown
+from ..errors import ConfigError
+
+__all__ = ["RetryPolicy", "RetryPolicyInfo"]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often, and how long apart, a run is tried again.
+
+    ``max_attempts``: tries after the first one; None: no end.
+    ``wait``: seconds before the first retry. ``backoff``: factor from each retry to the next.
+    ``max_wait``: longest wait in seconds. All three may be ``math.inf``; a wait is never longer than a century.
+    ``exceptions``: types that are retried; empty: all.
+    ``jitter``: from 0 to 1, the share of the wait that is drawn at random, so that runs that failed together do not
+    come back together: a wait of w becomes one between ``w * (1 - jitter)`` and w.
+
+    Raises:
+        ConfigError: a number is out of its range (a ValueError, too).
+    """
+
+    max_attempts: int | None = None
+    wait: float = 1.0
+    backoff: float = 1.0
+    max_wait: float = 60.0
+    exceptions: tuple[type[BaseException], ...] = ()
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts is not None:
+            check_number("max_attempts", self.max_attempts, ConfigError, whole=True, most=MAX_COUNT)
+        check_number("jitter", self.jitter, ConfigError, most=1)
+        check_number("backoff", self.backoff, ConfigError, most=math.inf)
+        for name in ("wait", "max_wait"):
+            check_number(name, getattr(self, name), ConfigError, infinite=True)
+        kinds: Any = self.exceptions
+        if not isinstance(kinds, Iterable):
+            kinds = (kinds,)
+        object.__setattr__(self, "exceptions", tuple(kinds))
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.exceptions):
+            raise ConfigError(f"exceptions is {shown(kinds)}, it must be a tuple of exception types")
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait before retry number ``attempt``, which counts from 1."""
+        if not self.wait:
+            return 0.0
+        try:
+            wait = min(self.wait * self.backoff ** (attempt - 1), self.max_wait, CENTURY)
+        except OverflowError:
+            wait = min(self.max_wait, CENTURY)
+        return wait * (1 - self.jitter * random.random()) if self.jitter else wait
+
+    def matches(self, exc: BaseException) -> bool:
+        """Whether this exception is one to retry."""
+        return not self.exceptions or isinstance(exc, self.exceptions)
+
+    def allows(self, attempts: int) -> bool:
+        """Whether another retry may follow ``attempts`` retries."""
+        return self.max_attempts is None or attempts < self.max_attempts
+
+    def info(self) -> "RetryPolicyInfo":
+        """The policy as data."""
+        return RetryPolicyInfo(
+            max_attempts=self.max_attempts,
+            wait=self.wait,
+            backoff=self.backoff,
+            max_wait=self.max_wait,
+            exceptions=[exc.__name__ for exc in self.exceptions],
+            jitter=self.jitter,
+        )
+
+
+class RetryPolicyInfo(msgspec.Struct, kw_only=True):
+    """A retry policy as data: see ``RetryPolicy``."""
+
+    max_attempts: int | None = None
+    wait: float
+    backoff: float
+    max_wait: float
+    exceptions: list[str] = []
+    jitter: float = 0.0
