@@ -14,6 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from kits.servers import RedisServer, ServerBinary, ServerNotFound, find_servers
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
 SHARDED = "-sharded"
+CONTRACT = Path(__file__).parent / "brokers" / "contract"
+"""Run on a broker over several shards, too."""
 SELECTED = pytest.StashKey[dict[str, ServerBinary]]()
 
 
@@ -91,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "broker_url" in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
             return
     kinds = ["memory", *metafunc.config.stash[SELECTED]]
-    if metafunc.definition.path.parent.name == "brokers":
+    if metafunc.definition.path.is_relative_to(CONTRACT):
         kinds.append(f"{kinds[1]}{SHARDED}")
     metafunc.parametrize("broker_url", kinds, indirect=True)
 
