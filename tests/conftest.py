@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from kits.servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
@@ -35,6 +36,9 @@ def pytest_configure() -> None:
     # Tests start hundreds of processes that import the package: each would compile all of it, which doubles its start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # How long an example takes, or is drawn for, says something about the machine only.
+    settings.register_profile("any machine", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+    settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
