@@ -259,12 +259,16 @@ def test_next_run_after_an_offset_with_seconds() -> None:
 
 
 # a field as text, and the numbers that it stands for
+def star(low: int, high: int) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
+    return st.just(("*", frozenset(range(low, high + 1))))
+
+
 def pieces(low: int, high: int, star_steps: bool) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
     number = st.integers(low, high)
     steps = st.integers(1, high + 5)
     ranges = st.tuples(number, number).map(sorted)
     options: list[st.SearchStrategy[tuple[str, frozenset[int]]]] = [
-        st.just(("*", frozenset(range(low, high + 1)))),
+        star(low, high),
         number.map(lambda a: (str(a), frozenset((a,)))),
         ranges.map(lambda r: (f"{r[0]}-{r[1]}", frozenset(range(r[0], r[1] + 1)))),
         st.tuples(ranges, steps).map(
@@ -282,7 +286,7 @@ def fields(low: int, high: int, star_steps: bool = True) -> st.SearchStrategy[tu
 
 
 def mostly_star(low: int, high: int, star_steps: bool = True) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
-    return st.one_of(pieces(low, high, False).filter(lambda f: f[0] == "*"), fields(low, high, star_steps))
+    return st.one_of(star(low, high), fields(low, high, star_steps))
 
 
 # changes of clocks: an hour, half an hour, a whole day that is left out, during a month of fasting, a zone that moved
