@@ -64,7 +64,13 @@ async def compiled(items: list[Claimed]) -> None:
     nobody: Any = Nobody()
     nobody.slots = slots = Slots(1, notes, Listeners(), None, 1e9)
     slots.connect(
-        admission=nobody, outcomes=nobody, groups=nobody, functions=nobody, timeouts=nobody, ended=nobody.ended
+        admission=nobody,
+        outcomes=nobody,
+        groups=nobody,
+        functions=nobody,
+        timeouts=nobody,
+        hooks=nobody,
+        ended=nobody.ended,
     )
     slots.ready.extend(items)
     slots.wake()
