@@ -502,20 +502,19 @@ class RedisClient:
 
 
 async def cancellable(call: Awaitable[Any]) -> Any:
-    """Await a call of redis-py, and be cancelled if its caller was: ``asyncio.wait_for``, through which redis-py sends,
-    may swallow that in Python 3.11, and give a result or an error instead."""
-    caller = asyncio.current_task()
-    assert caller is not None
-    before = caller.cancelling()
+    """Await a call of redis-py in a task of its own, and be cancelled at once if the caller is.
+
+    redis-py sends through ``asyncio.wait_for``, which may swallow a cancellation in Python 3.11: the call then goes on
+    to its next wait, for as long as that takes.
+    """
+    task = asyncio.ensure_future(call)
     try:
-        result = await call
-    except Exception as exc:
-        if caller.cancelling() > before:
-            raise asyncio.CancelledError from exc
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody waits for it any more
         raise
-    if caller.cancelling() > before:
-        raise asyncio.CancelledError
-    return result
+    return task.result()
 
 
 def milliseconds(seconds: float) -> int:
