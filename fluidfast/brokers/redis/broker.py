@@ -314,9 +314,10 @@ class RedisTaskBroker(RedisInspection):
         def command(lost: int) -> bytes:
             # An answer that was lost may be too much for this connection. So half goes back, and others may have it.
             # Each try asks for less than the one before: a try that reaches the server late takes nothing back.
+            limit = min(count, max(1, count >> lost))
             return pack(
                 (
-                    "EVALSHA", load("claim").sha, 1, self.client.prefix, consumer, batch, max(1, count >> lost),
+                    "EVALSHA", load("claim").sha, 1, self.client.prefix, consumer, batch, limit,
                     max_bytes >> lost, lease, letters, int(idle) + 2 * int(waits), *tasks,
                 )
             )  # fmt: skip

@@ -122,6 +122,12 @@ async def test_claim_takes_at_most_the_limit(broker: TaskBroker) -> None:
     assert await take(broker) == numbered(10)[3:]
 
 
+async def test_a_claim_of_none_takes_none(broker: TaskBroker) -> None:
+    await put(broker, b"1", b"2")
+    assert (await broker.claim("a", 0)).items == []
+    assert await take_all(broker) == [b"1", b"2"]
+
+
 async def test_no_more_than_1000_are_claimed_at_once(broker: TaskBroker) -> None:
     await put(broker, *numbered(1500))
     assert await take(broker, 5000) == numbered(1500)[:1000]
