@@ -86,7 +86,7 @@ class _Environment:
         if not text:
             return default
         if text.lower() not in _FLAGS:
-            raise ConfigError(f"{variable}={text!r}: true or false is expected")
+            raise ConfigError(f"{variable}={text!r} must be true or false")
         return _FLAGS[text.lower()]
 
 

@@ -106,7 +106,7 @@ class TaskManagerCLI(click.Group):
             return super().get_command(ctx, cmd_name)
         command = imported(self.lazy_subcommands[cmd_name])
         if not isinstance(command, click.Command):
-            raise click.ClickException(f"{self.lazy_subcommands[cmd_name]} is no click command")
+            raise click.ClickException(f"{self.lazy_subcommands[cmd_name]} is not a click command")
         return command
 
 
@@ -117,7 +117,7 @@ def imported(path: str) -> Any:
     """Return the object that an import string names: ``package.module:attribute``, dots in the attribute too."""
     module_name, colon, attributes = path.partition(":")
     if not module_name or not colon or not attributes:
-        raise click.ClickException(f"{path!r} is no import string, it has to be 'package.module:name'")
+        raise click.ClickException(f"{path!r} is not an import string, it must be 'package.module:name'")
     try:
         found: Any = import_module(module_name)
     except ModuleNotFoundError as exc:
@@ -187,7 +187,7 @@ def not_found(name: str, registry: dict[str, Task[Any]]) -> click.ClickException
 
 
 @click.command()
-@click.option("--tags", "-t", multiple=True, help="Only tasks with at least one of these tags; may be repeated.")
+@click.option("--tags", "-t", multiple=True, help="Only tasks with at least one of these tags; repeatable.")
 @click.pass_context
 def ls(ctx: click.Context, tags: tuple[str, ...]) -> None:
     """List the registered tasks."""
@@ -257,7 +257,7 @@ def exec_command(task: Task[Any]) -> click.Command:
 
     @click.command(task.name, help=task.description, short_help=task.short_description)
     @click.option("--log", is_flag=True, help="Show logs.")
-    @click.option("--run-id", default="", help="Id of the run; a new one if it is left out.")
+    @click.option("--run-id", default="", help="Id of the run (default: a new one).")
     @click.option("--params", default=None, help="Params as a JSON object; '-' reads it from stdin." + fields.hint)
     @click.pass_context
     def command(ctx: click.Context, /, log: bool, run_id: str, params: str | None, **_: Any) -> None:
@@ -290,7 +290,7 @@ def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
         if options:
             given = JSON.convert(raw, None, None)
             if not isinstance(given, dict):
-                raise click.BadParameter("the params have to be a JSON object", param_hint="--params")
+                raise click.BadParameter("the params must be a JSON object", param_hint="--params")
             raw = msgspec.json.encode({**options, **given})
         return read_params(adapter, raw)
     except click.ClickException:
@@ -300,7 +300,7 @@ def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
         if (name := field_name(task, error.field)) in RESERVED:
             option = "--" + name.replace("_", "-")
             raise click.UsageError(
-                f"{error}. The field {name!r} is given in --params, for {option} is an option of the command itself: "
+                f"{error}. {option} is an option of the command itself, so give the field {name!r} in --params: "
                 f"--params '{{\"{error.field}\": ...}}'"
             ) from None
         option = "--" + error.field.replace("_", "-") if error.field.isidentifier() else "--params"
@@ -348,7 +348,7 @@ def run_table(run: TaskRun[Any, Any]) -> Table:
 @click.command()
 @click.option("--host", "-h", default="0.0.0.0", show_default=True, help="Address to listen on.")
 @click.option("--port", "-p", default=8080, show_default=True, help="Port to listen on.")
-@click.option("--reload", is_flag=True, help="Start anew when the code changes; needs an import string.")
+@click.option("--reload", is_flag=True, help="Restart when the code changes; needs an import string.")
 @click.pass_context
 def serve(ctx: click.Context, host: str, port: int, reload: bool) -> None:
     """Serve the application by HTTP, and consume if its manager is a consumer."""
@@ -362,7 +362,7 @@ def serve(ctx: click.Context, host: str, port: int, reload: bool) -> None:
     options = cli.log_config
     if reload:
         if not isinstance(cli.task_manager_app, str):
-            raise click.UsageError("--reload needs an application that was given as an import string")
+            raise click.UsageError("--reload needs an import string: give TaskManagerCLI 'package.module:name'")
         os.environ[SERVED] = cli.task_manager_app
         app = "fluidfast.cli:served_app"
     else:
@@ -389,17 +389,17 @@ def served_app() -> Any:
 
 @click.command()
 @click.argument("task")
-@click.option("--disable", is_flag=True, help="Disable it instead.")
+@click.option("--disable", is_flag=True, help="Disable the task instead.")
 @click.pass_context
 def enable(ctx: click.Context, task: str, disable: bool) -> None:
-    """Enable a task: a run of a disabled one ends as aborted, and it is not scheduled."""
+    """Enable a task. Runs of a disabled task end as aborted, and schedulers skip it."""
     manager = task_manager_of(ctx)
     try:
         on_broker(manager.broker, manager.broker.enable_task(task, enable=not disable))
     except UnknownTaskError as exc:
         raise not_found(task, manager.registry) from exc
     if manager.broker.url.scheme == "memory":
-        click.echo("the broker is memory://, so no other process is told", err=True)
+        click.echo("the broker is memory://: this does not change the task in other processes", err=True)
     click.echo(f"Task {task} {'disabled' if disable else 'enabled'}")
 
 

@@ -104,7 +104,7 @@ def logging_config(
     }
     handler = log_handler or os.environ.get("LOG_HANDLER") or "plain"
     if handler not in known:
-        raise ConfigError(f"log_handler is {handler!r}, known are {', '.join(known)}")
+        raise ConfigError(f"log_handler is {handler!r}, it must be one of {', '.join(known)}")
     apps = {settings.app_name, "fluidfast", *(app_names or ())}
     return {
         "version": 1,
@@ -126,5 +126,5 @@ def configure_logging(**options: Any) -> dict[str, Any]:
 def level_number(level: str | int) -> int:
     number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
     if not isinstance(number, int):
-        raise ConfigError(f"log level {level!r} is none")
+        raise ConfigError(f"{level!r} is not a log level; use DEBUG, INFO, WARNING, ERROR, CRITICAL or a number")
     return number

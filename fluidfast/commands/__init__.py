@@ -28,11 +28,11 @@ __all__ = ["CommandError", "main"]
 READER_IS_GONE = 128 + 13
 """Exit code, as of a process that SIGPIPE ended."""
 
-DESCRIPTION = "A task scheduler: a broker keeps runs safe, workers run them."
+DESCRIPTION = "A task scheduler: a broker stores runs, workers execute them."
 
 EPILOG = """\
-`python -m fluidfast COMMAND --help` has the options and examples of each. The broker of a manager that names none is
-FLUID_BROKER_URL, else memory://, which is gone with its process.
+`python -m fluidfast COMMAND --help` shows the options and examples of a command. A manager without a broker_url uses
+FLUID_BROKER_URL, else memory://, which ends with its process.
 """
 
 

@@ -20,9 +20,9 @@ REASON_SHOWN = 120
 """Characters of a task's name, and of a reason, in a list."""
 
 EPILOG = """\
-Entries are of two kinds: `dead`, and `failed`: runs of a task without a retry. They are chosen by id (as `list` shows
-it, or the run's id), by --task, by --reason (a part of it), by --kind, or --all.
-The params of `show` may hold secrets: they are shown as they are.
+Entries have two kinds: `dead`, and `failed` for failed runs of tasks without a retry. Choose entries by id (as `list`
+shows it, or the id of the run), by --task, --reason (a part of it) or --kind, or choose --all.
+`show` prints params as they are, secrets included.
 
 examples: python -m fluidfast dead app:manager list
           python -m fluidfast dead app:manager requeue --task send_mail --rate 100
@@ -33,21 +33,21 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "dead",
-        help="look at runs that gave up or failed, requeue or purge them",
-        description="Runs that gave up: payloads that are no run, unknown tasks, bad params, retries used up, and "
-        "runs that killed their workers. And runs that failed, of tasks without a retry.",
+        help="show, requeue or purge runs that gave up or failed",
+        description="Show, requeue or purge dead letters (payloads that are not a run, unknown tasks, bad params, "
+        "exhausted retries, runs that killed their workers) and failed runs of tasks without a retry.",
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
-    listing = actions.add_parser("list", help="the newest entries, one a line")
-    listing.add_argument("--limit", type=at_least_one, default=50, metavar="N", help="how many (default: 50)")
-    listing.add_argument("--kind", choices=KINDS, help="of this kind only")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line, with the params")
-    show = actions.add_parser("show", help="one entry, with its params")
-    show.add_argument("id", metavar="ID", help="its id or its run's, or how one of them begins")
-    for name, text in (("requeue", "requeue entries, oldest first"), ("purge", "remove entries for good")):
+    listing = actions.add_parser("list", help="print the newest entries, one per line")
+    listing.add_argument("--limit", type=at_least_one, default=50, metavar="N", help="at most N entries (default: 50)")
+    listing.add_argument("--kind", choices=KINDS, help="only entries of this kind")
+    listing.add_argument("--json", action="store_true", help="print one JSON object per line, with the params")
+    show = actions.add_parser("show", help="print one entry, with its params")
+    show.add_argument("id", metavar="ID", help="id of the entry or of its run, or the beginning of one")
+    for name, text in (("requeue", "requeue entries, oldest first"), ("purge", "delete entries for good")):
         action = actions.add_parser(name, help=text)
         action.add_argument("ids", nargs="*", metavar="ID", help="ids of entries or of runs")
         action.add_argument("--task", metavar="NAME", help="entries of this task")
@@ -55,7 +55,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         action.add_argument("--kind", choices=KINDS, help="entries of this kind")
         action.add_argument("--all", action="store_true", help="all entries")
         if name == "requeue":
-            action.add_argument("--rate", type=float, metavar="N", help="at most so many a second")
+            action.add_argument("--rate", type=float, metavar="N", help="requeue at most N entries per second")
     parser.set_defaults(run=run)
 
 
@@ -64,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
     if options.action in ("requeue", "purge"):
         chosen = options.ids or options.task or options.reason or options.kind
         if not (chosen or options.all):
-            raise CommandError(f"{options.action} what? Give ids, --task, --reason, --kind or --all")
+            raise CommandError(f"{options.action} needs a selection: give ids, --task, --reason, --kind or --all")
         if options.all and chosen:
-            raise CommandError("--all goes with no other choice")
+            raise CommandError("--all cannot be combined with ids, --task, --reason or --kind")
         if getattr(options, "rate", None) is not None and options.rate <= 0:
             raise CommandError(f"--rate is {options.rate}, it must be above 0")
     return run_loop(work(load(options.manager), options))
@@ -94,14 +94,14 @@ async def list_entries(manager: TaskManager, options: argparse.Namespace) -> int
     counts = [f"{count:,} {kind}" for kind in kinds if (count := await manager.dead.count(kind)) or kind == kinds[0]]
     print(f"{', '.join(counts)} on {manager.broker.url}" + (f"; the newest {len(letters)} shown" if letters else ""))
     if trimmed := await manager.dead.trimmed(options.kind):
-        print(f"{trimmed:,} older ones were dropped, because there were too many (max_dead, max_failed)")
+        print(f"the broker dropped {trimmed:,} older entries to stay within its limits (max_dead, max_failed)")
     return 0
 
 
 async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
     letter = await manager.dead.get(options.id)
     if letter is None:
-        raise CommandError(f"there is no dead entry {options.id!r}")
+        raise CommandError(f"there is no entry {options.id!r}; `list` shows the ids")
     rows = [(name, one_line(str(value)) if value != "" else "-") for name, value in summary(letter).items()]
     if letter.fields:
         rows.append(("params", json.dumps(plain(letter.params), ensure_ascii=True)))
@@ -112,7 +112,7 @@ async def show_entry(manager: TaskManager, options: argparse.Namespace) -> int:
 
 
 async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
-    with Progress("queued again") as progress:
+    with Progress("requeued") as progress:
         count = await manager.dead.requeue(
             options.ids or None,
             task=options.task,
@@ -121,7 +121,7 @@ async def requeue(manager: TaskManager, options: argparse.Namespace) -> int:
             rate=options.rate,
             progress=progress.show,
         )
-    return said(count, "queued again", manager, options)
+    return said(count, "requeued", manager, options)
 
 
 async def purge(manager: TaskManager, options: argparse.Namespace) -> int:
@@ -135,7 +135,7 @@ async def purge(manager: TaskManager, options: argparse.Namespace) -> int:
 def said(count: int, what: str, manager: TaskManager, options: argparse.Namespace) -> int:
     print(f"{count:,} {what} on {manager.broker.url}")
     if options.ids and count < len(set(options.ids)):
-        print("fluidfast: error: some of these ids are not there (give them whole)", file=sys.stderr)
+        print("fluidfast: error: some of these ids do not exist; give whole ids, as `list` shows them", file=sys.stderr)
         return 1
     return 0
 

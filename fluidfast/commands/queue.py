@@ -33,11 +33,11 @@ REPORTED = 20
 """Bad lines that are reported one by one."""
 
 EPILOG = """\
-Each line is a JSON object, the params of one run; empty lines are ignored. A line is bad if it is no JSON object, or if
-its params do not fit the task. Lines are queued in their order; when it stops it says how many were queued, and which
-line was the first that was not.
+Each line is a JSON object with the params of one run; empty lines are ignored. A bad line is one that is not a JSON
+object, or whose params do not fit the task. The command queues lines in order. When it stops early, it prints how many
+lines it queued, and the first line that it did not queue.
 
-exit code: 0 if every line was queued, 1 if one was not, 130 after Ctrl-C
+exit code: 0 if it queued every line, 1 if not, 130 after Ctrl-C
 
 examples:
   python -m fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
@@ -50,18 +50,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "queue",
-        help="queue runs, one for each line of a file",
-        description="Queue runs of a task: one for each line of a file or of stdin, or a single one.",
+        help="queue runs, one per line of a file",
+        description="Queue runs of a task: one per line of a file or of stdin, or a single run.",
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
     parser.add_argument("task", metavar="TASK", help="the name of the task")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--from", dest="source", metavar="FILE", help="one JSON object a line; -: from stdin")
+    source.add_argument("--from", dest="source", metavar="FILE", help="file with one JSON object per line; -: stdin")
     source.add_argument("--params", default="{}", metavar="JSON", help="params of a single run (default: none)")
     parser.add_argument(
-        "--priority", choices=[str(p) for p in PRIORITIES], help="priority of the runs (default: that of the task)"
+        "--priority", choices=[str(p) for p in PRIORITIES], help="priority of the runs (default: the task's)"
     )
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line (default: stop)"
@@ -132,13 +132,13 @@ class Sender:
         """The run of a line, and its payload; nothing is sent yet. Raises BadLine."""
         intake = self.manager.intake
         if line is None:
-            raise BadLine("it is longer than the largest run may be")
+            raise BadLine("it is longer than the largest allowed run (max_payload_bytes)")
         try:
             params = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise BadLine(f"it is not JSON: {exc}") from exc
         if not isinstance(params, dict):
-            raise BadLine(f"a JSON object is expected, it is {json_kind(params)}")
+            raise BadLine(f"it must be a JSON object, not {json_kind(params)}")
         try:
             run = intake.make_with(self.task, params, self.priority)
             return run, intake.write(run)
@@ -192,8 +192,8 @@ async def queue(found: Any, options: argparse.Namespace) -> int:
         raise CommandError(f"{options.manager} has no task {options.task!r}{hint}")
     if isinstance(broker, MemoryTaskBroker):
         raise CommandError(
-            f"the broker of {options.manager} is {broker.url}, which is in this process only: what is queued there "
-            "would be gone at once. Give the manager a broker_url, or set FLUID_BROKER_URL"
+            f"the broker of {options.manager} is {broker.url}, which exists in this process only: its runs would be "
+            "lost when this command ends. Give the manager a broker_url, or set FLUID_BROKER_URL"
         )
     priority = TaskPriority(options.priority) if options.priority else None
     account = Account()
@@ -254,7 +254,7 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
         account.interrupted = True
         lines.stop()
         progress.clear()
-        print("fluidfast: stopping; waiting for what was sent, Ctrl-C again ends at once", file=sys.stderr)
+        print("fluidfast: stopping after pending confirmations; press Ctrl-C again to end at once", file=sys.stderr)
 
     sending = asyncio.current_task()
     assert sending is not None
@@ -285,7 +285,7 @@ async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool)
                 return
     except OSError as exc:
         last = f", the last is line {account.last_queued:,}" if account.queued else ""
-        raise CommandError(f"cannot read on: {exc.strerror}; {account.queued:,} runs were queued{last}") from exc
+        raise CommandError(f"cannot read further: {exc.strerror}; {account.queued:,} runs were queued{last}") from exc
     finally:
         progress.clear()
 
@@ -312,16 +312,16 @@ def report(account: Account, what: str, seconds: float) -> int:
     if account.refused:
         say(f"not queued, the broker refused them: lines {ranges(account.refused)}")
     if account.unknown:
-        say(f"whether they were queued is not known, the server did not answer: lines {ranges(account.unknown)}")
+        say(f"the server did not answer, so these lines may or may not be queued: {ranges(account.unknown)}")
     if account.first_not_queued is not None:
         say(f"the first line that was not queued: {account.first_not_queued:,}")
     elif account.error is not None:
-        say(f"nothing behind line {account.last_queued:,} was queued")
+        say(f"no line after {account.last_queued:,} was queued")
     if behind := account.behind:
         were = "line behind that one was" if behind == 1 else "lines behind that one were"
         say(f"{behind:,} {were} queued, the last is line {account.last_queued:,}")
     if account.interrupted:
         known = max([account.last_queued, *account.unknown[-1:]])
-        say(f"interrupted: nothing behind line {known:,} was queued" if known else "interrupted: nothing was queued")
+        say(f"interrupted: no line after {known:,} was queued" if known else "interrupted: nothing was queued")
         return 130
     return 0 if account.first_not_queued is None and account.error is None else 1

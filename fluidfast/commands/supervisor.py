@@ -55,7 +55,7 @@ class Supervisor:
         """Until all processes have ended. Gives 0 if all that were told to stop did so cleanly."""
         on_signals(
             lambda: self.tell(DRAIN, "draining"),
-            lambda: self.tell(HURRY, "hurrying"),
+            lambda: self.tell(HURRY, "stopping now:"),
             to_groups=[signal.SIGTERM],
             before_kill=self.kill,
         )
@@ -95,7 +95,7 @@ class Supervisor:
             quick = monotonic() - started < QUICK_SECONDS
             self.failures = self.failures + 1 if code == NOT_STARTED else 0
             if self.failures >= FAILURES:
-                raise CommandError("workers cannot start; see what they say above")
+                raise CommandError("workers cannot start; see their errors above")
             self.replaced += 1
             pause = min(MAX_PAUSE_SECONDS, pause * 2) if quick else 0.1
             logger.warning(

@@ -57,9 +57,9 @@ def load(text: str) -> Any:
         raise CommandError(f"{text!r} is not of the form MODULE:MANAGER, such as app:manager")
     if module_name.endswith(".py") or os.sep in module_name:
         hint = Path(module_name).with_suffix("").name
-        raise CommandError(f"{module_name!r} is a file, a module is expected: {hint}:{path}, from the file's directory")
+        raise CommandError(f"{module_name!r} is a file; give a module: {hint}:{path}, from the file's directory")
     if not all(part.isidentifier() for part in module_name.split(".")):
-        raise CommandError(f"{module_name!r} is no name of a module")
+        raise CommandError(f"{module_name!r} is not a module name")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -74,7 +74,7 @@ def load(text: str) -> Any:
         if isinstance(exc, SystemExit):
             raise CommandError(
                 f"module {module_name!r} exits while it is imported: {described(exc)}; "
-                'put what starts a program under if __name__ == "__main__"'
+                'move the code that starts the program under if __name__ == "__main__"'
             ) from exc
         raise CommandError(f"module {module_name!r} cannot be imported: {described(exc)}") from exc
     done = f"module {module_name!r}"
@@ -163,7 +163,7 @@ def as_manager(found: Any, text: str) -> TaskManager:
         if hasattr(manager, "close") and hasattr(manager, "send"):  # a coroutine: nobody is to await it
             manager.close()
         kind = type(manager).__name__
-        raise CommandError(f"{text} is of type {kind}; a TaskConsumer or a TaskManager is expected")
+        raise CommandError(f"{text} is of type {kind}; it must be a TaskConsumer or a TaskManager")
     if not manager.registry:
         raise CommandError(f"{text} has no tasks: register them with register_task or register_from_module")
     return manager
@@ -194,11 +194,10 @@ def say_what_is_left_out(manager: TaskManager) -> None:
     own = {name for cls in kind.__mro__[: kind.__mro__.index(TaskManager)] for name in vars(cls)}
     if overridden := sorted(name for name in own - {*vars(object), *vars(Bare)} if hasattr(TaskManager, name)):
         logger.warning(
-            "the worker makes a TaskConsumer of this %s, and does not call what it overrides (%s): derive it from "
-            "TaskConsumer",
+            "the worker turns this %s into a TaskConsumer and ignores its overrides (%s): derive it from TaskConsumer",
             kind.__name__, ", ".join(overridden),
         )  # fmt: skip
     if scheduled := [printable(task.name) for task in manager.registry.values() if task.schedule is not None]:
         logger.info(
-            "only a TaskScheduler queues tasks by their schedule, this worker does not: %s", ", ".join(scheduled)
+            "this worker does not fire schedules, only a TaskScheduler does; scheduled tasks: %s", ", ".join(scheduled)
         )

@@ -31,12 +31,12 @@ LEFT_SECONDS = 0.1
 cancelled."""
 
 EPILOG = """\
-The first SIGTERM or SIGINT drains: nothing more is claimed, what has not started goes back to its queue, what runs may
-finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), what has not finished then goes back as
-well. The second one does not wait for that, the third one kills. With --processes the supervisor tells its workers, so
-that a SIGTERM to all of them is one stop, and a SIGTERM within a second of another one is the same stop.
+The first SIGTERM or SIGINT drains: the worker claims no more runs and requeues those that have not started. Running
+tasks may finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), then it requeues them too. A second
+signal requeues them at once, a third one kills. With --processes, the supervisor passes signals on: a SIGTERM to the
+whole group, or two within a second, count as one.
 
-exit code: 0 after a drain, 1 after an error, such as plain functions that hang in all threads
+exit code: 0 after a drain, 1 after an error, such as hung plain functions in all threads
 
 example: python -m fluidfast worker app:manager --concurrency 20
 """
@@ -46,7 +46,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "worker",
-        help="run the tasks of a consumer until it is told to stop",
+        help="run the tasks of a consumer until a signal stops it",
         description="Run the tasks of a consumer until SIGTERM or SIGINT.",
         epilog=EPILOG,
         formatter_class=HelpFormatter,
@@ -63,14 +63,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=at_least_one,
         default=1,
         metavar="N",
-        help="worker processes; one that dies is replaced (default: 1, this process)",
+        help="number of worker processes; a supervisor replaces any that dies (default: 1, this process)",
     )
     parser.add_argument(
         "--log-level",
         type=str.upper,
         choices=LEVELS,
         metavar="LEVEL",
-        help=f"{', '.join(LEVELS)} (default: LOG_LEVEL, else INFO, which writes two lines a run)",
+        help=f"{', '.join(LEVELS)} (default: LOG_LEVEL, else INFO, which logs two lines per run)",
     )
     parser.set_defaults(run=run)
 
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     start_logging(options.log_level)
     if options.processes > 1:
         if isinstance(as_manager(found, options.manager).broker, MemoryTaskBroker):
-            raise CommandError("memory:// is within one process: --processes needs a broker that they can share")
+            raise CommandError("processes cannot share memory://: --processes needs a manager with a Redis broker_url")
         arguments = ["worker", options.manager]
         if options.concurrency is not None:
             arguments += ["--concurrency", str(options.concurrency)]
@@ -107,7 +107,7 @@ def start_logging(level: str | None) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         level = level or get_settings().log_level
         if level not in logging.getLevelNamesMapping():
-            raise CommandError(f"LOG_LEVEL={level!r} is none of {', '.join(LEVELS)}")
+            raise CommandError(f"LOG_LEVEL={level!r} must be one of {', '.join(LEVELS)}")
     if level is not None:
         root.setLevel(level)
 
@@ -116,18 +116,19 @@ async def work(found: Any, text: str, concurrency: int | None, started: list[boo
     consumer = as_consumer(as_manager(found, text), concurrency)
     broker = consumer.broker
     if isinstance(broker, MemoryTaskBroker):
-        logger.warning("%s is in this process only: this worker gets nothing that another process queues", broker.url)
+        logger.warning("%s exists in this process only: this worker gets no runs of other processes", broker.url)
     pool = HandlersPool(consumer.engine.concurrency + 4, thread_name_prefix="handler-thread")
     asyncio.get_running_loop().set_default_executor(pool)
 
     def drain() -> None:
         logger.info(
-            "stopping: what runs may finish within %g s; again to give it back now", consumer.engine.grace_seconds
+            "shutting down: running tasks have %g s to finish; signal again to requeue them now",
+            consumer.engine.grace_seconds,
         )
         consumer.gracefully_stop()
 
     def hurry() -> None:
-        logger.warning("stopping now: what runs goes back to its queue")
+        logger.warning("stopping now: requeueing running tasks")
         consumer.engine.hurry()
 
     signals = on_signals(drain, hurry, to_groups=STOP_SIGNALS if orders is not None else ())
@@ -177,7 +178,7 @@ async def leave(consumer: TaskConsumer, pool: HandlersPool, failure: CommandErro
     left = len(tasks) + await consumer.engine.join_threads(max(0.0, end - monotonic()))
     left += len(wait(list(pool.calls), max(0.0, end - monotonic())).not_done)
     if left:
-        logger.warning("%d handlers do not end; they end with this process", left)
+        logger.warning("%d handlers do not end; this process exits without them", left)
         if failure is not None:
             print(f"fluidfast: error: {one_line(failure)}", file=sys.stderr)
         logging.shutdown()

@@ -144,8 +144,8 @@ class Task(NamedTuple, Generic[P]):
             TaskUsageError: always; has the line to write instead.
         """
         raise TaskUsageError(
-            f"task {self.name!r} is not called like a function: write await manager.queue({self.name!r}, ...) to have "
-            f"a worker run it, or await manager.execute({self.name!r}, ...) to run it here"
+            f"task {self.name!r} cannot be called like a function: write await manager.queue({self.name!r}, ...) to "
+            f"run it in a worker, or await manager.execute({self.name!r}, ...) to run it here"
         )
 
     @property
@@ -251,7 +251,7 @@ def task(
 def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict[str, Any]) -> Task[Any]:
     if isinstance(function, type | Task) or not callable(function):
         given = f"the task {function.name!r}" if isinstance(function, Task) else shown(function)
-        raise TaskDecoratorError(f"@task needs a function, it was given {given}")
+        raise TaskDecoratorError(f"@task needs a function, not {given}")
     options = dict(options)
     module = getattr(function, "__module__", None) or ""
     name = options.pop("name", None) or getattr(function, "__name__", type(function).__name__)
@@ -271,10 +271,10 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         executor = function
     if options.get("batch_wait", 0) and not options.get("batch", 0):
         raise TaskDecoratorError(
-            f"task {name!r}: batch_wait is for tasks that take a batch: say of how many runs (batch=500), or drop it"
+            f"task {name!r}: batch_wait needs batch: give the number of runs (batch=500), or drop batch_wait"
         )
     if options.get("batch", 0) and (options.get("max_concurrency", 0) or "cpu_executor" in options):
-        raise TaskDecoratorError(f"task {name!r}: a batch goes with neither max_concurrency nor cpu_bound")
+        raise TaskDecoratorError(f"task {name!r}: batch cannot be combined with max_concurrency or cpu_bound")
     adapter_for(model)
     return Task(
         name=name,
@@ -310,7 +310,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
                 f"{where}: {option} is {shown(policy)}, it must be a RetryPolicy: {option}=RetryPolicy(max_attempts=3)"
             )
     if isinstance(options.get("tags"), str):
-        raise TaskDecoratorError(f"{where}: tags is one text, it must be several: tags=[{options['tags']!r}]")
+        raise TaskDecoratorError(f"{where}: tags is a string, it must be a list of strings: tags=[{options['tags']!r}]")
     if "randomize" in options and not callable(options["randomize"]):
         raise TaskDecoratorError(
             f"{where}: randomize is {shown(options['randomize'])}, it must be a function that gives seconds: "
@@ -337,8 +337,8 @@ def check_function(function: Callable[..., Any], name: str, *, batch: bool) -> N
     """Refuse a function that cannot be a task: one that is a generator, or does not take one argument."""
     if is_generator(function):
         raise TaskDecoratorError(
-            f"task {name!r}: its function is a generator (it has a yield), so that calling it would run nothing; write "
-            "one that does its work and returns"
+            f"task {name!r}: its function is a generator (it has a yield), and a call would run nothing; write a "
+            "function that does its work and returns"
         )
     try:
         # its own, not that of what it wraps: a decorator may well add arguments

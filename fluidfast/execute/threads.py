@@ -121,7 +121,7 @@ class Threads:
         except RuntimeError as exc:
             if self._count <= len(self.hung):
                 raise NoThreadError(
-                    f"the system gives no thread beside {threading.active_count()} ({exc}): raise its limit "
+                    f"the system refused a thread beside {threading.active_count()} others ({exc}): raise its limit "
                     "(ulimit -u, pids of the container), or lower the concurrency"
                 ) from exc
             return  # the job waits until one of the others is free

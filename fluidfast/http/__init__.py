@@ -168,7 +168,7 @@ def lifespan_of(
             state = await stack.enter_async_context(own(app))
             if open_routes:
                 logger.warning(
-                    "%s: everybody who reaches this server may queue and disable tasks, as FLUID_HTTP_INSECURE allows; "
+                    "%s: anyone who can reach this server may queue and disable tasks (FLUID_HTTP_INSECURE); "
                     "task_manager_fastapi(..., auth=dependency) restricts that",
                     open_routes,
                 )
@@ -205,7 +205,7 @@ async def end_with(worker: Worker) -> None:
     except Exception as exc:
         logger.critical("%s stopped: %s", worker.worker_name, exc)
     else:
-        logger.critical("%s stopped, so nothing is consumed here any more", worker.worker_name)
+        logger.critical("%s stopped; this process no longer consumes", worker.worker_name)
     if callable(signal.getsignal(signal.SIGTERM)):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -220,7 +220,7 @@ async def in_http_terms() -> AsyncIterator[None]:
     except (BrokerConnectionError, BrokerFullError, QueueFullError) as exc:
         logger.warning("a request failed: %s", exc)
         there = not isinstance(exc, BrokerConnectionError)
-        raise HTTPException(503, "The broker is full" if there else "The broker is not there") from exc
+        raise HTTPException(503, "Broker full" if there else "Broker unavailable") from exc
 
 
 async def refuse_other_sites(connection: HTTPConnection) -> None:
@@ -231,7 +231,7 @@ async def refuse_other_sites(connection: HTTPConnection) -> None:
     if connection.scope.get("method", "GET") in SAFE_METHODS or is_json(connection):
         return
     if is_same_origin(connection) is False:
-        raise HTTPException(403, f"A request of another site needs the content type {JSON_TYPE}")
+        raise HTTPException(403, f"A cross-site request needs the content type {JSON_TYPE}")
 
 
 async def refuse_other_types(request: Request) -> None:
@@ -262,7 +262,7 @@ def is_json(connection: HTTPConnection) -> bool:
 
 
 def unsupported_type() -> HTTPException:
-    return HTTPException(415, f"The content type has to be {JSON_TYPE}")
+    return HTTPException(415, f"The content type must be {JSON_TYPE}")
 
 
 def guards_of(auth: Callable[..., Any] | DependsMarker | None) -> list[DependsMarker]:
@@ -281,7 +281,7 @@ def allow_open_routes(call: str, insecure: bool) -> bool:
     if read_settings().http_insecure:
         return True
     raise OpenRoutesError(
-        f"{call}): without auth everybody who reaches the server may queue and disable tasks; give it "
+        f"{call}): without auth anyone who can reach the server may queue and disable tasks; give it "
         "auth=DEPENDENCY, a FastAPI dependency that raises HTTPException(401), or allow that with insecure=True or "
         "FLUID_HTTP_INSECURE=true in the environment"
     )
@@ -434,9 +434,9 @@ async def params_of(request: Request, max_bytes: int) -> dict[str, Any]:
     try:
         params = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise HTTPException(422, [mistake("json_invalid", (), f"This is no JSON: {exc}")]) from exc
+        raise HTTPException(422, [mistake("json_invalid", (), f"Invalid JSON: {exc}")]) from exc
     if not isinstance(params, dict):
-        raise HTTPException(422, [mistake("dict_type", (), "The body has to be a JSON object")])
+        raise HTTPException(422, [mistake("dict_type", (), "The body must be a JSON object")])
     return params
 
 

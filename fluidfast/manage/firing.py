@@ -198,7 +198,7 @@ class ScheduleTasks(Worker):
                 self._forget_disabled(due)
             elif monotonic() - due.since > due.remember_seconds:
                 self._due.pop(due.key, None)
-                logger.error("%s: gave up %s, the broker was not there for too long", self.worker_name, due.key)
+                logger.error("%s: gave up %s, the broker was unavailable for too long", self.worker_name, due.key)
             elif not await self._fire(due):
                 return False
         return True
@@ -307,7 +307,7 @@ class ScheduleTasks(Worker):
         for moment in minutes_between(max(looked, first - self.catch_up), first):
             run = self._evaluate(task, schedule, moment, None)
             if run is not None:
-                logger.info("%s: making up for %s of task %s", self.worker_name, run.datetime, task.name)
+                logger.info("%s: firing the missed time %s of task %s", self.worker_name, run.datetime, task.name)
                 self._note(task, schedule, run, moment, None)
 
     def _has_to_tell(self) -> bool:

@@ -140,7 +140,7 @@ class SyncManager:
             if loop is not self._loop:  # somebody else's, which may end before it answers
                 while not wait([future], LOOK_SECONDS).done:
                     if not loop.is_running():
-                        raise RuntimeError("manager.sync: the event loop that its manager is awaited in has ended")
+                        raise RuntimeError("manager.sync: the event loop of its manager has ended")
             return future.result()
         except BaseException:
             future.cancel()

@@ -179,8 +179,8 @@ def test_other_callables() -> None:
     ("call", "message"),
     [
         (lambda: task(), "write @task without parentheses, or give it keywords"),
-        (lambda: task(7), "@task needs a function, it was given 7"),
-        (lambda: task(name="x")(7), "@task needs a function, it was given 7"),
+        (lambda: task(7), "@task needs a function, not 7"),
+        (lambda: task(name="x")(7), "@task needs a function, not 7"),
         (lambda: task(print, name="x"), "@task takes a function or keywords, not both"),
         (lambda: task(nme="x"), "@task has no option nme; it has: name, params_model"),
         (lambda: task(b=1, a=2), "@task has no option a, b; it has"),

@@ -210,7 +210,7 @@ class TestApp:
     @pytest.mark.parametrize(
         ("path", "said"),
         [
-            ("nonsense", "no import string"),
+            ("nonsense", "not an import string"),
             ("no_such_module:app", "no module 'no_such_module'"),
             ("test_cli:nothing", "has no 'nothing'"),
         ],
@@ -241,7 +241,7 @@ class TestApp:
         cli = TaskManagerCLI(the_manager, lazy_subcommands={"later": "test_cli:lazy", "bad": "test_cli:seen"})
         assert list(cli.list_commands(click.Context(cli))) == ["bad", "enable", "exec", "later", "ls", "serve"]
         assert CliRunner().invoke(cli, ["later"]).output == "lazy\n"
-        assert "no click command" in CliRunner().invoke(cli, ["bad"]).output
+        assert "not a click command" in CliRunner().invoke(cli, ["bad"]).output
 
 
 @click.command()

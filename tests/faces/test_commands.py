@@ -260,7 +260,7 @@ def test_targets(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("app:", "MODULE:MANAGER"),
         ("app.py:manager", "app:manager"),
         ("./app:manager", "app:manager"),
-        ("a b:manager", "no name of a module"),
+        ("a b:manager", "is not a module name"),
         ("no_such_app:manager", "no module 'no_such_app'", str(app)),
         ("app.sub:manager", "no module 'app.sub'"),
         ("wrong_app:manager", "SyntaxError", "wrong_app.py, line 1"),
@@ -309,7 +309,7 @@ def test_a_worker_drains(app: Path, redis_url: str, client: redis.Redis) -> None
     with Running("worker", "app:consumer", cwd=app, FLUID_BROKER_URL=redis_url) as worker:
         until(lambda: len(runs(app)) == 2, "two runs")
         worker.signal(signal.SIGTERM)
-        worker.wait_for("stopping: ")
+        worker.wait_for("shutting down: ")
         (app / "go").touch()
         assert worker.end() == 0
     assert sorted(runs(app)) == ["end 0", "end 1", "start 0", "start 1"]
@@ -325,7 +325,7 @@ def test_a_second_signal_hurries(app: Path, redis_url: str, client: redis.Redis,
     with Running("worker", "app:make", *options, cwd=app, FLUID_BROKER_URL=redis_url) as worker:
         until(lambda: len(runs(app)) == 3, "three runs")
         worker.signal(signal.SIGTERM)
-        worker.wait_for("stopping: ")
+        worker.wait_for("shutting down: ")
         worker.signal(signal.SIGINT)
         assert worker.end(8) == 0  # of 10 seconds that the grace period has
     assert sorted(runs(app)) == ["start 0", "start 1", "start 2"]
@@ -401,7 +401,7 @@ def test_a_server_that_is_not_there(app: Path) -> None:
 
 def test_a_worker_on_memory_warns(app: Path) -> None:
     with Running("worker", "app:manager", cwd=app) as worker:
-        worker.wait_for("memory:// is in this process only")
+        worker.wait_for("memory:// exists in this process only")
         worker.wait_for("3 tasks, 2 at a time")
         worker.signal(signal.SIGINT)
         assert worker.end() == 0
@@ -495,7 +495,7 @@ def test_queue_reads_a_pipe_as_it_comes(app: Path, redis_url: str, client: redis
         queue.signal(signal.SIGINT)
         assert queue.end() == 130
     assert queue.stdout.startswith("queued 2 runs of ")
-    assert "interrupted: nothing behind line 2 was queued" in queue.stderr
+    assert "interrupted: no line after 2 was queued" in queue.stderr
 
 
 def test_queue_says_how_far_it_came_when_the_server_dies(app: Path, start_server: Callable[..., RedisServer]) -> None:
@@ -521,7 +521,7 @@ def test_queue_says_how_far_it_came_when_the_server_dies(app: Path, start_server
         assert queue.end() == 1
     assert queue.stdout.startswith("queued 3,000 runs of ")
     assert "Traceback" not in queue.stderr
-    assert "whether they were queued is not known, the server did not answer: lines 3,001-3,400\n" in queue.stderr
+    assert "the server did not answer, so these lines may or may not be queued: 3,001-3,400\n" in queue.stderr
     assert "the first line that was not queued: 3,001\n" in queue.stderr
 
 
@@ -548,7 +548,7 @@ def test_queue_refuses_what_cannot_be(app: Path, redis_url: str) -> None:
         (("wait", "--from", "."), "--from .", "directory"),
     ):
         assert is_one_line_error(run("queue", "app:manager", *arguments, cwd=app, FLUID_BROKER_URL=redis_url), *words)
-    assert is_one_line_error(run("queue", "app:manager", "wait", cwd=app), "memory://", "in this process only")
+    assert is_one_line_error(run("queue", "app:manager", "wait", cwd=app), "memory://", "exists in this process only")
     both = run("queue", "app:manager", "wait", "--from", "-", "--params", "{}", cwd=app, FLUID_BROKER_URL=redis_url)
     assert both.returncode == 2
 

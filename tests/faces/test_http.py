@@ -320,7 +320,7 @@ async def test_a_task_that_is_registered_later(client: httpx.AsyncClient, manage
 
 @pytest.mark.parametrize(
     ("error", "detail"),
-    [(BrokerConnectionError("redis://h: gone"), "not there"), (BrokerFullError("redis://h: full"), "full")],
+    [(BrokerConnectionError("redis://h: gone"), "unavailable"), (BrokerFullError("redis://h: full"), "full")],
 )
 async def test_a_broker_that_cannot(
     client: httpx.AsyncClient, manager: TaskManager, monkeypatch: pytest.MonkeyPatch, error: Exception, detail: str

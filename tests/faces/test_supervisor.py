@@ -129,4 +129,4 @@ def test_workers_that_cannot_start_are_not_started_for_ever(tmp_path: Path) -> N
 def test_memory_is_not_shared_by_processes(tmp_path: Path) -> None:
     workers = Supervised(tmp_path, "memory://")
     assert workers.process.wait(30) == 1
-    assert "memory:// is within one process" in workers.text()
+    assert "processes cannot share memory://" in workers.text()

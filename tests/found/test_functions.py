@@ -218,7 +218,7 @@ def test_options_of_another_kind(options: dict[str, Any], says: str) -> None:
 def test_calling_a_task() -> None:
     with pytest.raises(TaskUsageError, match=r"await manager\.queue\('send', \.\.\.\).*await manager\.execute\('send'"):
         send(to="x")
-    with pytest.raises(TypeError, match="not called like a function"):
+    with pytest.raises(TypeError, match="cannot be called like a function"):
         send(1, 2)
 
 

@@ -70,7 +70,7 @@ def test_a_listed_line_is_bounded_and_printable(app: Path, redis_url: str, clien
     assert all(line.isprintable() for line in lines)
     assert [line.split()[2] for line in lines[:3]] == ["failed", "dead", "failed"]
     assert lines[3].startswith("1 dead, 2 failed on redis://")
-    assert lines[4].startswith("12 older ones were dropped")
+    assert lines[4].startswith("the broker dropped 12 older entries")
     id = lines[1].split()[0]
     shown = run("dead", "app:manager", "show", id, cwd=app, BROKER=redis_url)
     assert max(map(len, shown.stdout.splitlines())) < 2500
@@ -79,7 +79,7 @@ def test_a_listed_line_is_bounded_and_printable(app: Path, redis_url: str, clien
     assert [json.loads(line)["kind"] for line in only.stdout.splitlines()] == ["failed", "failed"]
     purged = run("dead", "app:manager", "purge", "--kind", "failed", cwd=app, BROKER=redis_url)
     assert "2 removed" in purged.stdout
-    assert "1 queued again" in run("dead", "app:manager", "requeue", id, cwd=app, BROKER=redis_url).stdout
+    assert "1 requeued" in run("dead", "app:manager", "requeue", id, cwd=app, BROKER=redis_url).stdout
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_after_ctrl_c_it_says_where_to_go_on(app: Path, redis_url: str, client: 
         command.signal(signal.SIGINT)
         assert command.end() == 130
     said = command.stdout + command.stderr
-    assert "interrupted: nothing behind line 30 was queued" in said
+    assert "interrupted: no line after 30 was queued" in said
     assert numbers(said) == {"queued": 29, "first": 21, "behind": 9, "last": 30}
 
 
@@ -206,12 +206,12 @@ def test_after_the_second_ctrl_c_too(app: Path, redis_url: str, client: Any) -> 
     with Running("queue", *options, cwd=app, BROKER=redis_url, OPTIONS="{'max_queue_length': 500}") as command:
         until(lambda: client.llen(key) >= 500, "the queue is full")
         command.signal(signal.SIGINT)
-        command.wait_for("Ctrl-C again ends at once")
+        command.wait_for("Ctrl-C again to end at once")
         command.signal(signal.SIGINT)
         assert command.end() == 130
     told = numbers(command.stdout + command.stderr)
     assert told["queued"] == client.llen(key)
-    assert f"interrupted: nothing behind line {told['queued']:,} was queued" in command.stderr
+    assert f"interrupted: no line after {told['queued']:,} was queued" in command.stderr
     assert "Traceback" not in command.stderr
 
 

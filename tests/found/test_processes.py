@@ -108,7 +108,7 @@ def test_a_signal_to_the_whole_group_is_one_stop(app: Path, redis_url: str, numb
         assert len(pids) == 3
         for pid in pids if first == "supervisor" else reversed(pids):
             os.kill(pid, number)
-        until(lambda: running.stderr.count("stopping: ") == 2, "both workers to drain")
+        until(lambda: running.stderr.count("shutting down: ") == 2, "both workers to drain")
         if number == signal.SIGTERM:
             os.kill(pids[0], number)  # a second within a second
         (app / "go").touch()
@@ -127,7 +127,7 @@ def test_the_supervisor_s_third_stop_kills_workers_whose_loop_is_blocked(app: Pa
         running.signal(signal.SIGINT)
         running.wait_for("draining 2 workers")
         running.signal(signal.SIGINT)
-        running.wait_for("hurrying 2 workers")
+        running.wait_for("stopping now: 2 workers")
         running.signal(signal.SIGINT)
         assert running.end(5) == -signal.SIGINT
     until(lambda: not any(map(is_alive, children)), "the end of the workers", 5)  # not after the grace period

@@ -177,7 +177,7 @@ async def test_a_run_without_a_thread_goes_back(
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             await consumer.queue("retried")
-            await until(lambda: caplog.text.count("it goes back to its queue: the system gives no thread") >= 2)
+            await until(lambda: caplog.text.count("it goes back to its queue: the system refused a thread") >= 2)
         await until(lambda: gate.ended == {"retried success": 1})
         await until(lambda: empty(consumer))
 

@@ -83,7 +83,9 @@ def test_a_worker_has_all_that_its_manager_has(tmp_path: Path, redis_url: str, k
         worker.signal(15)
         assert worker.end() == 0
     assert set(worker.stdout.splitlines()) == {*expected, "closed"}
-    assert ("by their schedule, this worker does not: first" in worker.stderr) == (kind == "manager")
+    assert (
+        "this worker does not fire schedules, only a TaskScheduler does; scheduled tasks: first" in worker.stderr
+    ) == (kind == "manager")
     assert "overrides" not in worker.stderr
 
 
@@ -99,7 +101,7 @@ def test_what_is_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     manager = Mine()
     manager.register_task(work)
     as_consumer(manager, None)
-    assert "of this Mine" in caplog.text
+    assert "this Mine into a TaskConsumer" in caplog.text
     assert "(on_startup)" in caplog.text
 
 

@@ -194,12 +194,12 @@ async def test_the_command(tmp_path: Path, redis_url: str) -> None:
         assert "\x1b" not in shown.stdout
         missing = await command("show", "nope")
         assert missing.returncode == 1
-        assert "no dead entry 'nope'" in missing.stderr
+        assert "no entry 'nope'" in missing.stderr
         for wrong in (["requeue"], ["purge", "--all", "--task", "x"], ["requeue", "--all", "--rate", "0"]):
             refused = await command(*wrong)
             assert refused.returncode == 1
             assert "Traceback" not in refused.stderr
-        assert "1 queued again" in (await command("requeue", "run0")).stdout
+        assert "1 requeued" in (await command("requeue", "run0")).stdout
         assert await made.broker.queue_length() == {"high": 0, "medium": 1, "low": 0}
         partly = await command("purge", "run1", "gone")
         assert partly.returncode == 1

@@ -43,14 +43,14 @@ MODES = {
 }
 
 DESCRIPTION = """\
-Queue no-op tasks, run them, and count what became of each: every run marks its number, so that what is lost or has run
-twice is seen.
+Queue no-op tasks, run them, and count the outcome of each. Every run marks its number, which reveals runs that are lost
+or that ran twice.
 
-On memory:// all of it happens in one process. On a server the worker is a process of its own. In both cases the phases
-are measured apart: first all tasks are queued and nothing runs, then they run and nothing is queued. The end-to-end
-rate is that of both together. At last some runs are queued one by one, to see how soon an idle worker starts them.
+On memory:// everything happens in one process. On a server the worker is a separate process. Either way the benchmark
+measures two phases: first it queues all tasks while nothing runs, then it runs them while nothing is queued. The
+end-to-end rate covers both. At the end it queues some runs one by one to measure how soon an idle worker starts them.
 
-It uses queues with a new name, which it removes at the end, also after Ctrl-C.
+It uses queues with a new name and removes them at the end, also after Ctrl-C.
 """
 
 EPILOG = """\
@@ -66,7 +66,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "bench",
-        help="queue and run many no-op tasks, and count what became of each",
+        help="queue and run many no-op tasks, and count the outcome of each",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=HelpFormatter,
@@ -76,15 +76,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--concurrency", type=at_least_one, metavar="N", help="runs at the same time (default: max_concurrent_tasks, 5)"
     )
-    parser.add_argument("--wire", choices=("json", "msgpack"), default="json", help="what is written (default: json)")
+    parser.add_argument("--wire", choices=("json", "msgpack"), default="json", help="payload format (default: json)")
     parser.add_argument(
         "--mode",
         choices=tuple(MODES),
-        help="how they are queued: "
+        help="how to queue: "
         + "; ".join(f"{name}: {what}" for name, what in MODES.items())
         + " (default: one-by-one on memory://, else gather)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result to a file as JSON too; -: to stdout, instead")
+    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON to a file; -: only to stdout")
     parser.set_defaults(run=run)
 
 
@@ -229,7 +229,7 @@ async def bench(options: argparse.Namespace) -> tuple[Result, Exception | None]:
         await broker.clear()
         await manager.on_shutdown()
     except TaskError as exc:
-        error = error or CommandError(f"{exc}; keys of {broker.name!r} may be left")
+        error = error or CommandError(f"{exc}; keys of {broker.name!r} may remain on the server")
     return result, error
 
 

@@ -47,17 +47,17 @@ EARLY_ENDS = 5
 SHOWN_KEYS = 5
 
 DESCRIPTION = f"""\
-Start workers and a producer of its own on a server, and for some minutes kill them (SIGKILL), let them stand still for
-longer than a lease, and cut their connections. Then let the rest run, and count what became of each run. What really
-happened stands in files that all of them append to, not on the server.
+Start workers and a producer on a server. For some minutes kill them (SIGKILL), pause them for longer than a lease, and
+cut their connections. Then let the workers finish, and count the outcome of each run. The evidence is in files outside
+the server, to which all processes append.
 
-It uses a broker name of its own, with leases of {LEASE_SECONDS:g} s, and removes its keys at the end, also after
-Ctrl-C. The other options of the URL (durability, wire) count.
+It uses its own broker name, with leases of {LEASE_SECONDS:g} s, and removes its keys at the end, also after Ctrl-C. The
+other options of the URL (durability, wire) apply.
 """
 
 EPILOG = """\
-exit code: 0; 1 if a run was lost, ran though it was not queued, or ran twice without a reason, if a process ended that
-was not killed, or the campaign failed; 130 after Ctrl-C
+exit code: 0; 1 if a run was lost, ran without being queued, or ran twice without a fault, if a process ended by itself,
+or if the campaign failed; 130 after Ctrl-C
 
 example: python -m fluidfast chaos --broker redis://localhost:6379/9 --minutes 5
 """
@@ -81,20 +81,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Describe the command."""
     parser = commands.add_parser(
         "chaos",
-        help="kill, pause and cut off workers of its own under load, and count what became of each run",
+        help="kill, pause and cut off its own workers under load, and count the outcome of each run",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--broker", required=True, metavar="URL", help="a server that is empty")
+    parser.add_argument("--broker", required=True, metavar="URL", help="an empty server")
     parser.add_argument("--minutes", type=minutes, default=1.0, metavar="M", help="how long (default: 1)")
     parser.add_argument("--workers", type=at_least_one, default=3, metavar="N", help="worker processes (default: 3)")
-    parser.add_argument("--seed", type=int, metavar="S", help="of what is drawn: who, what, when (default: at random)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the random faults (default: random)")
     parser.add_argument(
-        "--rate", type=rate, default=200.0, metavar="R", help="runs a second; 0: as many as it can (default: 200)"
+        "--rate", type=rate, default=200.0, metavar="R", help="runs per second; 0: no limit (default: 200)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result to a file as JSON too; -: to stdout, instead")
-    parser.add_argument("--force", action="store_true", help="also on a server that holds keys of others")
+    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON to a file; -: only to stdout")
+    parser.add_argument("--force", action="store_true", help="accept a server that holds other keys")
     parser.set_defaults(run=run)
 
 
@@ -191,7 +191,7 @@ async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
     manager = TaskManager(broker_url=url)
     broker = manager.broker
     if isinstance(broker, MemoryTaskBroker):
-        raise CommandError("memory:// is within one process, which cannot outlive a kill: chaos needs a server")
+        raise CommandError("memory:// ends with its process, which chaos would kill: give the URL of a server")
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1, 1_000_000)
     result = Result(str(broker.url), seed, options.minutes, options.workers, options.rate)
     error: Exception | None = None
@@ -216,7 +216,7 @@ async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
             await campaign.count()
             await broker.clear()
         except TaskError as exc:
-            error = error or CommandError(f"{exc}; keys of {broker.name!r} may be left")
+            error = error or CommandError(f"{exc}; keys of {broker.name!r} may remain on the server")
         finally:
             await broker.close()
     return result, error
@@ -238,8 +238,7 @@ async def check_empty(broker: TaskBroker) -> None:
         seen = await shard.client.server.of_each_primary(look)
     except Exception as exc:  # an ACL may forbid it
         raise CommandError(
-            f"broker {broker.url}: whether the server holds keys of others cannot be seen ({exc}); "
-            "--force goes on without looking"
+            f"broker {broker.url}: cannot check whether the server holds other keys ({exc}); --force skips this check"
         ) from exc
     count = sum(n for n, _ in seen)
     if not count:
@@ -249,8 +248,8 @@ async def check_empty(broker: TaskBroker) -> None:
     more = ", ..." if count > SHOWN_KEYS else ""
     keys = "key" if count == 1 else "keys"
     raise CommandError(
-        f"broker {broker.url}: the server holds {count:,} {keys} of others ({shown}{more}); take an empty one, "
-        "or --force: chaos loads the server, and removes only keys of its own"
+        f"broker {broker.url}: the server holds {count:,} {keys} of others ({shown}{more}); use an empty one, "
+        "or --force: chaos loads the server, and removes only its own keys"
     )
 
 
@@ -323,7 +322,7 @@ class Campaign:
                 continue
             self.mourn(child)
             if self.ends >= EARLY_ENDS:
-                raise CommandError(f"the processes end by themselves: {self.result.exits[-1]}")
+                raise CommandError(f"processes keep ending by themselves: {self.result.exits[-1]}")
 
     async def start(self, role: str) -> Child:
         self.started += 1
