@@ -9,7 +9,6 @@ so that what else the machine does meets each of them. One process queues with `
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import secrets
 import sys
@@ -19,9 +18,6 @@ from time import perf_counter
 from typing import Any
 
 from fluidfast import TaskConsumer
-from fluidfast.brokers.redis import broker as redis_broker
-from fluidfast.brokers.redis import channel as redis_channel
-from fluidfast.brokers.redis import client as redis_client
 from fluidfast.brokers.redis import scripts
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.loops import ease_collector
@@ -31,15 +27,12 @@ from .driver import run
 from .ours import make_task
 
 BARE_ENQUEUE = """
-local names = {KEYS[1] .. '-queue-high', KEYS[1] .. '-queue-medium', KEYS[1] .. '-queue-low'}
-local at = 8
+local at = 7
 for p = 1, 3 do
-  local left = tonumber(ARGV[4 + p])
-  while left > 0 do
-    local n = math.min(left, 4000)
-    redis.call('LPUSH', names[p], unpack(ARGV, at, at + n - 1))
+  local n = tonumber(ARGV[3 + p])
+  if n > 0 then
+    redis.call('LPUSH', KEYS[2 + p], unpack(ARGV, at, at + n - 1))
     at = at + n
-    left = left - n
   end
 end
 return {1, 0}
@@ -58,15 +51,13 @@ def instead(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def script_instead(name: str, text: str) -> Iterator[None]:
-    raw = text.encode()
-    changed = scripts.Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest().encode())
-    before = redis_broker.load
-
-    def load(wanted: str) -> scripts.Script:
-        return changed if wanted == name else before(wanted)
-
-    with instead(redis_broker, "load", load), instead(redis_channel, "load", load), instead(redis_client, "load", load):
-        yield
+    before = scripts.read
+    try:
+        with instead(scripts, "read", lambda wanted: text.encode() if wanted == name else before(wanted)):
+            scripts.load.cache_clear()
+            yield
+    finally:
+        scripts.load.cache_clear()
 
 
 @contextlib.contextmanager
@@ -98,12 +89,12 @@ def no_lease() -> Iterator[None]:
         return True
 
     text = scripts.load("claim").text.decode()
-    kept = "  if #given > 0 then\n    for i = 1"
+    kept = "  if #given > 0 then\n    now = "
     if text.count(kept) != 1:
         raise BenchError("claim.lua is another one than this was written for")
     with (
         no_upkeep(),
-        script_instead("claim", text.replace(kept, "  if false then\n    for i = 1")),
+        script_instead("claim", text.replace(kept, "  if false then\n    now = ")),
         instead(RedisTaskBroker, "settle", settled),
     ):
         yield

@@ -9,6 +9,7 @@ pytest --loop=uvloop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -20,12 +21,14 @@ from typing import Any
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
+from kits.declared import only_declared_keys
 from kits.servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
 SHARDED = "-sharded"
 CONTRACT = Path(__file__).parent / "brokers" / "contract"
-"""Run on a broker over several shards, too."""
+"""Run on a broker over several shards, and with scripts that may touch declared keys only, too."""
+DECLARED = "-declared"
 SELECTED = pytest.StashKey[dict[str, ServerBinary]]()
 
 
@@ -99,7 +102,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             return
     kinds = ["memory", *metafunc.config.stash[SELECTED]]
     if metafunc.definition.path.is_relative_to(CONTRACT):
-        kinds.append(f"{kinds[1]}{SHARDED}")
+        kinds += [f"{kinds[1]}{SHARDED}", f"{kinds[1]}{DECLARED}"]
     metafunc.parametrize("broker_url", kinds, indirect=True)
 
 
@@ -180,14 +183,17 @@ def redis_url(redis_server: RedisServer, server_kind: str, issued_names: list[tu
 
 
 @pytest.fixture
-def broker_url(request: pytest.FixtureRequest, issued_names: list[tuple[str, str]]) -> str:
+def broker_url(request: pytest.FixtureRequest, issued_names: list[tuple[str, str]]) -> Iterator[str]:
     """memory:// and each server that --servers selects, in turn, with a broker name that is this test's alone. In the
-    contract suite also the first server with three shards."""
+    contract suite also the first server with three shards, and with scripts that may touch declared keys only."""
     if request.param == "memory":
-        return f"memory://{_unique_name()}"
+        yield f"memory://{_unique_name()}"
+        return
     servers: Servers = request.getfixturevalue("session_servers")
-    kind = request.param.removesuffix(SHARDED)
-    return _named(servers[kind], kind, issued_names) + ("&shards=3" if kind != request.param else "")
+    kind = request.param.removesuffix(SHARDED).removesuffix(DECLARED)
+    url = _named(servers[kind], kind, issued_names)
+    with only_declared_keys() if request.param.endswith(DECLARED) else contextlib.nullcontext():
+        yield url + "&shards=3" if request.param.endswith(SHARDED) else url
 
 
 @pytest.fixture(scope="session")

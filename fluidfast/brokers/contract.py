@@ -12,6 +12,7 @@ from ._leases import Claimed
 __all__ = [
     "DEAD_AFTER",
     "MAX_CLAIM",
+    "MAX_ENQUEUED",
     "PAGE_BYTES",
     "PAGE_ENTRIES",
     "SUSPECT_AFTER",
@@ -34,6 +35,8 @@ __all__ = [
 
 MAX_CLAIM = 1000
 """Runs that one claim gives at most."""
+MAX_ENQUEUED = 3000
+"""Payloads that an ``EnqueueBatch`` has at most."""
 SUSPECT_AFTER = 2
 """Workers that died holding a run, after which it is claimed alone."""
 DEAD_AFTER = 3
@@ -122,9 +125,10 @@ class Settlement:
 class EnqueueBatch:
     """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
 
-    ``groups``: payloads by priority number. A producer's sequence numbers rise, and its batches are sent in their
-    order. ``behind``: the sequence number of the batch that was sent before this one and is not confirmed, else 0.
-    ``fresh``: nothing of it was ever sent, and the answer need not say how many runs wait.
+    ``groups``: payloads by priority number, MAX_ENQUEUED of them at most, since all are pushed in one step.
+    A producer's sequence numbers rise, and its batches are sent in their order. ``behind``: the sequence number of the
+    batch that was sent before this one and is not confirmed, else 0. ``fresh``: nothing of it was ever sent, and the
+    answer need not say how many runs wait.
     """
 
     producer: str

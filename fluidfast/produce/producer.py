@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..brokers._short_way import ShortWay
 from ..brokers.base import TaskBroker
-from ..brokers.contract import Channel, Confirm, EnqueueBatch
+from ..brokers.contract import MAX_ENQUEUED, Channel, Confirm, EnqueueBatch
 from ..core._time import keep_for_good, new_id
 from ..core.places import has_place, refuse_second_loop
 from ..errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
@@ -167,7 +167,7 @@ class Producer(Outbox):
         """Make a batch of what came, if one more may be on its way; else an answer will call again."""
         if (
             len(self._in_flight) < MAX_IN_FLIGHT
-            or self._count >= 8 * MAX_BATCH
+            or self._count >= MAX_ENQUEUED
             or self._bytes >= 8 * MAX_BATCH_BYTES  # one command of a gigabyte is what a server refuses
         ):
             self._dispatch()

@@ -16,15 +16,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fluidfast.brokers.contract import Settlement
-from fluidfast.brokers.redis import broker as redis_broker
-from fluidfast.brokers.redis import channel as redis_channel
-from fluidfast.brokers.redis import client as redis_client
 from fluidfast.brokers.redis import scripts
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.consume.settler import Settler
@@ -40,20 +36,16 @@ def patch(target: Any, name: str, value: Any) -> Undo:
 
 def edited(script: str, old: str, new: str) -> Undo:
     """A Lua script with one passage replaced."""
-    before = redis_broker.load
-    text = before(script).text
+    before = scripts.read
+    text = before(script)
     assert text.count(old.encode()) == 1, f"{script}.lua has not once: {old}"
-    text = text.replace(old.encode(), new.encode())
-    changed = scripts.Script(script, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
-
-    def load(name: str) -> scripts.Script:
-        return changed if name == script else before(name)
-
-    steps = [patch(module, "load", load) for module in (redis_broker, redis_channel, redis_client)]
+    changed = text.replace(old.encode(), new.encode())
+    unread = patch(scripts, "read", lambda name: changed if name == script else before(name))
+    scripts.load.cache_clear()
 
     def undo() -> None:
-        for step in steps:
-            step()
+        unread()
+        scripts.load.cache_clear()
 
     return undo
 
@@ -110,17 +102,17 @@ def no_fence() -> list[Undo]:
 
 
 def no_sequence() -> list[Undo]:
-    return [edited("enqueue", "if last and tonumber(last) >= tonumber(ARGV[2]) then", "if false then")]
+    return [edited("enqueue", "if last and tonumber(last) >= tonumber(ARGV[1]) then", "if false then")]
 
 
 def no_order() -> list[Undo]:
-    return [edited("enqueue", "elseif tonumber(last or 0) < tonumber(ARGV[4]) then", "elseif false then")]
+    return [edited("enqueue", "elseif tonumber(last or 0) < tonumber(ARGV[3]) then", "elseif false then")]
 
 
 def settled_again() -> list[Undo]:
     return [
         edited("settle", "if not held then return 1 end", "if false then return 1 end"),
-        edited("settle", "if n_fields > 0 and settled == 0 then", "if false then"),
+        edited("settle", "if settled == 0 then", "if false then"),
     ]
 
 

@@ -159,7 +159,8 @@ async def test_a_full_server_answers_every_verb(make_fleet: Callable[..., Fleet]
     fleet = make_fleet()
     broker = RedisTaskBroker(fleet.url)
     await broker.connect()
-    await broker.client.script("enqueue", "p", 1, 60_000, 0, 0, 5, 0, *(b"%d" % i for i in range(5)))
+    mark_and_queues = broker.client.declare.enqueue("p")
+    await broker.client.script("enqueue", mark_and_queues, 1, 60_000, 0, 0, 5, 0, *(b"%d" % i for i in range(5)))
     await broker.delay([(0.0, 1, b"5")])
     fill(fleet, 8)
     assert await broker.renew("c", []) == []
@@ -170,7 +171,7 @@ async def test_a_full_server_answers_every_verb(make_fleet: Callable[..., Fleet]
     await broker.promote()
     assert await broker.release(claim.batch, [claim.items[0].field]) == 1
     with pytest.raises(BrokerFullError):
-        await broker.client.script("enqueue", "p", 2, 60_000, 0, 0, 1, 0, b"6")
+        await broker.client.script("enqueue", mark_and_queues, 2, 60_000, 0, 0, 1, 0, b"6")
     with pytest.raises(BrokerFullError):
         await broker.delay([(1.0, 1, b"7")])
     with pytest.raises(BrokerFullError):

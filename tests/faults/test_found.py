@@ -113,7 +113,7 @@ async def test_a_start_that_is_cut_off_is_tried_again(redis_server: RedisServer,
 async def test_a_retry_that_is_settled_twice_is_tried_once(redis_url: str) -> None:
     """The answer to a settlement is lost; until it is sent again, the retry that it asked for has been promoted."""
     broker = RedisTaskBroker(redis_url)
-    await broker.client.script("enqueue", "p", 1, 1000, 0, 0, 2, 0, b"x", b"y")
+    await broker.client.script("enqueue", broker.client.declare.enqueue("p"), 1, 1000, 0, 0, 2, 0, b"x", b"y")
     claim = await broker.claim("c", 10)
     settlement = Settlement(claim.batch, done=[claim.items[0].field], retries=[(0.0, 1, b"x")])
     assert await broker.settle(settlement)

@@ -218,7 +218,7 @@ async def test_no_step_reads_or_moves_much(redis_broker: RedisTaskBroker) -> Non
     async def watched(name: str, *arguments: Any) -> Any:
         reply = await script(name, *arguments)
         got = reply if isinstance(reply, list) else []
-        calls.append((name, max(len(got), (len(arguments) - 3) // 3), sum(map(len, got))))
+        calls.append((name, max(len(got), (len(arguments) - 4) // 3), sum(map(len, got))))
         return reply
 
     async def read_watched(*arguments: Any) -> list[bytes]:

@@ -124,6 +124,10 @@ async def test_a_producer_is_told_when_it_connects(server: Server, right: str, c
     await manager.on_shutdown()
 
 
+async def farewell(broker: RedisTaskBroker, consumer: str, for_good: int = 0) -> Any:
+    return await broker.client.script("farewell", broker.client.declare.farewell(consumer), consumer, for_good, "")
+
+
 async def prepare(broker: RedisTaskBroker) -> tuple[Claim, Claim]:
     """Something in each place."""
     await put(broker, b"claimed 1", b"claimed 2", b"claimed 3", b"claimed 4")
@@ -165,14 +169,14 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
         broker.inboxes.adopt,
         broker.promote,
         broker.reap,
-        lambda: broker.client.script("farewell", "b", 0, ""),
+        lambda: farewell(broker, "b"),
         lambda: broker.release(claim.batch, fields[3:]),
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=True),
         lambda: broker.claim("a", 15, idle=False, max_bytes=1000, tasks=("t",)),
         lambda: broker.claim("a", 15, idle=False, waits=True),
-        lambda: broker.client.script("farewell", "a", 0, ""),
+        lambda: farewell(broker, "a"),
     ]
     refused = 0
     for call in calls:
@@ -194,7 +198,7 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
     half_a_lease_later(broker)
     await broker.reap()
     for consumer in "ab":
-        await broker.client.script("farewell", consumer, 1, "")
+        await farewell(broker, consumer, 1)
     await broker.promote()
     taken = set(await take_all(broker))
     left = {member[1:] for member in server.admin.zrange(broker.keys.delayed, 0, -1)}  # type: ignore[union-attr]
@@ -224,7 +228,7 @@ async def test_nor_where_a_key_is_of_another_type(server: Server, place: str) ->
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=False),
-        lambda: broker.client.script("farewell", "a", 0, ""),
+        lambda: farewell(broker, "a"),
     ):
         try:
             await within(call())
@@ -244,7 +248,12 @@ async def test_what_was_refused_does_not_count_as_seen(server: Server, verb: str
     broker = open_broker(server.user_url)
     await broker.connect()
     server.revoke("lpush", "zadd")
-    arguments: tuple[Any, ...] = ("p", 7, 60_000, 0, 0, 1, 0, b"x") if verb == "enqueue" else ("p", 60_000, 0, b"mx")
+    declare = broker.client.declare
+    arguments: tuple[Any, ...] = (
+        (declare.enqueue("p"), 7, 60_000, 0, 0, 1, 0, b"x")
+        if verb == "enqueue"
+        else (declare.delay("p"), 60_000, 0, b"mx")
+    )
     with pytest.raises(BrokerAuthError):
         await broker.client.script(verb, *arguments)
     server.grant()

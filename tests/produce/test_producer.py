@@ -14,7 +14,7 @@ from kits.servers import RedisServer
 from kits.waiting import pass_time, until, within
 
 from fluidfast.brokers.base import TaskBroker
-from fluidfast.brokers.contract import EnqueueBatch
+from fluidfast.brokers.contract import MAX_ENQUEUED, EnqueueBatch
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.scripts import load
 from fluidfast.errors import BrokerConnectionError, BrokerError, BrokerFullError, ConnectionLostError
@@ -123,14 +123,16 @@ class TestCoalescing:
         batches = Batches(broker, monkeypatch)
         most = 0
         futures = []
-        for payload in numbered(7 * MAX_BATCH):
+        for payload in numbered(12 * MAX_BATCH):
             futures.append(submit(producer, payload))
-            most = max(most, len(producer._in_flight))
+            if len(futures) < MAX_IN_FLIGHT * MAX_BATCH + MAX_ENQUEUED:
+                most = max(most, len(producer._in_flight))
         await within(asyncio.gather(*futures))
-        assert most <= MAX_IN_FLIGHT
+        assert most == MAX_IN_FLIGHT
+        assert max(map(len, batches.sent)) == MAX_ENQUEUED
         assert batches.sent[0].sequence == 1
         assert [batch.sequence for batch in batches.sent] == list(range(1, len(batches.sent) + 1))
-        assert await take_all(broker) == numbered(7 * MAX_BATCH)
+        assert await take_all(broker) == numbered(12 * MAX_BATCH)
 
     async def test_large_payloads_make_small_batches(
         self, broker: RedisTaskBroker, producer: Producer, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ statuses) goes through redis-py, as ``redis_cli``.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Any, NamedTuple
@@ -45,13 +45,13 @@ from ._resp import pack
 from .channel import RedisChannel
 from .client import REPLY_SECONDS, RedisClient, milliseconds
 from .inspect import RedisInspection, glob_escaped
-from .keys import DEFAULT_NAME, Keys
+from .keys import DEFAULT_NAME, Keys, run_id_of
 from .link import Link, LinkLost, ServerReply
 from .lock import BrokerLock
 from .rights import CONSUMER, PRODUCER
-from .scripts import load
+from .scripts import ROOM, command, cut, load
 from .servers import OPTIONS
-from .wakeup import Inboxes, WakeUp, enabled_by_name
+from .wakeup import MAX_FLAGS, Inboxes, WakeUp, enabled_by_name, renewals
 
 __all__ = ["RedisTaskBroker"]
 
@@ -109,6 +109,7 @@ class RedisTaskBroker(RedisInspection):
             left=self._left_loop,
         )
         self.redis_cli = self.client.redis_cli
+        self._declare = self.client.declare
         self.inboxes = Inboxes(self.client)
         self._wakeups: dict[str, WakeUp] = {}
         self._renewing: dict[str, redis.Redis] = {}  # of the threads that renew, by consumer
@@ -252,8 +253,8 @@ class RedisTaskBroker(RedisInspection):
     async def push_once(self, key: str, seconds: float, priority: int, payload: bytes) -> bool:
         # A producer of one batch: its mark and the push are one script.
         counts = [int(priority == number) for number in range(3)]
-        arguments = (f"once:{key}", 1, milliseconds(seconds), 0, *counts, payload)
-        (pushed, _), durable = await self.client.durably("enqueue", *arguments)
+        arguments = (1, milliseconds(seconds), 0, *counts, payload)
+        (pushed, _), durable = await self.client.durably("enqueue", self._declare.enqueue(f"once:{key}"), *arguments)
         if pushed and not durable:  # else it was another call's, which was told
             raise self.client.not_durable(1)
         return bool(pushed)
@@ -261,8 +262,9 @@ class RedisTaskBroker(RedisInspection):
     async def push_after(
         self, mark: str, after: int, at: int, seconds: float, priority: int, payload: bytes
     ) -> tuple[bool, int]:
+        declared = self._declare.fire(mark, PRIORITIES[priority])
         (pushed, found), durable = await self.client.durably(
-            "fire", mark, after, at, milliseconds(seconds), PRIORITIES[priority], payload
+            "fire", declared, after, at, milliseconds(seconds), payload
         )
         if pushed and not durable:
             raise self.client.not_durable(1)
@@ -285,12 +287,13 @@ class RedisTaskBroker(RedisInspection):
             await self.client.redis(action)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
-        flat: list[Any] = [new_id(), DELAY_MS]
-        for seconds, priority, payload in entries:
-            flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
-        _, durable = await self.client.durably("delay", *flat)
-        if not durable:
-            raise self.client.not_durable(len(entries))
+        for part in cut(entries, 2):
+            flat: list[Any] = [DELAY_MS]
+            for seconds, priority, payload in part:
+                flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
+            _, durable = await self.client.durably("delay", self._declare.delay(new_id()), *flat)
+            if not durable:
+                raise self.client.not_durable(len(part))
 
     # -- consuming
 
@@ -310,23 +313,25 @@ class RedisTaskBroker(RedisInspection):
         batch = inboxes.new_batch()
         letters = "".join(LETTERS[PRIORITIES.index(priority)] for priority in self.options.queues)
         count, lease = min(limit, MAX_CLAIM), milliseconds(self.options.lease_seconds)
+        known: dict[str, bool] = {}
+        if len(tasks) > MAX_FLAGS:  # first: what is claimed is not to wait for it
+            known, tasks = await self._enabled(tasks[MAX_FLAGS:]), tasks[:MAX_FLAGS]
+        declared = self._declare.claim(consumer, batch, self.options.queues, tasks)
 
-        def command(lost: int) -> bytes:
+        def packed(lost: int) -> bytes:
             # An answer that was lost may be too much for this connection. So half goes back, and others may have it.
             # Each try asks for less than the one before: a try that reaches the server late takes nothing back.
             limit = min(count, max(1, count >> lost))
-            return pack(
-                (
-                    "EVALSHA", load("claim").sha, 1, self.client.prefix, consumer, batch, limit,
-                    max_bytes >> lost, lease, letters, int(idle) + 2 * int(waits), *tasks,
-                )
+            return command(
+                "claim", declared, consumer, batch, limit, max_bytes >> lost, lease, letters,
+                int(idle) + 2 * int(waits),
             )  # fmt: skip
 
         inboxes.claiming.add(batch)
         inboxes.asking[consumer] += 1
         emptied = b""
         try:
-            given, flags, suspects, strikes, alone, at, emptied = await self.client.ask(command)
+            given, flags, suspects, strikes, alone, at, emptied = await self.client.ask(packed)
         except BaseException:  # the server may do it yet
             inboxes.unsure.add(consumer)
             raise
@@ -345,10 +350,19 @@ class RedisTaskBroker(RedisInspection):
             struck = {strikes[i].decode(): int(strikes[i + 1]) for i in range(0, len(strikes), 2)}
             for item in items:
                 item.strikes = struck.get(item.field, 0)
-        enabled = enabled_by_name(tasks, flags)
+        enabled = enabled_by_name(tasks, flags) | known
         # a claim whose reply was lost gives what it gave, and no longer knows where that came from
         suspect = bool(alone) or (bool(strikes) and any(item.strikes >= SUSPECT_AFTER for item in items))
         return Claim(batch, items, enabled, alone=suspect, suspects=suspects, at=at)
+
+    async def _enabled(self, tasks: Sequence[str]) -> dict[str, bool]:
+        async def action() -> Any:
+            pipe = self.redis_cli.pipeline(transaction=False)
+            for name in tasks:
+                pipe.hget(self.keys.task(name), "enabled")
+            return await pipe.execute()
+
+        return enabled_by_name(tasks, await self.client.redis(action))
 
     def look_seconds(self, consumer: str) -> float:
         wakeup = self._wakeups.get(consumer)
@@ -358,33 +372,34 @@ class RedisTaskBroker(RedisInspection):
 
     async def settle(self, settlement: Settlement) -> bool:
         await self.inboxes.adopt()
-        s = settlement
-        arguments: list[Any] = [s.batch, REPLY_MS]
-        if s.whole:
-            arguments.append("*")
-        else:
-            arguments += (len(s.done), *s.done)
-        arguments.append(len(s.retries))
+        if arguments_of(settlement) <= ROOM:
+            return await self._settle(settlement)
+        for part in parts(settlement):
+            if not await self._settle(part):
+                return False
+        return True
+
+    async def _settle(self, s: Settlement) -> bool:
+        arguments: list[Any] = [
+            s.batch, REPLY_MS, "*" if s.whole else len(s.done), len(s.retries), len(s.dead) + len(s.failed),
+            len(s.info), len(s.replies), len(s.slots), len(s.survived),
+        ]  # fmt: skip
+        if not s.whole:
+            arguments += s.done
         for seconds, priority, payload in s.retries:
             arguments += (milliseconds(seconds), LETTERS[priority].encode() + payload)
-        arguments.append(len(s.dead) + len(s.failed))
         for field, reason in s.dead:
-            arguments += (field, "dead", header(reason))
+            arguments += ("d" + field, header(reason))
         for field, reason in s.failed:
-            arguments += (field, "failed", header(reason))
-        arguments.append(len(s.info))
-        for task, (end, duration, state) in s.info.items():
-            arguments += (task, f'"{end}"', msgspec.json.encode(timedelta(seconds=duration)), f'"{state}"')
-        arguments.append(len(s.replies))
-        for manager_id, payload in s.replies:
-            arguments += (manager_id, payload)
-        arguments.append(len(s.slots))
-        for task, slot in s.slots:
-            arguments += (task, slot)
-        arguments += (len(s.survived), *s.survived)
+            arguments += ("f" + field, header(reason))
+        for end, duration, state in s.info.values():
+            arguments += (f'"{end}"', msgspec.json.encode(timedelta(seconds=duration)), f'"{state}"')
+        arguments += [payload for _, payload in s.replies]
+        arguments += [slot for _, slot in s.slots]
+        arguments += s.survived
         if s.dead or s.failed:
             arguments += (*self.bounds("dead"), *self.bounds("failed"))
-        answer = await self.client.script("settle", *arguments)
+        answer = await self.client.script("settle", self._declare.settle(s), *arguments)
         if isinstance(answer, bytes):
             reason = printable(answer.decode(errors="replace"))
             logger.error("broker %s: runs are settled, but not all of their records: %s", self.url, reason)
@@ -397,7 +412,7 @@ class RedisTaskBroker(RedisInspection):
 
     async def release(self, batch: str, fields: Sequence[str]) -> int:
         await self.inboxes.adopt()
-        return int(await self.client.script("release", batch, SUSPECT_AFTER, *fields))
+        return int(await self.client.script("release", self._declare.release(batch), batch, SUSPECT_AFTER, *fields))
 
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
         return await self.inboxes.renew(consumer, batches, slots)
@@ -408,18 +423,20 @@ class RedisTaskBroker(RedisInspection):
         script = load("renew")
 
         def renew(batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
-            flat = [part for slot in slots for part in slot]
             began = monotonic()
             wakeup = self._wakeups.get(consumer)
             claiming = [*self.inboxes.claiming.copy(), *self.inboxes.adoptions.copy()]
-            every = [*batches, *claiming]
-            arguments: list[Any] = [self.client.prefix, consumer, milliseconds(lease), len(every), *every, *flat]
-            lost: Any
+            lost: list[Any] = []
             nonlocal client
             try:
-                lost = client.evalsha(script.sha.decode(), 1, *arguments)
-            except redis.exceptions.NoScriptError:
-                lost = client.eval(script.text.decode(), 1, *arguments)
+                for some, held in renewals([*batches, *claiming], slots):
+                    keys, names = self._declare.renew(held), [slot for _, slot in held]
+                    arguments: list[Any] = [*keys, consumer, milliseconds(lease), len(some), *some, *names]
+                    try:
+                        answer: Any = client.evalsha(script.sha.decode(), len(keys), *arguments)
+                    except redis.exceptions.NoScriptError:
+                        answer = client.eval(script.text.decode(), len(keys), *arguments)
+                    lost += answer
             except redis.exceptions.RedisError:  # the keys may be elsewhere by now
                 client.close()
                 client = self._renewing[consumer] = self.client.server.sync_client(max(0.5, lease / 3))
@@ -433,7 +450,7 @@ class RedisTaskBroker(RedisInspection):
     def yielder(self, consumer: str) -> Callable[[], object] | None:
         patience = max(0.5, self.options.lease_seconds / 3)
         client = self.client.server.sync_client(patience)
-        script = load("farewell")
+        script, keys = load("farewell"), self._declare.farewell(consumer)
         wakeup = self._wakeups.setdefault(
             consumer, WakeUp(self.client, self.inboxes, consumer)
         )  # it may wait while we give back
@@ -441,7 +458,7 @@ class RedisTaskBroker(RedisInspection):
         def give_back() -> object:
             alone = wakeup.gives_back()
             try:
-                count: object = client.eval(script.text.decode(), 1, self.client.prefix, consumer, 0, alone)
+                count: object = client.eval(script.text.decode(), len(keys), *keys, consumer, 0, alone)
             except BaseException:  # the server may do it yet
                 wakeup.gave_back(monotonic() + patience)
                 raise
@@ -458,8 +475,9 @@ class RedisTaskBroker(RedisInspection):
             [(name, seen.deadline) for name, seen in before.items() if now >= seen.confirmed_at]
             for before in (self._seen_expired, self._seen_silent)
         )
+        declared = self._declare.reap([name for name, _ in batches], [name for name, _ in consumers])
         expired, silent, taken, server_ms, shortest = await self.client.script(
-            "reap", SUSPECT_AFTER, DEAD_AFTER, milliseconds(self.options.lease_seconds),
+            "reap", declared, SUSPECT_AFTER, DEAD_AFTER, milliseconds(self.options.lease_seconds),
             header(WORKER_DIED), int(self._went_back),
             len(batches), *(part for pair in batches for part in pair),
             len(consumers), *(part for pair in consumers for part in pair), *self.bounds("dead"),
@@ -486,7 +504,7 @@ class RedisTaskBroker(RedisInspection):
     async def promote(self) -> float | None:
         if self._none_delayed and not await self.client.call(pack(("ZRANGE", self.keys.delayed, 0, 0))):
             return None  # what an idle consumer asks once a second costs one command
-        moved, wait = await self.client.script("promote", MAX_PROMOTED)
+        moved, wait = await self.client.script("promote", self._declare.promote(), MAX_PROMOTED)
         self._none_delayed = wait < 0
         if moved >= MAX_PROMOTED:
             return 0.0
@@ -505,7 +523,7 @@ class RedisTaskBroker(RedisInspection):
             await wakeup.unblock()
             await self.inboxes.adopt()
             wakeup.claimed("*")  # with one that did not end in time
-            await self.client.script("farewell", consumer, 0, "")
+            await self.client.script("farewell", self._declare.farewell(consumer), consumer, 0, "")
             wakeup.moved = False
 
     async def farewell(self, consumer: str) -> None:
@@ -519,29 +537,46 @@ class RedisTaskBroker(RedisInspection):
                 await wakeup.close()
         await self.inboxes.adopt()
         # One whose inbox may yet get something stays known until its lease has run out: that is then taken back.
-        await self.client.script("farewell", consumer, int(no_more), "")
+        await self.client.script("farewell", self._declare.farewell(consumer), consumer, int(no_more), "")
         self.inboxes.unsure.discard(consumer)
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:
-        lease = milliseconds(self.options.lease_seconds)
-        seconds = min(task.timeout_seconds, MAX_VISIBLE_SECONDS)
-        visible = math.ceil(seconds + min(10, max(1, seconds / 2)))
-        fleet = self.options.fleet
-        arguments = (task.name, slot, task.max_concurrency, lease, visible, fleet)
-        if fleet == "own":
-            return GRANTED[await self.client.script("acquire", *arguments)]
+        if self.options.fleet == "own":
+            return await self._acquire(task, slot)
 
         async def action() -> Any:
             # the lock under which aio-fluid counts what runs and adds to it
             async with self.redis_cli.lock(f"tasks:{task.name}", timeout=LOCK_SECONDS, sleep=0.02) as lock:
                 running = await self._foreign_runs(task.name)
                 await lock.reacquire()  # it has opened if that took too long, and then this raises
-                return await self.client.script("acquire", *arguments, *running)
+                return await self._acquire(task, slot, running)
 
-        return GRANTED[await self.client.redis(action)]
+        granted: bool | None = await self.client.redis(action)
+        return granted
+
+    async def _acquire(self, task: Task[Any], slot: str, running: Sequence[bytes] = ()) -> bool | None:
+        """Take a slot. ``running``: ids of runs that aio-fluid's keys name."""
+        seconds = min(task.timeout_seconds, MAX_VISIBLE_SECONDS)
+        visible = math.ceil(seconds + min(10, max(1, seconds / 2)))
+        lease = milliseconds(self.options.lease_seconds)
+        expired: list[str] = []
+        while True:
+            arguments = [slot, task.max_concurrency, lease, visible, self.options.fleet, len(expired), *expired]
+            if running:
+                # an id that is no text is not one of ours; that there is one counts
+                ids = [run_id.decode(errors="replace") for run_id in running]
+                arguments.append(msgspec.msgpack.encode(ids))
+            answer = await self.client.script("acquire", self._declare.acquire(task.name, slot, expired), *arguments)
+            if not isinstance(answer, list):
+                return GRANTED[answer]
+            # dead workers' slots: the script frees those whose keys it is given
+            expired = [name.decode() for name in answer]
+            freed = {run_id_of(name).encode() for name in expired}
+            running = [run_id for run_id in running if run_id not in freed]
 
     async def free(self, slots: Sequence[tuple[str, str]]) -> None:
-        await self.client.script("free", *(part for slot in slots for part in slot))
+        for part in cut(slots, 3):
+            await self.client.script("free", self._declare.free(part), *(slot for _, slot in part))
 
     async def _foreign_runs(self, task_name: str) -> list[bytes]:
         """Ids of the runs of a task that have one of aio-fluid's keys, which our own runs have too."""
@@ -587,6 +622,30 @@ class RedisTaskBroker(RedisInspection):
     async def first(self, key: str, seconds: float) -> bool:
         full = self.keys.first(key)
         return bool(await self.client.redis(lambda: self.redis_cli.set(full, b"1", nx=True, px=milliseconds(seconds))))
+
+
+def arguments_of(s: Settlement) -> int:
+    """How many arguments a settlement takes, but for the few that each takes."""
+    kept = len(s.retries) + len(s.dead) + len(s.failed)
+    records = 4 * len(s.info) + 2 * len(s.replies) + 3 * len(s.slots) + len(s.survived)
+    return (0 if s.whole else len(s.done)) + 2 * kept + records
+
+
+def parts(s: Settlement) -> Iterator[Settlement]:
+    """Cut a settlement that is too long for one call.
+
+    The records come first, while the lease holds the runs: then they are refused if it is lost, and sent once more
+    with a settlement that is. All that moves runs is the last part, one step as ever: a batch has 1000 of them at most.
+    """
+    for info in cut(list(s.info.items()), 4):
+        yield Settlement(s.batch, info=dict(info))
+    for replies in cut(s.replies, 2):
+        yield Settlement(s.batch, replies=list(replies))
+    for slots in cut(s.slots, 3):
+        yield Settlement(s.batch, slots=list(slots))
+    if s.survived:
+        yield Settlement(s.batch, survived=s.survived)
+    yield Settlement(s.batch, s.whole, s.done, s.retries, s.dead, failed=s.failed)
 
 
 class Sighting(NamedTuple):

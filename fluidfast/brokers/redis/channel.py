@@ -10,7 +10,7 @@ from ._lane import Lane
 from ._resp import pack
 from .client import RedisClient, is_durable
 from .link import Link, ServerReply, Transaction
-from .scripts import load
+from .scripts import command
 
 __all__ = ["BEGIN", "COMMIT", "RedisChannel"]
 
@@ -36,7 +36,6 @@ class RedisChannel(Lane):
         self.client = client
         self.link = link
         self.durable = durable
-        self.sha = load("enqueue").sha
         self.queues = [client.keys.queue(priority) for priority in PRIORITIES]
         self.may_watch = True
 
@@ -95,16 +94,14 @@ class RedisChannel(Lane):
             push = pack(("LPUSH", self.queues[0 if high else 1 if medium else 2], *(high or medium or low)))
             link.send(b"".join((BEGIN, write, push, COMMIT, watch)), Transaction(answered, 4), guarded)
         else:
-            command = pack(
-                (
-                    "EVALSHA", self.sha, 1, client.prefix, batch.producer, batch.sequence, PRODUCER_MS, batch.behind,
-                    len(high), len(medium), len(low), *high, *medium, *low,
-                )
+            packed = command(
+                "enqueue", client.declare.enqueue(batch.producer), batch.sequence, PRODUCER_MS, batch.behind,
+                len(high), len(medium), len(low), *high, *medium, *low,
             )  # fmt: skip
             if watches:  # EXEC forgets what was watched before; and whether we have the right to them is found out
-                link.send(b"".join((command, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
+                link.send(b"".join((packed, BEGIN, COMMIT, watch)), answered, Transaction(guarded, 3))
             else:
-                link.send(command, answered)
+                link.send(packed, answered)
         if durable is not None:
             link.send(durable, safe)
 

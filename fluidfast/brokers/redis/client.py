@@ -30,10 +30,10 @@ from ...errors import (
 )
 from ..url import BrokerOptions, BrokerURL
 from ._resp import pack
-from .keys import Keys
+from .keys import Declared, Keys, ScriptKeys
 from .link import Link, LinkLost, ServerReply
 from .rights import PRODUCER, commands_of, memory_policy, missing_rights, warn_of_eviction
-from .scripts import NAMES, load
+from .scripts import NAMES, command, load
 from .servers import ServerFinder, finder, first_word
 
 __all__ = ["RECONNECT_SECONDS", "REPLY_SECONDS", "RedisClient", "is_durable", "milliseconds"]
@@ -53,7 +53,7 @@ class RedisClient:
     """The way of one broker, or of one shard, to its server.
 
     ``options`` are the broker's, and may change. ``is_in_use``: whether connections that belong to an event loop may
-    not be left for those of another one. ``left`` is called when they were. ``prefix``: the key of each script.
+    not be left for those of another one. ``left`` is called when they were. ``declare``: makes the KEYS of each script.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RedisClient:
         self.url = url
         self.options = options
         self.keys = keys
-        self.prefix = keys.prefix.encode()
+        self.declare = ScriptKeys(keys)
         self.is_in_use = is_in_use
         self.server = self.new_server()
         self.redis_cli: Redis = redis_cli or self.server.client
@@ -315,23 +315,23 @@ class RedisClient:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    async def script(self, name: str, *arguments: Any) -> Any:
-        """Run a script of ``lua/`` that may run twice. Raises as ``patiently``."""
-        return await self.call(pack(("EVALSHA", load(name).sha, 1, self.prefix, *arguments)))
+    async def script(self, name: str, keys: Declared, *arguments: Any) -> Any:
+        """Run a script of ``lua/`` that may run twice. ``keys`` are from ``declare``. Raises as ``patiently``."""
+        return await self.call(command(name, keys, *arguments))
 
-    async def call(self, command: bytes) -> Any:
+    async def call(self, packed: bytes) -> Any:
         """Return the answer to a packed command that may run twice. Raises as ``patiently``."""
-        return await self.ask(lambda lost: command)
+        return await self.ask(lambda lost: packed)
 
-    async def ask(self, command: Callable[[int], bytes]) -> Any:
-        """As ``call``, of the command that ``command`` packs, given how many answers were lost so far."""
+    async def ask(self, packed: Callable[[int], bytes]) -> Any:
+        """As ``call``, of the command that ``packed`` gives, told how many answers were lost so far."""
         lost = 0
 
         async def once() -> Any:
             nonlocal lost
             link = await self.link()
             try:
-                return await link.call(command(lost))
+                return await link.call(packed(lost))
             except (ServerReply, LinkLost) as exc:
                 lost += isinstance(exc, LinkLost)
                 raise self.error(exc, link) from exc
@@ -460,17 +460,17 @@ class RedisClient:
             f"durability={self.options.durability!r} within {self.options.durability_seconds} s"
         )
 
-    async def durably(self, name: str, *arguments: Any) -> tuple[Any, bool]:
+    async def durably(self, name: str, keys: Declared, *arguments: Any) -> tuple[Any, bool]:
         """Run a script that queues runs. Gives its answer, and whether they are as safe as ``durability`` demands."""
         durable = self.durable_command()
         if durable is None:
-            return await self.script(name, *arguments), True
-        command = pack(("EVALSHA", load(name).sha, 1, self.prefix, *arguments))
+            return await self.script(name, keys, *arguments), True
+        packed = command(name, keys, *arguments)
 
         async def once() -> Any:
             link = await self.durable_link()
             try:
-                reply, safe = link.call(command), link.call(durable)
+                reply, safe = link.call(packed), link.call(durable)
                 return await reply, await safe
             except (ServerReply, LinkLost) as exc:
                 raise self.error(exc, link) from exc

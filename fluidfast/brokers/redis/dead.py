@@ -51,18 +51,20 @@ class RedisSifter(Sifter):
         self.page: dict[tuple[str, bytes], bytes] = {}
 
     async def __aenter__(self) -> Self:
-        await self.client.script("sift", self.kind, self.cursor, 0, 0, 0)
+        await self.client.script("sift", self.client.declare.sift(self.kind), self.kind, self.cursor, 0, 0, 0)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         with suppress(BrokerError):  # then the cursor is forgotten after an hour
             if not isinstance(exc_info[1], BrokerError):
-                await self.client.script("sift", self.kind, self.cursor, -1, 0, 0)
+                await self.client.script("sift", self.client.declare.sift(self.kind), self.kind, self.cursor, -1, 0, 0)
 
     async def turn(self, limit: int = PAGE_ENTRIES) -> list[tuple[str, bytes]]:
+        declared = self.client.declare.sift(self.kind)
         while True:
             self.pages += 1
-            page = self.found(await self.client.script("sift", self.kind, self.cursor, self.pages, limit, PAGE_BYTES))
+            arguments = (self.kind, self.cursor, self.pages, limit, PAGE_BYTES)
+            page = self.found(await self.client.script("sift", declared, *arguments))
             there = [entry for entry in page if entry]
             if there or not page:
                 parts = [parted(entry) for entry in there]
@@ -71,9 +73,10 @@ class RedisSifter(Sifter):
 
     async def take(self, actions: Sequence[Exhume]) -> int:
         count = 0
+        declared = self.client.declare.exhume(self.kind)
         for flat in slices(actions, self.page):
             self.taken += 1
-            count += self.found(await self.client.script("exhume", self.kind, self.cursor, self.taken, *flat))
+            count += self.found(await self.client.script("exhume", declared, self.kind, self.cursor, self.taken, *flat))
         return count
 
     def found(self, reply: Any) -> Any:

@@ -2,14 +2,19 @@
 tag, so one Cluster slot.
 
 The first group is aio-fluid's, so that both libraries share one set of queues; the ``ff:`` group is ours and
-invisible to it.
+invisible to it. ``ScriptKeys`` puts them together for each script.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ...core.states import TaskPriority
+from ...core.states import PRIORITIES, TaskPriority
 
-__all__ = ["DEFAULT_NAME", "Keys"]
+if TYPE_CHECKING:
+    from ..contract import Settlement
+
+__all__ = ["DEFAULT_NAME", "Declared", "Keys", "ScriptKeys", "run_id_of"]
 
 DEFAULT_NAME = "redis-task-broker"
 
@@ -46,7 +51,16 @@ class Keys:
         """String with a TTL: why a run was aborted."""
         return f"{self.prefix}-aborted-{run_id}"
 
-    # ours (the scripts in lua/ derive the same names from the prefix)
+    # ours
+
+    @property
+    def nothing(self) -> str:
+        """A key that holds nothing, but while a script tries on it which commands its user may call.
+
+        Every script declares it first. A Cluster node that is moving the slot to another one answers such a call with
+        ASK or TRYAGAIN, since it does not have all of the keys, and so runs no script on half of them.
+        """
+        return f"{self.prefix}-ff:nothing"
 
     def lease(self, batch: str) -> str:
         """Hash: field (priority letter and index) -> payload, of one claimed batch."""
@@ -138,3 +152,123 @@ class Keys:
     def first(self, key: str) -> str:
         """String with a TTL: somebody was the first to do this (a due time of a schedule)."""
         return f"{self.prefix}-ff:first:{key}"
+
+
+Declared = tuple[str | bytes, ...]
+"""The KEYS of one call of a script."""
+
+
+class ScriptKeys:
+    """The KEYS of each script in ``lua/``, in the order that its header says, by the method of the script's name.
+
+    Names that hold no batch, consumer, task or producer are made once, as bytes.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        def made(*names: str) -> tuple[bytes, ...]:
+            return tuple(name.encode() for name in names)
+
+        self.keys = keys
+        self._inbox = f"{keys.prefix}-ff:inbox:"
+        self._lease = f"{keys.prefix}-ff:lease:"
+        self._lease_bytes = self._lease.encode()
+        self._nothing = made(keys.nothing)
+        self._leases, self._delayed, self._strikes, self._suspect = made(
+            keys.leases, keys.delayed, keys.strikes, keys.suspect
+        )
+        self._consumers = made(keys.consumers, keys.consumer_leases)
+        self._queues = made(*map(keys.queue, PRIORITIES))
+        self._queue_of = dict(zip(PRIORITIES, self._queues, strict=True))
+        self._claim = self._leases, self._suspect, self._strikes, *self._consumers
+        self._gave_up = made(keys.gave_up("dead"), keys.gave_up("failed"), keys.kept, keys.sifts)
+        self._reap = (
+            *self._nothing, self._leases, *self._consumers, self._strikes, self._suspect,
+            *made(keys.dead, keys.kept, keys.sifts), *self._queues,
+        )  # fmt: skip
+        self._tasks: tuple[tuple[str, ...], tuple[bytes, ...]] = (), ()
+
+    def enqueue(self, producer: str) -> Declared:
+        return (*self._nothing, self.keys.producer(producer), *self._queues)
+
+    def delay(self, call: str) -> Declared:
+        return (*self._nothing, self.keys.producer(call), self._delayed)
+
+    def fire(self, mark: str, priority: TaskPriority | str) -> Declared:
+        return (*self._nothing, self.keys.mark(mark), self.keys.queue(priority))
+
+    def promote(self) -> Declared:
+        return (*self._nothing, self._delayed, *self._queues)
+
+    def claim(
+        self, consumer: str, batch: str, queues: Sequence[TaskPriority] = (), tasks: Sequence[str] = ()
+    ) -> Declared:
+        inbox = f"{self._inbox}{consumer}:"
+        pairs = [key for queue in queues for key in (inbox + queue, self._queue_of[queue])]
+        return (*self._nothing, self._lease + batch, *self._claim, *pairs, *self.tasks(tasks))
+
+    def peek(self, consumer: str, priority: TaskPriority, tasks: Sequence[str] = ()) -> Declared:
+        inbox = f"{self._inbox}{consumer}:{priority}"
+        return (*self._nothing, inbox, self._suspect, self._strikes, *self.tasks(tasks))
+
+    def tasks(self, names: Sequence[str]) -> tuple[bytes, ...]:
+        """The infos of tasks. A consumer asks for those of the same tasks again and again."""
+        names = tuple(names)
+        if self._tasks[0] != names:
+            self._tasks = names, tuple(self.keys.task(name).encode() for name in names)
+        return self._tasks[1]
+
+    def adopt(self, consumer: str, batch: str, priority: TaskPriority) -> Declared:
+        return (*self._nothing, self._lease + batch, self._leases, f"{self._inbox}{consumer}:{priority}")
+
+    def settle(self, settlement: "Settlement") -> Declared:
+        s, keys = settlement, self.keys
+        declared: list[str | bytes] = [*self._nothing, self._lease + s.batch, self._leases]
+        if s.retries:
+            declared.append(self._delayed)
+        if s.dead or s.failed:
+            declared += self._gave_up
+        if s.survived:
+            declared.append(self._strikes)
+        declared += map(keys.task, s.info)
+        if s.replies:
+            declared += [keys.reply(address) for address, _ in s.replies]
+        if s.slots:
+            declared += self._slots(s.slots)
+        return tuple(declared)
+
+    def _slots(self, slots: Sequence[tuple[str, str]]) -> Declared:
+        keys = self.keys
+        return tuple(key for task, slot in slots for key in (keys.slots(task), keys.task_run(task, run_id_of(slot))))
+
+    def release(self, batch: str) -> Declared:
+        return (*self._nothing, self._lease + batch, self._leases, self._strikes, self._suspect, *self._queues)
+
+    def renew(self, slots: Sequence[tuple[str, str]] = ()) -> Declared:
+        return (*self._nothing, self._leases, *self._consumers, *self._slots(slots))
+
+    def free(self, slots: Sequence[tuple[str, str]] = ()) -> Declared:
+        return (*self._nothing, *self._slots(slots))
+
+    def acquire(self, task: str, slot: str, expired: Sequence[str] = ()) -> Declared:
+        runs = (self.keys.task_run(task, run_id_of(name)) for name in (slot, *expired))
+        return (*self._nothing, self.keys.slots(task), *runs)
+
+    def reap(self, batches: Sequence[bytes] = (), consumers: Sequence[bytes] = ()) -> Declared:
+        inboxes = (b"%b%b:%b" % (self._inbox.encode(), name, p.encode()) for name in consumers for p in PRIORITIES)
+        return (*self._reap, *(self._lease_bytes + batch for batch in batches), *inboxes)
+
+    def farewell(self, consumer: str) -> Declared:
+        inboxes = (f"{self._inbox}{consumer}:{priority}" for priority in PRIORITIES)
+        return (*self._nothing, *self._consumers, *inboxes, *self._queues)
+
+    def sift(self, kind: str) -> Declared:
+        return (*self._nothing, self.keys.gave_up(kind), self.keys.sifts)
+
+    def exhume(self, kind: str) -> Declared:
+        return (*self._nothing, self.keys.gave_up(kind), self.keys.kept, self.keys.sifts, *self._queues)
+
+
+def run_id_of(slot: str) -> str:
+    """The run id in a slot's name, ``FENCE RUN-ID`` (see ``TaskBroker.acquire``)."""
+    fence, space, run_id = slot.partition(" ")
+    return run_id if fence and space else slot

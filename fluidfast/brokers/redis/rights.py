@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ...core.states import PRIORITIES
 from ._resp import pack
-from .keys import Keys
+from .keys import Keys, ScriptKeys
 from .link import Link, ServerReply
 from .scripts import load
 
@@ -29,7 +29,8 @@ _denied: set[str] = set()
 def commands_of(role: str, keys: Keys) -> Mapping[str, Sequence[Command]]:
     """Commands that a role cannot do without, by the name of the right. Of several calls, one has to be allowed."""
     queues = [keys.queue(priority) for priority in PRIORITIES]
-    evalsha = [("EVALSHA", load("enqueue").sha, 1, keys.prefix)]
+    declared = ScriptKeys(keys).enqueue("p")
+    evalsha = [("EVALSHA", load("enqueue").sha, len(declared), *declared)]
     if role == PRODUCER:
         mark = keys.producer("p")
         return {
@@ -43,7 +44,7 @@ def commands_of(role: str, keys: Keys) -> Mapping[str, Sequence[Command]]:
     lease, inbox, slots = keys.lease("b"), keys.inbox("c", "low"), keys.slots("t")
     return {
         "evalsha": evalsha,
-        "eval": [("EVAL", "return 1", 1, keys.prefix)],
+        "eval": [("EVAL", "return 1", 1, keys.nothing)],
         "client|id": [("CLIENT", "ID")],
         "client|unblock": [("CLIENT", "UNBLOCK", 0)],
         "time": [("TIME",)],

@@ -267,9 +267,8 @@ class ClusterNode(ServerFinder):
     """``redis+cluster://[user:password@]host:port,host:port``: the node that holds the slot of the broker's name.
 
     All keys of a broker stand on one hash tag, so one node serves them all. While the slot is on its way to another
-    node,
-    scripts are answered with ASK (their key, the bare prefix, exists nowhere), and we wait until it has arrived: to
-    follow would split queues over two nodes.
+    node, it answers scripts with ASK or TRYAGAIN (they all declare ``Keys.nothing``, which is never there), and we wait
+    until the slot has arrived: to follow would split queues over two nodes.
     """
 
     def __init__(self, url: BrokerURL, name: str, max_connections: int) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -16,9 +16,9 @@ from ..contract import Claim
 from ._resp import pack
 from .client import RedisClient, milliseconds
 from .link import Link, LinkLost, ServerReply, give
-from .scripts import load
+from .scripts import ROOM, command, cut
 
-__all__ = ["Adoption", "Blocked", "Inboxes", "WakeUp", "enabled_by_name"]
+__all__ = ["MAX_FLAGS", "Adoption", "Blocked", "Inboxes", "WakeUp", "enabled_by_name", "renewals"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ REFUSED_SECONDS = 0.5
 KNOWN_SHARE = 0.4
 """Of a lease: a blocking call is sent only if the server heard of the consumer no longer ago. The keeper renews after a
 third; the call blocks for half a lease at most, and so ends before the consumer can be given up."""
+MAX_FLAGS = ROOM
+"""Tasks whose enabled flag one call of a script reads."""
 MAX_STARTED = 1 << 16
 """Bytes of a payload that starts before it is under a lease: it is sent once more to get there."""
 
@@ -100,15 +102,19 @@ class Inboxes:
         lease = milliseconds(self.client.options.lease_seconds)
         while self.adoptions:
             one = next(iter(self.adoptions.values()))
-            await self.client.script("adopt", one.consumer, one.batch, lease, one.letter, one.payload)
+            declared = self.client.declare.adopt(one.consumer, one.batch, PRIORITIES[LETTERS.index(one.letter)])
+            await self.client.script("adopt", declared, one.batch, lease, one.letter, one.payload)
             self.adoptions.pop(one.batch, None)
 
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]]) -> list[str]:
         """``TaskBroker.renew``: the server hears first of what was started."""
         await self.adopt()
         lease = milliseconds(self.client.options.lease_seconds)
-        flat = [part for slot in slots for part in slot]
-        lost = await self.client.script("renew", consumer, lease, len(batches), *batches, *flat)
+        lost: list[bytes] = []
+        for some, held in renewals(batches, slots):
+            names = [slot for _, slot in held]
+            declared = self.client.declare.renew(held)
+            lost += await self.client.script("renew", declared, consumer, lease, len(some), *some, *names)
         return [batch.decode() for batch in lost]
 
 
@@ -168,6 +174,8 @@ class WakeUp:
 
         Gives the run to start, if ``tasks`` says whose enabled flag is wanted; None: claim.
         """
+        if tasks is not None and len(tasks) > MAX_FLAGS:
+            tasks = None
         self.tasks = tasks or ()
         for priority in self.client.options.queues:
             if priority not in self.pending or self.pending[priority].in_vain:
@@ -306,7 +314,7 @@ class WakeUp:
         block = pack(
             ("BLMOVE", client.keys.queue(priority), inbox, "RIGHT", "LEFT", f"{client.block_seconds:.3f}"),
         )
-        peek = pack(("EVALSHA", load("peek").sha, 1, client.prefix, inbox, *self.tasks))
+        peek = command("peek", client.declare.peek(self.consumer, priority, self.tasks))
         blocked = Blocked(asyncio.get_running_loop().create_future(), self.tasks, self.life)
         failed: Exception | None = None
         self.pending[priority] = blocked
@@ -365,6 +373,19 @@ class WakeUp:
         for priority in list(self.links):
             self.drop(priority)
         self.pending.clear()
+
+
+def renewals(
+    batches: Sequence[str], slots: Sequence[tuple[str, str]]
+) -> Iterator[tuple[Sequence[str], Sequence[tuple[str, str]]]]:
+    """Cut what is to be renewed, so that a call of the script has room for every part."""
+    if len(batches) + 3 * len(slots) <= ROOM:
+        yield batches, slots
+    else:
+        for some in cut(batches, 1):
+            yield some, ()
+        for held in cut(slots, 3):
+            yield (), held
 
 
 def enabled_by_name(tasks: Sequence[str], flags: Sequence[bytes | None]) -> dict[str, bool]:

@@ -10,7 +10,7 @@ import pytest
 from kits.broker_kit import HIGH, LOW, MEDIUM, Sender, places, put, redis_parts, take, take_all
 
 from fluidfast.brokers.base import TaskBroker
-from fluidfast.brokers.contract import Settlement
+from fluidfast.brokers.contract import MAX_ENQUEUED, Settlement
 from fluidfast.brokers.memory.broker import MemoryTaskBroker
 from fluidfast.core.states import TaskPriority
 
@@ -100,9 +100,9 @@ class TestBatches:
         await sender.send([], [b"b"], sequence=1)
         assert await take(broker) == [b"a", b"b"]
 
-    async def test_a_batch_larger_than_lua_s_stack(self, broker: TaskBroker) -> None:
-        payloads = numbered(9001)
-        assert await Sender(broker).send(payloads[:1], payloads[1:]) == 9001
+    async def test_the_largest_batch(self, broker: TaskBroker) -> None:
+        payloads = numbered(MAX_ENQUEUED)
+        assert await Sender(broker).send(payloads[:1], payloads[1:]) == MAX_ENQUEUED
         taken = []
         while some := await take(broker):
             assert len(some) <= 1000

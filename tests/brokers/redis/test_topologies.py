@@ -531,7 +531,8 @@ ACL_LINES = (
     # default. A server before 7.2 knows neither client|setinfo nor waitaof: leave them out there.
     "user fluidfast-producer on >PASSWORD resetkeys resetchannels -@all "
     "+client|setinfo +info +multi +exec +script|load +time +wait +waitaof "
-    "(~{NAME} +evalsha) "  # the key that scripts are called with
+    # the keys that its scripts declare; what they call has to be allowed besides
+    "(~{NAME}-ff:nothing ~{NAME}-queue-* ~{NAME}-ff:producer:* ~{NAME}-ff:delayed +evalsha) "
     "(%W~{NAME}-queue-* +lpush +llen) "  # puts in, and cannot read what waits
     "(%R~{NAME}-queue-* +memory|usage) "  # max_queue_bytes
     "(%W~{NAME}-ff:delayed +zadd) "
@@ -541,7 +542,7 @@ ACL_LINES = (
     "(~{BARE}-ff:shards +get +set)",  # all give the same number of shards
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
-    "~{NAME} ~{NAME}-* ~tasks:* "
+    "~{NAME}-* ~tasks:* "
     "+client|setinfo +info +client|id +client|unblock +multi +exec +watch +script|load "
     "+evalsha +eval +time +wait +waitaof +get +set +del +unlink +exists +pexpire "
     "+lindex +llen +lrange +lpush +rpush +lpop +rpop +blmove "
@@ -711,7 +712,7 @@ async def test_rights_that_are_missing(start_server: Start, server_kind: str) ->
                 client.execute_command(*command)
         sha = client.execute_command("SCRIPT", "LOAD", "return redis.call('RPOP', '{jobs}-queue-medium')")
         with pytest.raises(redis.exceptions.ResponseError, match=REFUSED):
-            client.execute_command("EVALSHA", sha, 1, "{jobs}")
+            client.execute_command("EVALSHA", sha, 1, "{jobs}-queue-medium")
     # another broker's name, a consumer with a producer's rights, a wrong password
     for wrong in (
         with_options(server.url_as("fluidfast-producer", "secret"), name="other"),

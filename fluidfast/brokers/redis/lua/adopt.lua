@@ -1,14 +1,12 @@
 -- Put a run that was moved to a consumer's inbox, and is running already, under a lease.
 --
--- KEYS  1 the broker's prefix
--- ARGV  1 consumer   2 batch, never used before: it is the fence   3 lease in ms   4 letter of the queue   5 payload
--- returns nothing. If it is not in the inbox any more it is another consumer's, and whatever follows about the batch is refused
--- called by  Inboxes.adopt
-local prefix = KEYS[1]
-local names = {h = 'high', m = 'medium', l = 'low'}
-local lease = prefix .. '-ff:lease:' .. ARGV[2]
+-- KEYS  1 nothing   2 the lease of the batch   3 the leases   4 the inbox
+-- ARGV  1 batch, never used before: it is the fence   2 lease in ms   3 letter of the queue   4 payload
+-- returns nothing. If it is not in the inbox any more it is another consumer's, and whatever follows about the
+--         batch is refused
+-- called by  Inboxes._adopt
+local lease, leases, inbox = KEYS[2], KEYS[3], KEYS[4]
 if redis.call('EXISTS', lease) == 1 then return end -- the reply to this very call was lost
-local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[ARGV[4]]
 local found = false
 local others = {}
 -- A refused command (a right that was taken away, say) undoes the steps before it: the run stays in the inbox.
@@ -21,7 +19,7 @@ end
 local now = redis.call('TIME')
 local payload = redis.call('LPOP', inbox)
 while payload do
-  if payload == ARGV[5] and not found then
+  if payload == ARGV[4] and not found then
     found = true
   else
     others[#others + 1] = payload
@@ -30,13 +28,13 @@ while payload do
 end
 for _, other in ipairs(others) do keep(other) end
 if not found then return end
-local deadline = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[3])
-local reply = redis.pcall('ZADD', prefix .. '-ff:leases', deadline, ARGV[2])
+local deadline = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[2])
+local reply = redis.pcall('ZADD', leases, deadline, ARGV[1])
 if not refused(reply) then
-  reply = redis.pcall('HSET', lease, ARGV[4] .. '1', ARGV[5])
-  if refused(reply) then redis.pcall('ZREM', prefix .. '-ff:leases', ARGV[2]) end
+  reply = redis.pcall('HSET', lease, ARGV[3] .. '1', ARGV[4])
+  if refused(reply) then redis.pcall('ZREM', leases, ARGV[1]) end
 end
 if refused(reply) then
-  keep(ARGV[5])
+  keep(ARGV[4])
   return reply
 end

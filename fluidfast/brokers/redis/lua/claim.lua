@@ -1,31 +1,28 @@
 -- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither. What only
 -- reads comes first; if a command is refused behind that (a right that was taken away, say), all goes back.
 --
--- KEYS  1 the broker's prefix
+-- KEYS  1 nothing   2 the lease of the batch   3 the leases   4 the suspects   5 the strikes   6 the consumers
+--       7 their leases in ms   then for each queue to serve, in order, a pair: the consumer's inbox, the queue   then the
+--       info of each task whose enabled flag is wanted
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
 --       4 at most this many bytes (one run is always given). A claim that is sent again, since its answer was lost, may
 --       ask for less, and never for more: what it held beyond that goes back   5 lease in ms
 --       6 letters of the queues to serve, in order   7 a sum: 1 if the consumer runs nothing, so a suspect may be
 --       given; 2 if it waits when it is given nothing
---       8... names of tasks whose enabled flag is wanted
 -- returns {flat list of field and payload, list of flags (JSON text or false), number of suspects left,
 --          flat list of field and strikes, "1" if what was given must run alone,
 --          if something was given: the server's time in microseconds, else 0,
 --          letters of the inboxes that something was taken from, "*" if that is not known any more}
 -- called by  RedisTaskBroker.claim
-local prefix = KEYS[1]
-local lease = prefix .. '-ff:lease:' .. ARGV[2]
-local suspect = prefix .. '-ff:suspect'
-local marks = prefix .. '-ff:strikes'
-local names = {h = 'high', m = 'medium', l = 'low'}
+local lease, suspect, marks = KEYS[2], KEYS[4], KEYS[5]
 local given = {}
 local alone = 0
 local now
 local emptied = ''
 
 local flags = {}
-for i = 8, #ARGV do
-  flags[#flags + 1] = redis.call('HGET', prefix .. '-tasks-' .. ARGV[i], 'enabled')
+for i = 8 + 2 * #ARGV[6], #KEYS do
+  flags[#flags + 1] = redis.call('HGET', KEYS[i], 'enabled')
 end
 local suspects = 0
 -- one look for both, since as a rule there is neither
@@ -59,7 +56,7 @@ if #held > 0 then
   for i = #order, fit + 1, -1 do -- to the end that they came from; the first claimed is the next to be taken
     local field, payload = order[i][1], order[i][2]
     redis.call('HDEL', lease, field) -- first, since it frees: so a server that is full lets the script go on
-    local queue = prefix .. '-queue-' .. names[string.sub(field, 1, 1)]
+    local queue = KEYS[7 + 2 * string.find(ARGV[6], string.sub(field, 1, 1), 1, true)]
     if type(redis.pcall('RPUSH', queue, payload)) == 'table' then -- refused: it is given all the same
       redis.call('HSET', lease, field, payload)
       fit = i
@@ -88,7 +85,7 @@ else
   if alone == 0 then
     for i = 1, #ARGV[6] do
       local letter = string.sub(ARGV[6], i, i)
-      local key = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter]
+      local key = KEYS[6 + 2 * i]
       local before = index
       for place = 1, 2 do -- the inbox, then the queue. A function, made anew by each claim, would cost 4 % of it.
         while want > 0 and bytes > 0 and not trouble do
@@ -125,7 +122,7 @@ else
           if short then break end
         end
         if place == 1 and index > before then emptied = emptied .. letter end
-        key = prefix .. '-queue-' .. names[letter]
+        key = KEYS[7 + 2 * i]
       end
     end
   end
@@ -134,7 +131,7 @@ else
     if now.err then trouble = trouble or now end
     if not trouble then
       local deadline = now[1] * 1000 + math.floor(now[2] / 1000) + tonumber(ARGV[5])
-      local reply = redis.pcall('ZADD', prefix .. '-ff:leases', deadline, ARGV[2])
+      local reply = redis.pcall('ZADD', KEYS[3], deadline, ARGV[2])
       if type(reply) == 'number' then reply = redis.pcall('HSET', lease, unpack(given)) end -- 1000 runs fit Lua's stack
       if type(reply) == 'table' then trouble = reply end
     end
@@ -144,14 +141,14 @@ else
       return type(redis.pcall('RPUSH', key, payload)) == 'number'
         or type(redis.pcall('LPUSH', key, payload)) == 'number' -- out of its order, but there
     end
-    redis.pcall('ZREM', prefix .. '-ff:leases', ARGV[2])
+    redis.pcall('ZREM', KEYS[3], ARGV[2])
     for i = #given - 1, 1, -2 do
       local letter = string.sub(given[i], 1, 1)
       if alone == 1 then
         put_back(suspect, letter .. given[i + 1])
       else
-        local inbox = prefix .. '-ff:inbox:' .. ARGV[1] .. ':' .. names[letter]
-        if not put_back(prefix .. '-queue-' .. names[letter], given[i + 1]) then put_back(inbox, given[i + 1]) end
+        local place = 2 * string.find(ARGV[6], letter, 1, true)
+        if not put_back(KEYS[7 + place], given[i + 1]) then put_back(KEYS[6 + place], given[i + 1]) end
       end
     end
     return trouble
@@ -172,14 +169,12 @@ local at = 0
 if #given > 0 then
   now = now or redis.call('TIME')
   at = now[1] * 1000000 + now[2]
-elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', prefix .. '-ff:consumers', ARGV[1]) then
+elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', KEYS[6], ARGV[1]) then
   -- It will wait, and what is moved to its inbox then has to be found if it dies: a server that came back empty, or a
   -- consumer that fell silent and goes on, does not know it before its next renewal.
-  redis.call('ZREM', prefix .. '-ff:consumers', '') -- frees, and removes nothing: see renew.lua
+  redis.call('ZREM', KEYS[6], '') -- frees, and removes nothing: see renew.lua
   local t = redis.call('TIME')
-  redis.call(
-    'ZADD', prefix .. '-ff:consumers', t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[1]
-  )
-  redis.call('HSET', prefix .. '-ff:consumer-leases', ARGV[1], ARGV[5])
+  redis.call('ZADD', KEYS[6], t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[1])
+  redis.call('HSET', KEYS[7], ARGV[1], ARGV[5])
 end
 return {given, flags, suspects, strikes, alone, at, emptied}

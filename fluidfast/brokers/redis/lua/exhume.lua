@@ -1,17 +1,17 @@
 -- Take entries out of the page that somebody turned to last: onto a queue again, or away.
 --
--- KEYS  1 the broker's prefix
+-- KEYS  1 nothing   2 the list   3 what is kept   4 the cursors   5 queue of high   6 of medium   7 of low
 -- ARGV  1 dead, or failed   2 cursor (see sift.lua)   3 number of this call   then triples: the entry, what to do (h, m, l:
 --       push to that queue; x: away), the payload to push
 -- returns how many were there (an entry that somebody else took meanwhile is not pushed), what it returned before if the
 --         reply to it was lost, or false if the cursor is unknown
--- called by  RedisSifter, with kept.lua
+-- called by  RedisSifter.take
 -- kept.lua stands here
-local prefix = KEYS[1]
 local kind = ARGV[1]
-local list, sifts = prefix .. '-ff:' .. kind, prefix .. '-ff:sifts'
+local nothing, list, sifts = KEYS[1], KEYS[2], KEYS[4]
+local keys = {nothing = nothing, [kind] = list, kept = KEYS[3], sifts = sifts}
 local name = kind .. ':' .. ARGV[2]
-local names = {h = prefix .. '-queue-high', m = prefix .. '-queue-medium', l = prefix .. '-queue-low'}
+local queues = {h = KEYS[5], m = KEYS[6], l = KEYS[7]}
 local NEAR = 10000 -- entries from an end of the list: removing one further in would take the server too long
 local cursor = redis.call('HGET', sifts, name)
 if not cursor then return false end
@@ -33,17 +33,17 @@ for i = 1, #page do
 end
 local taken, bytes = {}, 0
 redis.call('HDEL', sifts, '') -- frees, and removes nothing: a full server refuses a first write that does not
-try_keep(prefix)
-redis.call('LPUSH', prefix .. '-ff:nothing', '')
-redis.call('LSET', prefix .. '-ff:nothing', 0, '')
-redis.call('LREM', prefix .. '-ff:nothing', 0, '')
+try_keep(keys)
+redis.call('LPUSH', nothing, '')
+redis.call('LSET', nothing, 0, '')
+redis.call('LREM', nothing, 0, '')
 for i = 4, #ARGV, 3 do
   local found = places[ARGV[i]]
   if found and #found > 0 then
     taken[#taken + 1] = table.remove(found)
     bytes = bytes + #ARGV[i]
-    if names[ARGV[i + 1]] then
-      redis.call('LPUSH', names[ARGV[i + 1]], ARGV[i + 2])
+    if queues[ARGV[i + 1]] then
+      redis.call('LPUSH', queues[ARGV[i + 1]], ARGV[i + 2])
     end
   end
 end
@@ -54,8 +54,8 @@ redis.call('PEXPIRE', sifts, 3600000)
 if count == 0 then return 0 end
 
 local length = redis.call('LLEN', list)
-local gone = noted(prefix, kind, 'gone') or 0
-local held = bytes_of(prefix, kind, 0)
+local gone = noted(keys, kind, 'gone') or 0
+local held = bytes_of(keys, kind, 0)
 table.sort(taken)
 local from_oldest, from_newest = taken[count] + 1, length - taken[1]
 if math.min(from_oldest, from_newest) > NEAR then
@@ -71,7 +71,7 @@ else
   local mark = '\0' .. ARGV[2]
   for _, place in ipairs(taken) do redis.call('LSET', list, -place - 1, mark) end
   redis.call('LREM', list, from_oldest <= from_newest and -#taken or #taken, mark)
-  shift(prefix, kind, function(n)
+  shift(keys, kind, function(n)
     local below = 0
     for _, place in ipairs(taken) do
       if place < n then below = below + 1 end
@@ -79,5 +79,5 @@ else
     return below
   end)
 end
-note(prefix, kind, held - bytes, gone, 0)
+note(keys, kind, held - bytes, gone, 0)
 return count

@@ -1,18 +1,17 @@
 -- A consumer is alive: its leases and slots run on.
 --
--- KEYS  1 the broker's prefix
--- ARGV  1 consumer   2 lease in ms   3 how many batches, then they   then pairs: task, slot held (FENCE RUN-ID, see
---       acquire.lua)
+-- KEYS  1 nothing   2 the leases   3 the consumers   4 their leases in ms   then for each slot a pair: the slots of its
+--       task, aio-fluid's key of its run
+-- ARGV  1 consumer   2 lease in ms   3 how many batches, then they   then the slots (FENCE RUN-ID, see acquire.lua)
 -- returns the batches that hold no lease any more
 -- called by  Inboxes.renew, RedisTaskBroker.renewer
-local prefix = KEYS[1]
-local leases = prefix .. '-ff:leases'
+local leases = KEYS[2]
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local deadline = now + tonumber(ARGV[2])
 -- A server that is full refuses a script at its first write, if that could grow: this one frees, and removes nothing.
 redis.call('ZREM', leases, '')
-redis.call('ZADD', prefix .. '-ff:consumers', deadline, ARGV[1])
+redis.call('ZADD', KEYS[3], deadline, ARGV[1])
 local lost = {}
 local n = tonumber(ARGV[3])
 for i = 4, 3 + n do
@@ -22,10 +21,11 @@ for i = 4, 3 + n do
     lost[#lost + 1] = ARGV[i]
   end
 end
-for i = 4 + n, #ARGV, 2 do
-  redis.call('ZADD', prefix .. '-ff:slots:' .. ARGV[i], 'XX', 'GT', deadline, ARGV[i + 1])
-  local id = string.match(ARGV[i + 1], '^%S+ (.*)$') or ARGV[i + 1]
-  redis.call('PEXPIRE', prefix .. '-task-run-' .. ARGV[i] .. '-' .. id, ARGV[2]) -- aio-fluid sees it for as long
+local key = 5
+for i = 4 + n, #ARGV do
+  redis.call('ZADD', KEYS[key], 'XX', 'GT', deadline, ARGV[i])
+  redis.call('PEXPIRE', KEYS[key + 1], ARGV[2]) -- aio-fluid sees it for as long
+  key = key + 2
 end
-redis.pcall('HSET', prefix .. '-ff:consumer-leases', ARGV[1], ARGV[2]) -- no reason for a renewal to fail
+redis.pcall('HSET', KEYS[4], ARGV[1], ARGV[2]) -- no reason for a renewal to fail
 return lost

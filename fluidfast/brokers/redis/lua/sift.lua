@@ -1,14 +1,13 @@
 -- Turn the page of somebody who goes through a list of what gave up, oldest first. Nothing that is removed meanwhile, by
 -- whomever, makes them miss an entry or see one twice; entries that came after the first call are not theirs.
 --
--- KEYS  1 the broker's prefix
+-- KEYS  1 nothing   2 the list   3 the cursors
 -- ARGV  1 dead, or failed   2 cursor, never used before   3 number of the page (0: begin, -1: end)
 --       4 at most this many entries   5 at most this many bytes (one entry is always given)
 -- returns the entries, or false if the cursor is unknown (nobody used it for an hour). The same page again if the reply to
 --         it was lost
--- called by  RedisSifter
-local prefix = KEYS[1]
-local list, sifts = prefix .. '-ff:' .. ARGV[1], prefix .. '-ff:sifts'
+-- called by  RedisSifter.__aenter__, RedisSifter.__aexit__, RedisSifter.turn
+local list, sifts = KEYS[2], KEYS[3]
 local name = ARGV[1] .. ':' .. ARGV[2]
 local page = tonumber(ARGV[3])
 if page < 0 then
