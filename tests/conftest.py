@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--servers",
         default="default",
         metavar="KINDS",
-        help="default, all, or a list of valkey, redis8, redis7, redis6; a kind that is not here fails the run",
+        help="default, all, or a list of kinds (valkey, valkey9, redis8 ...); a kind that is not here fails the run",
     )
     group.addoption("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="the event loop of async tests")
 

@@ -23,6 +23,7 @@ from kits.servers import (
     ServerNotFound,
     ServerStartError,
     find_servers,
+    kind_of,
     leaked_keys,
     select_servers,
 )
@@ -191,6 +192,11 @@ def test_find_servers_takes_the_override_first_and_refuses_what_is_none(tmp_path
     impostor.chmod(0o755)
     with pytest.raises(ServerNotFound, match=f"{OVERRIDE}.*hello"):
         find_servers({OVERRIDE: str(impostor)})
+
+
+def test_kinds() -> None:
+    servers = [("Valkey", "7.2.5"), ("Valkey", "8.1.8"), ("Valkey", "9.1.2"), ("Redis", "6.2.14"), ("Redis", "8.2.1")]
+    assert [kind_of(*server) for server in servers] == ["valkey", "valkey", "valkey9", "redis6", "redis8"]
 
 
 def test_select_servers_never_leaves_out_what_was_asked_for() -> None:

