@@ -1,4 +1,4 @@
-"""One tree of exceptions. Everything that fluidfast raises on purpose is a ``TaskError``."""
+"""All exceptions that fluidfast raises on purpose. Their root is ``TaskError``."""
 
 from typing import Any
 
@@ -35,10 +35,10 @@ __all__ = [
 
 
 class TaskError(RuntimeError):
-    """The root of the tree.
+    """The root of all exceptions of fluidfast.
 
-    ``summary``: set by ``queue_many``, what was confirmed before the error (``QueueSummary``). ``index``: there,
-    which item.
+    ``queue_many`` sets two attributes. ``summary`` (``QueueSummary``): the runs confirmed before the error. ``index``:
+    the position of the item that failed, from 0; -1: none.
     """
 
     summary: Any = None
@@ -50,30 +50,32 @@ class ConfigError(TaskError, ValueError):
 
 
 class OpenRoutesError(ConfigError):
-    """HTTP routes that change something would be served without ``auth``. The message names what allows that."""
+    """HTTP routes that change something would be open, without ``auth``. The message names the ways to allow that."""
 
 
 class UnknownTaskError(TaskError):
-    """A task name that the registry does not hold."""
+    """A task name is not in the registry."""
 
 
 class TaskNameTaken(TaskError, ValueError):
-    """A different function is registered under the task's name. The message names both functions."""
+    """A different function is already registered under the task's name. The message names both functions."""
 
 
 class TaskUsageError(TaskError, TypeError, ValueError):
-    """A task was called like a function, a function was given where a task is needed, or params stand where the
-    priority does. The message has the line to write instead."""
+    """A task, or its params, are used in the wrong way. The message has the line to write instead.
+
+    Examples: a task called like a function, a function in place of a task, params in place of the priority.
+    """
 
 
 class DisabledTaskError(TaskError):
-    """A task that was disabled with ``enable_task(name, False)``."""
+    """A task is disabled (``enable_task(name, False)``)."""
 
 
 class ParamsError(TaskError, ValueError):
-    """Params that do not fit the task's model. Raised by ``queue`` and its like before anything is sent.
+    """Params do not fit the task's model. ``queue`` and the other calls raise it before they send anything.
 
-    ``task_name`` is the task, ``field`` the path of the offending field (``""`` if it is the whole).
+    ``task_name`` is the task, ``field`` the path of the wrong field (``""``: the params as a whole).
     """
 
     def __init__(self, message: str, *, task_name: str = "", field: str = "") -> None:
@@ -83,9 +85,9 @@ class ParamsError(TaskError, ValueError):
 
 
 class TaskParamsError(ParamsError):
-    """Params that came off a queue and do not fit the task's model.
+    """Params read from a queue do not fit the task's model.
 
-    ``task_run`` is the run with its params as they were read, unvalidated.
+    ``task_run`` is the run with the unvalidated params.
     """
 
     def __init__(self, task_run: Any, message: str, *, field: str = "") -> None:
@@ -94,70 +96,75 @@ class TaskParamsError(ParamsError):
 
 
 class PayloadError(TaskError, ValueError):
-    """Bytes from a queue that are not a run: broken JSON, no task name, wrong types."""
+    """Bytes from a queue are not a run: invalid JSON, no task name, wrong types."""
 
 
 class PayloadTooLargeError(TaskError, ValueError):
-    """A run whose encoded form is larger than the broker's limit. Nothing was sent."""
+    """An encoded run is larger than the broker's ``max_payload_bytes``. Nothing was sent."""
 
 
 class TaskRunError(TaskError):
-    """A run cannot do what was asked of it, such as going from ``success`` to ``running``."""
+    """A run cannot do this, such as go from ``success`` to ``running``."""
 
 
 class TaskAbortedError(TaskError):
-    """Raised inside a task (``run.abort(reason)``) to end it as ``aborted``: no error, no retry."""
+    """A task ends its run as ``aborted`` (``run.abort(reason)``): no failure, no retry."""
 
 
 class TaskDecoratorError(TaskError, TypeError, ValueError):
-    """``@task`` was used in a way that has no meaning: its function, a keyword or a number does not fit."""
+    """``@task`` got a function, a keyword or a number that it cannot use. The message names it."""
 
 
 class CpuBoundEntryPointError(TaskError):
-    """A CPU-bound child process reached a consumer's start: its entry point has no ``exec`` command."""
+    """The child process of a CPU-bound run started a consumer: its entry point has no ``exec`` command."""
 
 
 class WorkerStartError(TaskError):
-    """A worker was started twice."""
+    """A worker cannot start: it already runs, or this process is a fork of the one that it runs in."""
 
 
 class HungThreadsError(TaskError):
-    """All threads of a consumer hang in plain functions that go on after their timeout, so that it can run nothing."""
+    """All threads of a consumer hang in plain functions after their timeouts, so the consumer cannot run anything."""
 
 
 class NoThreadError(TaskError):
-    """The system gave no thread for a plain function. Its run goes back to its queue. Handled within."""
+    """The system refused a thread for a plain function. The consumer handles this and requeues the run."""
 
 
 class BrokerError(TaskError):
-    """The broker could not do what was asked. Names the URL, never its password."""
+    """A broker operation failed. The message names the URL, never its password."""
 
 
 class BrokerURLError(BrokerError, ValueError):
-    """A broker URL with an unknown scheme or a bad option."""
+    """A broker URL has an unknown scheme or a bad option. The message names it."""
 
 
 class BrokerConnectionError(BrokerError, ConnectionError):
-    """The server is not there, or went away and did not come back in time."""
+    """The server is unavailable, or did not come back in time."""
 
 
 class ConnectionLostError(BrokerConnectionError):
-    """The connection ended before the answer came: whether the command took effect is unknown. Handled within."""
+    """The connection ended before the answer came, so the command may or may not have taken effect.
+
+    fluidfast handles this itself.
+    """
 
 
 class BrokerAuthError(BrokerConnectionError):
-    """The server refused the user name or the password, or the user lacks a right: its own text says which."""
+    """The server refused the user name or the password, or the user lacks a right. The message names it."""
 
 
 class QueueFullError(BrokerError):
-    """``max_queue_length`` runs, or ``max_queue_bytes`` bytes, wait, and did so for as long as the caller may be kept.
-    Nothing was sent."""
+    """The queue holds ``max_queue_length`` runs or ``max_queue_bytes`` bytes, and ``full_timeout`` seconds have passed.
+
+    Nothing was sent. ``on_full="raise"`` raises it at once.
+    """
 
 
 class BufferedRunsLost(BrokerError):
-    """Runs that ``queue`` had accepted with ``delivery="buffered"`` could not be confirmed.
+    """The server did not confirm runs that ``queue`` had accepted with ``delivery="buffered"``.
 
-    ``run_ids`` are they, ``__cause__`` is why; after a BrokerConnectionError they may have been queued all the same.
+    ``run_ids`` has their ids, ``__cause__`` the reason. After a BrokerConnectionError they may be queued nevertheless.
     """
 
     def __init__(self, message: str, run_ids: list[str]) -> None:
@@ -166,13 +173,15 @@ class BufferedRunsLost(BrokerError):
 
 
 class DurabilityUnsupportedError(BrokerError, ConfigError):
-    """The server cannot do what ``durability`` demands. Nothing was sent. The message names what to change."""
+    """The server does not support the ``durability`` setting. Nothing was sent. The message says what to change."""
 
 
 class NotDurableError(BrokerError):
-    """The runs are queued, but no replica had them (``durability="replica"``), or they were not on disk
-    (``durability="fsync"``), within the time that was set: a failover or a power cut at this moment may lose them."""
+    """The runs are queued, but not replicated or written to disk within ``durability_seconds``.
+
+    With ``durability="replica"`` a failover at this moment may lose them, with ``durability="fsync"`` a power cut.
+    """
 
 
 class BrokerFullError(BrokerError):
-    """The server is at ``maxmemory`` and has no room. Nothing of the batch was stored."""
+    """The server has reached ``maxmemory``. It stored nothing of the batch."""

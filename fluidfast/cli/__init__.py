@@ -49,11 +49,11 @@ class TaskManagerCLI(click.Group):
     """The command line of a task manager.
 
     ``task_manager_app``: a FastAPI application made by ``task_manager_fastapi``, a ``TaskManager``, a callable that
-    gives one of these, or an import string of any of these (``"package.module:name"``).
-    ``log_config``: keywords of ``fluidfast.cli.logs.logging_config``, for ``serve`` and ``exec --log``; without
-    ``app_names`` these are the packages of the registered tasks.
-    ``commands``: instead of DEFAULT_COMMANDS. ``lazy_subcommands``: more of them, name -> import string, imported when
-    they are called. Other keywords are those of ``click.Group``.
+    returns one of these, or an import string (``"package.module:name"``) of any of these.
+    ``log_config``: keywords of ``fluidfast.cli.logs.logging_config`` for ``serve`` and ``exec --log``. ``app_names``
+    defaults to the packages of the registered tasks.
+    ``commands``: replace DEFAULT_COMMANDS. ``lazy_subcommands``: more commands, name -> import string, imported when
+    called. Other keywords: as ``click.Group``.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class TaskManagerCLI(click.Group):
         self.lazy_subcommands = lazy_subcommands or {}
 
     def get_task_manager_app(self) -> Any:
-        """The FastAPI application; one is made for a bare manager, which needs the extra ``http``.
+        """Return the FastAPI application. For a bare manager it makes one, which needs the extra ``http``.
 
         Raises:
-            click.ClickException: an import string that leads nowhere; a bare manager, whose routes would be open.
+            click.ClickException: the import string names nothing, or the routes of a bare manager would be open.
         """
         app = resolved(self.task_manager_app)
         if isinstance(app, TaskManager):
@@ -90,11 +90,11 @@ class TaskManagerCLI(click.Group):
         return app
 
     def get_task_manager(self) -> TaskManager:
-        """The manager.
+        """Return the manager.
 
         Raises:
             RuntimeError: the application has none.
-            click.ClickException: an import string that leads nowhere.
+            click.ClickException: the import string names nothing.
         """
         return manager_of(resolved(self.task_manager_app))
 
@@ -137,7 +137,7 @@ def is_app(value: Any) -> bool:
 
 
 def resolved(target: Any) -> Any:
-    """The application, or the manager, that an import string, a callable or the thing itself stands for."""
+    """Return the application or manager for an import string, a callable, or the object itself."""
     if isinstance(target, str):
         target = imported(target)
     return target if is_app(target) or not callable(target) else target()
@@ -162,7 +162,7 @@ def cli_of(ctx: click.Context) -> TaskManagerCLI:
 
 
 def task_manager_of(ctx: click.Context) -> TaskManager:
-    """The manager of one invocation, made once: a callable makes a new one each time."""
+    """Return the manager of this invocation. It is made once, since a callable makes a new one each time."""
     meta = ctx.find_root().meta
     if MANAGER not in meta:
         meta[MANAGER] = cli_of(ctx).get_task_manager()
@@ -171,7 +171,7 @@ def task_manager_of(ctx: click.Context) -> TaskManager:
 
 
 def log_options(cli: TaskManagerCLI, manager: TaskManager) -> dict[str, Any]:
-    """The log config; where it names no applications, they are the packages of the registered tasks."""
+    """Return the log config. ``app_names`` defaults to the packages of the registered tasks."""
     names = sorted({task.logger.name.partition(".")[0] for task in manager.registry.values()})
     return {"app_names": names, **cli.log_config}
 
@@ -219,7 +219,7 @@ def mark(value: bool) -> Text:
 
 
 def on_broker(broker: TaskBroker, wanted: Coroutine[Any, Any, Any]) -> Any:
-    """Do one thing on a broker, in a loop of its own. A broker's error is the command's."""
+    """Run one coroutine on a broker in a new event loop. Turn a broker's error into the command's."""
 
     async def main() -> Any:
         try:
@@ -284,7 +284,7 @@ def exec_command(task: Task[Any]) -> click.Command:
 
 
 def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
-    """The params, validated as if they had come from a queue. Those in JSON count over those of options."""
+    """Return the params, validated as if they came from a queue. JSON params override options."""
     adapter = adapter_for(task.params_model)
     try:
         if options:
@@ -308,7 +308,7 @@ def decoded(task: Task[Any], raw: bytes, options: dict[str, Any]) -> Any:
 
 
 async def execute_once(manager: TaskManager, task: Task[Any], params: Any, run_id: str) -> TaskRun[Any, Any]:
-    """Execute a run in this process, a CPU-bound one too. Raises what the task raises."""
+    """Execute a run in this process, also of a CPU-bound task. Raises the task's exception."""
     record: dict[str, Any] = {}
     if is_in_cpu_process():
         die_with_parent()
@@ -380,7 +380,7 @@ def serve(ctx: click.Context, host: str, port: int, reload: bool) -> None:
 
 
 def served_app() -> Any:
-    """The application that a server with ``--reload`` was told to serve. Called in its child processes."""
+    """Return the application of a server with ``--reload``. Called in its child processes."""
     return TaskManagerCLI(os.environ[SERVED]).get_task_manager_app()
 
 

@@ -84,15 +84,16 @@ def logging_config(
     log_format: str | None = None,
     formatters: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """A configuration for ``logging.config.dictConfig``.
+    """Return a configuration for ``logging.config.dictConfig``.
 
-    ``level``: of the loggers of ``app_names`` (and of APP_NAME and of ours); None: LOG_LEVEL. ``other_level``: of all
-    others, if it is higher. ``log_handler``: ``plain``, ``json``, ``nicejson``, or a name among ``formatters``; None:
-    the variable LOG_HANDLER, else ``plain``. ``log_format``: of ``plain``; None: PYTHON_LOG_FORMAT. ``formatters``:
-    more of them, as in a ``dictConfig``.
+    ``level``: level of the loggers of ``app_names``, APP_NAME and fluidfast (None: LOG_LEVEL).
+    ``other_level``: level of all other loggers, if it is higher than ``level``.
+    ``log_handler``: ``plain``, ``json``, ``nicejson``, or a name in ``formatters`` (None: LOG_HANDLER, else ``plain``).
+    ``log_format``: format of ``plain`` (None: PYTHON_LOG_FORMAT).
+    ``formatters``: more formatters, as in a ``dictConfig``.
 
     Raises:
-        ConfigError: a level or a handler that is none.
+        ConfigError: a level or a handler is unknown.
     """
     settings = get_settings()
     number = level_number(settings.log_level if level is None else level)
@@ -117,7 +118,7 @@ def logging_config(
 
 
 def configure_logging(**options: Any) -> dict[str, Any]:
-    """Configure logging as ``logging_config`` says, and return that."""
+    """Configure logging with ``logging_config(**options)``, and return that configuration."""
     config = logging_config(**options)
     dictConfig(config)
     return config

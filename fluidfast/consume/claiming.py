@@ -110,7 +110,7 @@ class Claiming:
                                 ahead = await self._claim_ahead(want)
                             await self.accept(claim)
                         except BaseException:
-                            # What was not taken in is not renewed either: its lease runs out, and others get it.
+                            # Do not renew runs that were not accepted: their lease expires, and others get them.
                             self._settler.leases.pop(claim.batch, None)
                             raise
                         if len(claim.items) < want:

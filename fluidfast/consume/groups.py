@@ -60,7 +60,7 @@ class Groups:
             collector.timer = asyncio.get_running_loop().call_later(task.batch_wait, self._close, collector)
 
     def _close(self, collector: Collector) -> None:
-        """What is gathered is a group, and no more comes to it."""
+        """Close the group: start its gathered runs, and add no more."""
         if helds := collector.take():
             self._slots.ready.append(Group(helds))
             self._slots.wake()

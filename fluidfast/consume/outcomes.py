@@ -1,4 +1,4 @@
-"""What becomes of a run: its function returned, or raised, or was cancelled; it ends, is tried again, or goes back."""
+"""The outcome of a run whose function returned, raised or was cancelled: it ends, is retried, or is requeued."""
 
 import asyncio
 import logging

@@ -1,6 +1,6 @@
-"""The settler of a consumer: says to the broker what became of its runs, until it is answered.
+"""The settler of a consumer: report each run's outcome to the broker, and repeat that until the broker answers.
 
-What is finished is settled when its batch is through, or after SETTLE_SECONDS with whatever else of its batch is.
+It settles a batch when all its runs have finished, or the finished ones after SETTLE_SECONDS.
 """
 
 import asyncio

@@ -106,7 +106,7 @@ class Timeouts:
         return not gone
 
     def lose(self, lease: Lease, why: str, besides: Slot | None = None) -> None:
-        """The lease is gone: its runs are somebody else's. What runs of them is cancelled, ``besides`` in one slot."""
+        """Give up a lost lease, whose runs go to others. Cancel those that run, but not in the slot ``besides``."""
         if lease.lost:
             return
         lease.lost = True
@@ -155,8 +155,10 @@ class Timeouts:
         return keeper
 
     def _held(self, loop: asyncio.AbstractEventLoop) -> Held | None:
-        """What is to be prolonged; called in the keeper's thread. None: the event loop is blocked for good, and what
-        this consumer holds is for others."""
+        """Return the leases and slots to renew. The keeper's thread calls it.
+
+        None: the event loop is blocked for good, so that others may take this consumer's runs.
+        """
         batches = list(self._settler.leases)
         slots = [(task, slot) for slot, task in list(self._settler.limited.items())] + self._kept()
         # A run that is over its time by more than a lease should have ended.

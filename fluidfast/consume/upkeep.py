@@ -1,4 +1,4 @@
-"""What each consumer does for all: it takes back leases that ran out, and queues delayed runs that are due."""
+"""Upkeep that each consumer does for the fleet: take back expired leases, and queue delayed runs that are due."""
 
 import asyncio
 import logging

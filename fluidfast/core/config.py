@@ -32,37 +32,38 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "catch_up_seconds": {"most": 3600},
     "connect_seconds": {"infinite": True},
 }
-"""Fields that take a number, and their ranges; None is always one where the field allows it."""
+"""Fields that take a number, and their ranges. None is valid wherever it is the default."""
 
 
 @dataclass(kw_only=True)
 class TaskManagerConfig:
-    """Settings of a manager, a consumer or a scheduler. Those of the environment are the defaults.
+    """Settings of a manager, a consumer or a scheduler. The environment supplies the defaults.
 
-    ``broker_url``: where runs are kept (``""``: FLUID_BROKER_URL, else ``memory://``).
+    ``broker_url``: the broker that stores runs (``""``: FLUID_BROKER_URL, else ``memory://``).
     ``schedule_tasks``, ``consume_tasks``: whether a scheduler fires and a consumer consumes.
-    ``catch_up_seconds``: calendar times (``crontab``) that went by while no scheduler looked, because of a restart or a
-    blocked event loop, are fired if they are not longer ago; 0: they are skipped. At most 3600.
-    ``max_concurrent_tasks``: runs at the same time in one consumer.
-    ``sleep_millis``: how long an idle consumer of a broker without wake-ups would sleep, in milliseconds; ours are
-    woken and do not sleep, so this is kept for compatibility. ``sleep=`` (seconds) is the same setting.
-    ``lease_seconds``: how long a silent consumer keeps what it claimed (None: the URL's, else 30).
-    ``max_payload_bytes``: largest run, encoded (None: the URL's, else 1 MiB).
-    ``durability``: what a queued batch waits for beside the server's answer: ``"none"``, ``"replica"`` or ``"fsync"``
+    ``catch_up_seconds``: 0 to 3600. A scheduler fires a ``crontab`` minute that it missed, because of a restart or a
+    blocked event loop, up to this many seconds late; 0: never.
+    ``max_concurrent_tasks``: how many runs one consumer executes at the same time.
+    ``sleep_millis``: kept for compatibility with aio-fluid, without effect: the broker wakes idle consumers.
+    ``sleep=`` (seconds) is the same setting.
+    ``lease_seconds``: seconds after which a silent consumer loses its runs (None: the URL's, else 30).
+    ``max_payload_bytes``: the largest encoded run, in bytes (None: the URL's, else 1 MiB).
+    ``durability``: ``"none"``, ``"replica"`` or ``"fsync"``: what a queued batch awaits beside the server's answer
     (None: the URL's, else none); see ``BrokerOptions``. A batch that waits in vain raises NotDurableError.
-    ``max_dead``, ``max_dead_bytes``: how many dead letters the broker keeps, and how many bytes of them, the newest
-    (None: the URL's, else 1,000,000 and 256 MiB; 0: none). ``max_failed``, ``max_failed_bytes``: the same of failed
-    runs of tasks without ``retry`` (None: the URL's, else 100,000 and 64 MiB).
-    ``delivery``: ``"confirmed"``: ``queue`` returns when the run is safe on the broker. ``"buffered"``: it returns when
-    the run is in this process's buffer of at most ``buffer_runs`` runs and ``buffer_bytes`` bytes. The buffer is sent
-    at once and confirmed behind the caller's back; ``await manager.flush()`` and shutdown wait for it, and a failure is
-    raised by the next ``queue`` and by ``flush``.
-    ``max_queue_length``: runs that may wait on the broker before ``queue`` holds its caller (None: any number);
-    counted by the last confirmed batch, so producers at work together overshoot by what they have in flight.
-    ``max_queue_bytes``: the same in bytes of their payloads (with what the server adds to each): about, from the mean
-    size of what waits.
-    ``connect_seconds``: how long a consumer that starts waits for its broker before ``startup()`` raises.
-    ``on_full``: then ``"block"``, for ``full_timeout`` seconds at most (None: for ever), or ``"raise"`` QueueFullError.
+    ``max_dead``, ``max_dead_bytes``: the most dead letters, and bytes of them, that the broker keeps, the newest
+    (None: the URL's, else 1,000,000 and 256 MiB; 0: none).
+    ``max_failed``, ``max_failed_bytes``: the same for failed runs of tasks without ``retry`` (None: the URL's, else
+    100,000 and 64 MiB).
+    ``delivery``: with ``"confirmed"``, ``queue`` returns when the broker has stored the run. With ``"buffered"``, it
+    returns when the run is in this process's buffer. The producer sends the buffer at once and confirms it in the
+    background. ``await manager.flush()`` and shutdown wait for it. The next ``queue``, and ``flush``, raise a failure.
+    ``buffer_runs``, ``buffer_bytes``: the size of that buffer.
+    ``max_queue_length``: the number of queued runs above which ``queue`` blocks (None: no limit). A producer knows the
+    number from its last confirmed batch, so several producers overshoot by the runs that they have in flight.
+    ``max_queue_bytes``: the same in bytes of payloads and the server's overhead, estimated from their mean size.
+    ``on_full``: on a full queue, ``"block"`` for at most ``full_timeout`` seconds (None: without limit), or ``"raise"``
+    QueueFullError.
+    ``connect_seconds``: seconds that a starting consumer waits for its broker before ``startup()`` raises.
 
     Raises:
         ConfigError: a value is out of range.
@@ -111,10 +112,10 @@ class TaskManagerConfig:
 
     @classmethod
     def of(cls, **options: Any) -> "TaskManagerConfig":
-        """The config of a manager's keyword arguments.
+        """Return the config for a manager's keyword arguments.
 
         Raises:
-            ConfigError: an option is unknown, or out of range.
+            ConfigError: an option is unknown or out of range.
         """
         if "sleep" in options:
             options["sleep_millis"] = check_number("sleep", options.pop("sleep"), ConfigError) * 1000
@@ -122,6 +123,6 @@ class TaskManagerConfig:
         for name in options:
             if name not in known:
                 close = get_close_matches(name, known, 1)
-                hint = f", did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+                hint = f", did you mean {close[0]!r}?" if close else f"; it must be one of {', '.join(known)}"
                 raise ConfigError(f"unknown option {name!r}{hint}")
         return cls(**options)

@@ -62,7 +62,7 @@ class ParamsAdapter:
     from_builtins: Callable[[Any], Any]
     """The reverse, for params that came by MessagePack."""
     from_json: Callable[[Any], Any]
-    """What Python's ``json`` read, NaN and infinities among it -> an object of the model."""
+    """Plain data that Python's ``json`` read, NaN and infinities included -> an object of the model."""
     to_json: Callable[[Any], bytes]
     """``encode`` that writes NaN and infinities as Python's ``json`` does."""
     fields: frozenset[str]

@@ -1,4 +1,4 @@
-"""``RetryPolicy``: how a task is retried."""
+"""``RetryPolicy``: how often and when to retry a run."""
 
 import math
 import random
@@ -16,17 +16,21 @@ __all__ = ["RetryPolicy", "RetryPolicyInfo"]
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and how long apart, a run is tried again.
+    """How often, and after which waits, a failed run is retried.
 
-    ``max_attempts``: tries after the first one; None: no end.
-    ``wait``: seconds before the first retry. ``backoff``: factor from each retry to the next.
-    ``max_wait``: longest wait in seconds. All three may be ``math.inf``; a wait is never longer than a century.
-    ``exceptions``: types that are retried; empty: all.
-    ``jitter``: from 0 to 1, the share of the wait that is drawn at random, so that runs that failed together do not
-    come back together: a wait of w becomes one between ``w * (1 - jitter)`` and w.
+    ``max_attempts``: retries after the first attempt, 0 or more; None: no limit.
+    ``wait``: seconds before the first retry.
+    ``backoff``: the factor by which the wait grows from each retry to the next.
+    ``max_wait``: the longest wait, in seconds. ``wait``, ``backoff`` and ``max_wait`` may be ``math.inf``; no wait is
+    longer than a century.
+    ``exceptions``: the types to retry; empty: all.
+    ``jitter``: 0 to 1, the random share of the wait. A wait of w becomes one between ``w * (1 - jitter)`` and w, so
+    that runs that failed together do not come back together.
+
+        RetryPolicy(max_attempts=5, wait=1, backoff=2, jitter=0.2)  # after about 1, 2, 4, 8 and 16 s
 
     Raises:
-        ConfigError: a number is out of its range (a ValueError, too).
+        ConfigError: a value is out of range (ConfigError is a ValueError).
     """
 
     max_attempts: int | None = None
@@ -51,7 +55,7 @@ class RetryPolicy:
             raise ConfigError(f"exceptions is {shown(kinds)}, it must be a tuple of exception types")
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait before retry number ``attempt``, which counts from 1."""
+        """Return the seconds to wait before retry number ``attempt``, counted from 1."""
         if not self.wait:
             return 0.0
         try:
@@ -61,15 +65,15 @@ class RetryPolicy:
         return wait * (1 - self.jitter * random.random()) if self.jitter else wait
 
     def matches(self, exc: BaseException) -> bool:
-        """Whether this exception is one to retry."""
+        """Return whether to retry after this exception."""
         return not self.exceptions or isinstance(exc, self.exceptions)
 
     def allows(self, attempts: int) -> bool:
-        """Whether another retry may follow ``attempts`` retries."""
+        """Return whether another retry may follow ``attempts`` retries."""
         return self.max_attempts is None or attempts < self.max_attempts
 
     def info(self) -> "RetryPolicyInfo":
-        """The policy as data."""
+        """Return the policy as data."""
         return RetryPolicyInfo(
             max_attempts=self.max_attempts,
             wait=self.wait,

@@ -1,4 +1,4 @@
-"""Schedules: when a task is due. ``every`` counts from the last run, ``crontab`` looks at the calendar."""
+"""Schedules: when a task is due. ``every`` counts from the last run, ``crontab`` follows the calendar."""
 
 import random
 from abc import ABC, abstractmethod
@@ -21,9 +21,9 @@ _YEARS_AHEAD = 41
 
 
 class CronRun(NamedTuple):
-    """A moment at which a schedule was due, as the clock on the wall of its time zone shows it.
+    """A moment at which a schedule was due, as wall-clock time in its time zone.
 
-    ``week_day``: 0 is Sunday. ``fold``: 1 the second time that a clock set back shows this time.
+    ``week_day``: 0 is Sunday. ``fold``: 1 if clocks were set back and show this time for the second time.
     """
 
     year: int
@@ -50,30 +50,32 @@ def _run_of(moment: datetime, second: int, tz: tzinfo) -> CronRun:
 
 
 class Scheduler(ABC):
-    """When a task is due. Called with the time and the last run, it answers with the run to start, or None."""
+    """When a task is due. A call with the time and the last run returns the run to start, or None."""
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self.info()})"
 
     @abstractmethod
     def info(self) -> str:
-        """The schedule in words, for people."""
+        """Return the schedule in words."""
 
     @abstractmethod
     def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
-        """The run that is due at ``timestamp``, given what this returned last; None if none is."""
+        """Return the run due at ``timestamp``; None if none is. ``last_run``: the last run that this returned."""
 
 
 class every(Scheduler):
-    """Due when ``delta`` has passed since the last run, and at once if there was none.
+    """Due when ``delta`` has passed since the last run, or at once if there was none.
 
-    ``delay``: how long the first run waits, counted from the first call. ``jitter``: the most that is added to each
-    ``delta``, at random.
+    ``delay``: how long the first run waits, counted from the first call.
+    ``jitter``: the largest random time added to each ``delta``.
 
-    Runs are numbered by whole seconds, so a ``delta`` of whole seconds does not drift with the moments of the calls.
+    Runs have times in whole seconds, so a ``delta`` of whole seconds does not drift.
+
+        @task(schedule=every(timedelta(minutes=5), jitter=timedelta(seconds=10)))
 
     Raises:
-        ConfigError: one of the three is no timedelta, negative, or more than a century.
+        ConfigError: an argument is not a timedelta, is negative, or exceeds a century.
     """
 
     def __init__(self, delta: timedelta, delay: timedelta = timedelta(), jitter: timedelta = timedelta()) -> None:
@@ -90,15 +92,15 @@ class every(Scheduler):
         self._fired: tuple[CronRun, datetime] | None = None
 
     def info(self) -> str:
-        """``delta``, as ``str`` shows it."""
+        """Return ``delta`` as text."""
         return str(self.delta)
 
     def next_delta(self) -> timedelta:
-        """A new time between two runs: ``delta``, and some of the ``jitter``."""
+        """Return a new time between two runs: ``delta`` plus a random part of ``jitter``."""
         return self.delta + random.random() * self.jitter
 
     def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
-        """The run that is due at ``timestamp`` (without a time zone it is taken as UTC), or None."""
+        """Return the run due at ``timestamp`` (UTC if it has no time zone), or None."""
         if timestamp.tzinfo is None:
             timestamp = timestamp.replace(tzinfo=UTC)
         if last_run is None:
@@ -112,13 +114,13 @@ class every(Scheduler):
         return self.fired_at(timestamp)
 
     def fired_at(self, moment: datetime) -> CronRun:
-        """The run of an aware ``moment``, from which the next ``delta`` counts. For runs that another process fired."""
+        """Return the run of an aware ``moment`` that another process fired; the next ``delta`` counts from it."""
         run = _run_of(moment, moment.second, moment.tzinfo or UTC)
         self._fired = run, moment
         return run
 
     def _since(self, last_run: CronRun, timestamp: datetime) -> timedelta:
-        """How long ago the last run was; to the microsecond where whole seconds would not do."""
+        """Return the time since the last run, to the microsecond if ``delta`` is not in whole seconds."""
         if self._delta.microseconds and self._fired is not None and self._fired[0] == last_run:
             last = self._fired[1]
         else:
@@ -128,21 +130,22 @@ class every(Scheduler):
 
 
 class crontab(Scheduler):
-    """Due in each minute that matches all five fields, as the wall shows it in the time zone ``tz``.
+    """Due in each minute whose wall-clock time in the time zone ``tz`` matches all five fields.
 
-    ``minute`` 0-59, ``hour`` 0-23, ``day`` 1-31, ``month`` 1-12, ``day_of_week`` 0-7 (Sunday is 0 and 7). A field is
-    a number, or a string of pieces between commas: ``*`` all, ``*/n`` each n-th from the lowest, ``a-b`` a range,
-    ``a-b/n`` each n-th of a range, ``a``. For ``day_of_week`` there is no ``*/n``. ``minutes``, ``hours``, ``days``
-    and ``months`` are other names of the first four.
-
-    When clocks are set forward, the times that are left out do not come. When they are set back, the times that come
-    twice are due twice if ``minute`` or ``hour`` has a ``*`` in it, and else the first time only (as with cron).
-
+    ``minute`` 0-59, ``hour`` 0-23, ``day`` 1-31, ``month`` 1-12, ``day_of_week`` 0-7 (Sunday is 0 and 7).
+    A field is a number, or a string of pieces between commas: ``a`` a number, ``*`` all, ``*/n`` every n-th from the
+    lowest, ``a-b`` a range, ``a-b/n`` every n-th of a range. ``day_of_week`` does not take ``*/n``.
+    ``minutes``, ``hours``, ``days`` and ``months`` are other names of the first four.
     ``tz``: a ``tzinfo``, or the name of a zone such as ``"Europe/Berlin"``.
 
+    When clocks are set forward, skipped times are not due. When clocks are set back, repeated times are due twice if
+    ``minute`` or ``hour`` contains a ``*``, else only the first time (as with cron).
+
+        @task(schedule=crontab(hour=5, minute=0, tz="Europe/Berlin"))
+
     Raises:
-        ConfigError: a piece that is none of these (names the field and what it may be), or a zone that is not known.
-        TypeError: a field is given under both of its names.
+        ConfigError: a field is not valid (the message names it and its valid values), or the zone is unknown.
+        TypeError: both names of a field are given.
     """
 
     def __init__(
@@ -174,11 +177,11 @@ class crontab(Scheduler):
 
     @classmethod
     def from_line(cls, line: str, tz: tzinfo | str = UTC) -> "crontab":
-        """The schedule of a line of cron: minute, hour, day, month and day of the week, with spaces between them.
+        """Return the schedule for a line of cron: minute, hour, day, month and day of the week, between spaces.
 
         Raises:
-            ConfigError: the line is not such a one, or names both a day and a day of the week: cron means either of
-                them, and a crontab() both.
+            ConfigError: the line is not valid, or gives both a day and a day of the week. With both, cron is due on
+                either day, and ``crontab()`` only on days that match both.
         """
         fields = line.split()
         if len(fields) != 5:
@@ -195,11 +198,11 @@ class crontab(Scheduler):
         return cls(minute, hour, day, month, day_of_week, tz)
 
     def info(self) -> str:
-        """The five fields."""
+        """Return the five fields as text."""
         return self._info
 
     def __call__(self, timestamp: datetime, last_run: CronRun | None = None) -> CronRun | None:
-        """The run of the minute that ``timestamp`` is in; None if there is none, or if it is ``last_run``.
+        """Return the run of the minute of ``timestamp``; None if none is due, or if it is ``last_run``.
 
         Raises:
             ValueError: ``timestamp`` has no time zone.
@@ -214,7 +217,7 @@ class crontab(Scheduler):
         return run
 
     def next_run(self, after: datetime) -> datetime:
-        """The first time after ``after`` at which this is due, in the time zone ``tz``, to the minute.
+        """Return the first due time after ``after``, in the time zone ``tz``, to the minute.
 
         Raises:
             ValueError: ``after`` has no time zone, or no such time comes (30 February).

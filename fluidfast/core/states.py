@@ -68,4 +68,4 @@ PRIORITIES: tuple[TaskPriority, ...] = tuple(TaskPriority)
 """Priority by number."""
 
 LETTERS = ("h", "m", "l")
-"""What stands for a priority in the fields of a lease and in front of a delayed payload; by number."""
+"""Letters for the priorities, by number, in the fields of a lease and in front of a delayed payload."""

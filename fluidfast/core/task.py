@@ -1,4 +1,4 @@
-"""Tasks: ``@task`` makes one of a function."""
+"""Tasks: ``@task`` turns a function into a ``Task``."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ class K8sResourceRequirements(TypedDict, total=False):
 
 
 class K8sConfig(msgspec.Struct, kw_only=True):
-    """Where and how a CPU-bound task runs as a Kubernetes job. Carried and shown; running jobs is not ours yet."""
+    """Kubernetes settings of a CPU-bound task. fluidfast stores and shows them, but does not run jobs yet."""
 
     namespace: str = "default"
     deployment: str = "fluid-task"
@@ -67,7 +67,7 @@ class K8sConfig(msgspec.Struct, kw_only=True):
 
 
 class TaskInfoUpdate(msgspec.Struct, kw_only=True):
-    """Changes to a task while the fleet runs; the broker keeps them."""
+    """The part of a task's data that changes while the fleet runs; the broker stores it."""
 
     enabled: bool = True
     last_run_end: datetime | None = None
@@ -76,7 +76,7 @@ class TaskInfoUpdate(msgspec.Struct, kw_only=True):
 
 
 class TaskInfo(TaskInfoUpdate, kw_only=True):
-    """A task as data: its definition and what changes about it."""
+    """A task as data: its definition, and the part that changes (``TaskInfoUpdate``)."""
 
     name: str
     short_description: str = ""
@@ -95,7 +95,7 @@ class TaskInfo(TaskInfoUpdate, kw_only=True):
 
 
 class QueuedTask(msgspec.Struct, kw_only=True):
-    """A run that somebody wants queued, as data."""
+    """A request to queue a run, as data."""
 
     run_id: str
     task: str
@@ -104,14 +104,14 @@ class QueuedTask(msgspec.Struct, kw_only=True):
 
 
 class Task(NamedTuple, Generic[P]):
-    """A task: a function and how it is to be run. Made by ``@task``, a tuple that never changes (``_replace``)."""
+    """A function and the way to run it. ``@task`` makes it; an immutable tuple (``_replace`` makes a changed copy)."""
 
     name: str
     """Unique in a registry."""
     executor: TaskExecutor
-    """What a consumer calls with the run: the function, or for a CPU-bound task what starts its process."""
+    """The function that a consumer calls with the run; for a CPU-bound task the one that starts its process."""
     params_model: Any
-    """Type of the params; ``Params`` if the task names none."""
+    """Type of the params; ``Params`` if the task declares none."""
     logger: logging.Logger
     cpu_executor: TaskExecutor | None = None
     """The function of a CPU-bound task; None for any other."""
@@ -120,11 +120,11 @@ class Task(NamedTuple, Generic[P]):
     description: str = ""
     schedule: Scheduler | None = None
     randomize: RandomizeType | None = None
-    """Gives seconds to wait after a due time before queueing."""
+    """Returns the seconds to wait between a due time and queueing."""
     max_concurrency: int = 0
-    """Runs of this task at the same time, over all consumers of the broker; 0: no limit."""
+    """The most runs of this task at the same time, over all consumers of the broker; 0: no limit."""
     timeout_seconds: float = 60
-    """Seconds after which a run is cancelled and fails."""
+    """Seconds after which the consumer cancels the run, which fails; ``math.inf``: never."""
     priority: TaskPriority = TaskPriority.medium
     k8s_config: K8sConfig | None = None
     tags: frozenset[str] = frozenset()
@@ -133,15 +133,15 @@ class Task(NamedTuple, Generic[P]):
     env: dict[str, str] = {}  # noqa: RUF012  # a field's default, shared and never changed
     """Extra environment of a CPU-bound task's process."""
     batch: int = 0
-    """Runs that the function takes at once, as a list; 0: it takes one run."""
+    """The most runs that the function takes at once, as a list; 0: it takes a single run."""
     batch_wait: float = 0.0
     """Seconds that a batch waits to become full."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a task is queued or executed by a manager.
+        """Refuse the call: use ``manager.queue`` or ``manager.execute``.
 
         Raises:
-            TaskUsageError: always; has the line to write instead.
+            TaskUsageError: always; the message has the line to write instead.
         """
         raise TaskUsageError(
             f"task {self.name!r} cannot be called like a function: write await manager.queue({self.name!r}, ...) to "
@@ -150,21 +150,24 @@ class Task(NamedTuple, Generic[P]):
 
     @property
     def cpu_bound(self) -> bool:
-        """Whether runs have a process of their own."""
+        """Whether each run has its own process."""
         return self.cpu_executor is not None
 
     def run_executor(self, *, in_process: bool = False) -> TaskExecutor:
-        """Return the function to call with a run. ``in_process``: the task's own, also if it is CPU-bound."""
+        """Return the function to call with a run.
+
+        ``in_process``: return the task's own function, also if the task is CPU-bound.
+        """
         if in_process and self.cpu_executor is not None:
             return self.cpu_executor
         return self.executor
 
     def get_k8s_config(self) -> K8sConfig:
-        """The task's Kubernetes settings, or the defaults."""
+        """Return the task's Kubernetes settings, or the defaults."""
         return self.k8s_config or K8sConfig()
 
     def info(self, **update: Any) -> TaskInfo:
-        """The task as data, with what the broker knows of it (``enabled=``, ``last_run_end=`` ...) merged in."""
+        """Return the task as data, merged with the broker's data about it (``enabled=``, ``last_run_end=`` ...)."""
         values: dict[str, Any] = {
             "name": self.name,
             "short_description": self.short_description,
@@ -186,7 +189,7 @@ class Task(NamedTuple, Generic[P]):
 
 
 class TaskOptions(TypedDict, total=False):
-    """Keywords of ``@task``. See the fields of ``Task`` for what each means."""
+    """Keywords of ``@task``. The fields of ``Task`` describe each one."""
 
     name: str | None
     params_model: Any
@@ -208,7 +211,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 async def launch(ctx: Any) -> None:
-    """Have a run of a CPU-bound task executed by its manager's ``launcher``: in a process of its own, by default."""
+    """Execute a run of a CPU-bound task with its manager's ``launcher``, by default in its own process."""
     await ctx.task_manager.launcher(ctx)
 
 
@@ -223,16 +226,18 @@ def task(**options: Unpack[TaskOptions]) -> Callable[[Callable[..., Any]], Task[
 def task(
     executor: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]
 ) -> Task[Any] | Callable[[Callable[..., Any]], Task[Any]]:
-    """Make a ``Task`` of a function: ``@task``, or ``@task(name=..., retry=...)`` with the keywords of ``TaskOptions``.
+    """Turn a function into a ``Task``: ``@task``, or ``@task(name=..., retry=...)`` with keywords of ``TaskOptions``.
 
-    The function takes the run (``async def send(ctx: TaskRun[Mail]) -> None``); the parameter's annotation names
-    the params model, unless ``params_model`` does. A plain ``def`` runs in a thread pool. ``schedule`` may be a line of
-    cron (``"0 5 * * *"``), in UTC.
+    The function takes one argument, the run. Its annotation declares the params model, unless ``params_model`` does.
+    A plain ``def`` runs in a thread. ``schedule`` may be a line of cron (``"0 5 * * *"``), in UTC.
+
+        @task(retry=RetryPolicy(max_attempts=3), timeout_seconds=10)
+        async def send(ctx: TaskRun[Mail]) -> None: ...
 
     Raises:
-        TaskDecoratorError: a keyword is unknown or out of range, a keyword comes together with a function, the function
-            does not take one argument or is a generator, the annotation cannot be resolved, or the params model is of
-            no kind that can be written to a queue.
+        TaskDecoratorError: a keyword is unknown or out of range; keywords come together with a function; the function
+            is a generator or does not take one argument; the annotation cannot be resolved; or the params model cannot
+            be written to a queue.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := given.keys() - TaskOptions.__annotations__.keys():
@@ -299,7 +304,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Check the values of keywords of ``@task``; bring numbers, a priority and a line of cron into their own type."""
+    """Check the keywords of ``@task``, and convert numbers, the priority and a line of cron to their own types."""
     where = f"task {name!r}"
     for option, ranges in NUMBERS.items():
         if option in options:
@@ -334,7 +339,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def check_function(function: Callable[..., Any], name: str, *, batch: bool) -> None:
-    """Refuse a function that cannot be a task: one that is a generator, or does not take one argument."""
+    """Refuse a function that cannot be a task: a generator, or one that does not take one argument."""
     if is_generator(function):
         raise TaskDecoratorError(
             f"task {name!r}: its function is a generator (it has a yield), and a call would run nothing; write a "
@@ -364,7 +369,7 @@ def check_function(function: Callable[..., Any], name: str, *, batch: bool) -> N
 
 
 def is_generator(function: Callable[..., Any]) -> bool:
-    """Whether calling this makes a generator instead of running a body; also behind partials and ``wraps``."""
+    """Return whether a call makes a generator instead of running the body; looks through partials and ``wraps``."""
     seen: set[int] = set()
     while id(function) not in seen:
         seen.add(id(function))
@@ -378,7 +383,7 @@ def is_generator(function: Callable[..., Any]) -> bool:
 
 
 def checked(task: Any) -> Task[Any]:
-    """The task that was given.
+    """Return ``task`` if it is a Task.
 
     Raises:
         TaskUsageError: it is something else, such as a function without ``@task``.
@@ -393,8 +398,10 @@ def checked(task: Any) -> Task[Any]:
 
 
 def same_function(one: Any, other: Any) -> bool:
-    """Whether two callables are one function: the same object, or the same place in the same module (a module that was
-    loaded again). Closures and callable objects have to hold equal values, too."""
+    """Return whether two callables are one function: the same object, or the same place in a module loaded again.
+
+    Closures and callable objects also have to hold equal values.
+    """
     if one is other:
         return True
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
@@ -413,7 +420,7 @@ def same_function(one: Any, other: Any) -> bool:
 
 
 def held_by(function: Any) -> tuple[Any, ...]:
-    """Return the values that a function was made with: its defaults, and those of its closure."""
+    """Return the values that a function holds: its defaults, and those of its closure."""
     values = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # of a name that has no value yet
@@ -422,7 +429,7 @@ def held_by(function: Any) -> tuple[Any, ...]:
 
 
 def place_of(function: Any) -> str:
-    """Where a function is written: ``app.mail.send``."""
+    """Return the place of a function: ``app.mail.send``."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__qualname__"):
@@ -431,7 +438,7 @@ def place_of(function: Any) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8: no surrogate stands alone in it."""
+    """Return whether text can be encoded as UTF-8, that is, has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -440,7 +447,7 @@ def is_utf8(text: str) -> bool:
 
 
 def annotated_model(function: Callable[..., Any], name: str, scope: dict[str, Any]) -> Any:
-    """The params model in the annotation of the parameter that takes the run; ``Params`` if there is none."""
+    """Return the params model in the annotation of the run's parameter; ``Params`` if there is none."""
     while isinstance(function, functools.partial):
         function = function.func
     target = function if inspect.isroutine(function) else type(function).__call__
@@ -469,7 +476,7 @@ def resolve(annotation: str, function: Any, scope: dict[str, Any], name: str) ->
 
 
 def model_of(annotation: Any) -> Any:
-    """P of ``TaskRun[P]`` or ``TaskRun[P, D]``, also through a ``type`` alias; None if it is something else."""
+    """Return P of ``TaskRun[P]`` or ``TaskRun[P, D]``, also through a ``type`` alias; None for anything else."""
     from ._run import TaskRun
 
     alias_type = getattr(typing, "TypeAliasType", None)
@@ -488,5 +495,5 @@ def model_of(annotation: Any) -> Any:
 
 
 def is_async(executor: TaskExecutor) -> bool:
-    """Whether calling this gives an awaitable (else it is run in a thread)."""
+    """Return whether a call returns an awaitable (else the function runs in a thread)."""
     return inspect.iscoroutinefunction(executor) or inspect.iscoroutinefunction(getattr(executor, "__call__", None))  # noqa: B004

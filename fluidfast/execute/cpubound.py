@@ -1,4 +1,4 @@
-"""CPU-bound tasks: each run has a process of its own, the application's entry point with the ``exec`` command.
+"""CPU-bound tasks: each run has its own process, the application's entry point with the ``exec`` command.
 
     ENTRY exec NAME --log --run-id ID --params -
 
@@ -58,7 +58,7 @@ def cpu_bound_command(ctx: TaskRun[Any, Any]) -> list[str]:
 
 
 async def run_in_subprocess(ctx: TaskRun[Any, Any]) -> None:
-    """Execute a run in a process of its own, and wait for it. Cancelled, it ends the process before it returns.
+    """Execute a run in its own process, and wait for it. If cancelled, it ends the process before it returns.
 
     Raises:
         TaskAbortedError: the task aborted itself.

@@ -1,4 +1,4 @@
-"""One run: calls the task, bounds its time, decides what the outcome is and whether it is tried again."""
+"""One run: call the task within its time limit, decide the outcome, and whether to retry."""
 
 import asyncio
 import functools
@@ -19,21 +19,23 @@ from .cpubound import confirm_executed
 __all__ = ["Retry", "call", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
 
 UNRUN = frozenset(("coroutine", "generator", "async_generator"))
-"""Names of types of what is returned and has not run; those of compiled functions are other types with these names."""
+"""Type names of unrun results. Compiled functions return other types with the same names."""
 SET_TO_FAILURE = "the task's function set it to failure"
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A run that is queued once more, in so many seconds."""
+    """A run to queue again, after ``delay`` seconds."""
 
     delay: float
     run: TaskRun[Any, Any]
 
 
 async def call(executor: TaskExecutor, argument: Any) -> Any:
-    """Call a task's function with its run, or its runs if it takes a batch: a coroutine function here, any other in a
-    thread of the loop's pool, with a copy of the context."""
+    """Call a task's function with its run, or with its runs if it takes a batch.
+
+    A coroutine function runs here, any other in a thread of the event loop's pool, with a copy of the context.
+    """
     if is_async(executor):
         result = await executor(argument)
         refuse_unrun(result)
@@ -47,8 +49,11 @@ async def call(executor: TaskExecutor, argument: Any) -> Any:
 
 
 def call_in_thread(executor: TaskExecutor, argument: Any) -> Any:
-    """Call a plain function. StopIteration and GeneratorExit come out as a RuntimeError, as the former does of a
-    coroutine (PEP 479): a future does not take the one, and the other closes the coroutines that await it."""
+    """Call a plain function, and turn StopIteration and GeneratorExit into a RuntimeError.
+
+    A coroutine does this for StopIteration (PEP 479). A future does not accept StopIteration, and GeneratorExit would
+    close the coroutines that await it.
+    """
     try:
         return executor(argument)
     except (StopIteration, GeneratorExit) as exc:
@@ -56,11 +61,10 @@ def call_in_thread(executor: TaskExecutor, argument: Any) -> Any:
 
 
 def refuse_unrun(result: Any) -> None:
-    """Raise TaskRunError if a task's function returned work instead of doing it: a generator that nobody iterates over,
-    a coroutine that nobody awaits."""
+    """Raise TaskRunError if a task's function returned a generator or a coroutine, whose work would never run."""
     if type(result).__name__ in UNRUN and isinstance(result, Coroutine | Generator | AsyncGenerator):
         if isinstance(result, Coroutine):
-            result.close()  # which is no warning, since the error says it
+            result.close()  # no warning of a missing await: the error says it
         name = getattr(result, "__qualname__", "")
         raise TaskRunError(
             f"the task's function returned a {type(result).__name__} ({printable(name)}) that was not run: await "
@@ -69,17 +73,17 @@ def refuse_unrun(result: Any) -> None:
 
 
 def raise_failed(result: Any, run: TaskRun[Any, Any]) -> None:
-    """Raise what a batch's function returned for this run: a mapping of run id to exception, or nothing."""
+    """Raise the exception that a batch's function returned for this run, in a mapping by run id, if any."""
     if isinstance(result, Mapping) and (exc := result.get(run.id)) is not None:
         raise exc
 
 
 async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
-    """Run a task here and now, and set the state that it ends in.
+    """Execute a run here and now, and set its final state.
 
-    ``in_process``: also if it is CPU-bound and would have a process of its own. A plain function runs in the default
-    thread pool of the event loop, whose size bounds how many do at once, and its time counts from this call. A consumer
-    has threads of its own.
+    ``in_process``: execute a CPU-bound task in this process instead of its own. A plain function runs in the event
+    loop's default thread pool, whose size limits their number, and its time counts from this call. (A consumer uses its
+    own threads.)
 
     Raises:
         TaskAbortedError: the task aborted itself.
@@ -122,13 +126,13 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
 
 
 def end(run: TaskRun[Any, Any], state: TaskState) -> None:
-    """Set the state that a run ends in, unless the task's function did."""
+    """Set the final state of a run, unless the task's function did."""
     if not run.is_done:
         run.set_state(state)
 
 
 def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException, now: int) -> Retry | None:
-    """The next try of a run that failed, if its task's ``retry`` grants one. ``now``: microseconds since the epoch."""
+    """Return the retry of a failed run if its task's ``retry`` allows one. ``now``: microseconds since the epoch."""
     policy = run.task.retry
     if policy is None or not policy.allows(run.retry_attempt) or not policy.matches(exc):
         return None
@@ -137,8 +141,10 @@ def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException, now: int) ->
 
 
 def retry_when_limited(run: TaskRun[Any, Any], now: int) -> Retry | None:
-    """The next try of a run that found no slot under ``max_concurrency``, if ``rate_limit_retry`` grants one. ``now``:
-    microseconds since the epoch."""
+    """Return the retry of a run that found no slot under ``max_concurrency``, if ``rate_limit_retry`` allows one.
+
+    ``now``: microseconds since the epoch.
+    """
     policy = run.task.rate_limit_retry
     if policy is None or not policy.allows(run.rate_limit_attempt):
         return None

@@ -1,11 +1,11 @@
-"""The threads of a consumer, in which plain (``def``) functions of tasks run.
+"""The threads of a consumer, which run plain (``def``) functions of tasks.
 
-A consumer has threads of its own, made when they are needed: one for each of its slots, and some more, because a thread
-cannot be stopped. A run may end before its function returns, by its timeout or with its lease. The thread *hangs* from
-then on, until the function returns.
+A consumer starts threads when it needs them: one for each slot, and some more, because Python cannot stop a thread. A
+run may end before its function returns, by its timeout or with its lease. From then on the thread *hangs*, until the
+function returns.
 
-The event loop hands jobs over by one queue and gets them back by another, with one wake-up for all that ended in the
-meantime. The threads are daemons, so that one that hangs does not keep its process from ending.
+The event loop passes jobs through one queue and gets them back through another, with one wake-up for all finished ones.
+The threads are daemons, so that a hung one does not block the end of its process.
 """
 
 import asyncio

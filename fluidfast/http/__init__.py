@@ -101,7 +101,7 @@ class TaskUpdate(BaseModel):
 
 
 class TaskCreate(BaseModel):
-    """A run that somebody wants queued."""
+    """A request to queue a run."""
 
     name: str = Field(description="Name of the task")
     params: dict[str, Any] = Field(default_factory=dict, description="Params of the run")
@@ -119,21 +119,21 @@ def task_manager_fastapi(
     insecure: bool = False,
     **kwargs: Any,
 ) -> FastAPI:
-    """Give an application a task manager: its routes, and its life.
+    """Return an application that has the routes of a task manager, and starts and stops it.
 
-    The manager starts after the application's own lifespan and stops before it: a consumer or scheduler consumes in
-    this process, a plain manager enters its contexts. If a consumer stops while the application runs, the process is
-    sent SIGTERM (if somebody handles that, as uvicorn does): one that no longer consumes is better started anew.
+    The manager starts after the application's own lifespan and stops before it. A consumer or scheduler consumes in
+    this process, a plain manager enters its contexts. If a consumer stops while the application runs, it sends SIGTERM
+    to this process (if there is a handler for it, as in uvicorn), so that a service manager can restart it.
 
-    ``app``: an application to extend; None: a new one, made with ``kwargs``.
-    ``include_router``: whether it gets the routes, under ``prefix`` (no slash at its end), with OpenAPI ``tags``
-    (default: ``["Tasks"]``); plugins add theirs too.
-    ``auth``: a FastAPI dependency (the callable, or ``Depends`` of it) of every route, plugins' too: it raises
-    ``HTTPException(401)`` for a request without the right. An ``app`` with dependencies of its own needs none.
-    ``insecure``: allow everybody who reaches the server to use the routes.
+    ``app``: the application to extend; None: a new one, made with ``kwargs``.
+    ``include_router``: add the routes, and those of plugins, under ``prefix`` (without a final slash), with OpenAPI
+    ``tags`` (default: ``["Tasks"]``).
+    ``auth``: a FastAPI dependency (the callable, or ``Depends`` of it) for every route, also those of plugins. It
+    raises ``HTTPException(401)`` for an unauthorized request. An ``app`` with its own dependencies needs none.
+    ``insecure``: let anyone who can reach the server use the routes.
 
     Raises:
-        OpenRoutesError: the routes would have no ``auth``, and nothing allows that.
+        OpenRoutesError: the routes have no ``auth``, and neither ``insecure`` nor FLUID_HTTP_INSECURE allows that.
     """
     app = FastAPI(**kwargs) if app is None else app
     guards = guards_of(auth)
@@ -180,7 +180,7 @@ def lifespan_of(
 
 @asynccontextmanager
 async def life_of(manager: TaskManager) -> AsyncIterator[None]:
-    """The manager is started and stopped."""
+    """Start the manager, and stop it at the end."""
     if not isinstance(manager, Worker):
         await manager.on_startup()
         try:
@@ -214,7 +214,7 @@ async def end_with(worker: Worker) -> None:
 
 
 async def in_http_terms() -> AsyncIterator[None]:
-    """A dependency of every route: what a broker cannot do becomes a status."""
+    """Turn errors of the broker into HTTP statuses. A dependency of every route."""
     try:
         yield
     except (BrokerConnectionError, BrokerFullError, QueueFullError) as exc:
@@ -224,9 +224,9 @@ async def in_http_terms() -> AsyncIterator[None]:
 
 
 async def refuse_other_sites(connection: HTTPConnection) -> None:
-    """A dependency: 403 for a request that changes something and that a page of another site makes a browser send.
+    """Refuse a cross-site request that changes something, with 403. A dependency.
 
-    One with the content type of JSON passes: a browser asks the server before it sends that to another site.
+    A request with the JSON content type passes: a browser asks the server before it sends one to another site.
     """
     if connection.scope.get("method", "GET") in SAFE_METHODS or is_json(connection):
         return
@@ -235,8 +235,10 @@ async def refuse_other_sites(connection: HTTPConnection) -> None:
 
 
 async def refuse_other_types(request: Request) -> None:
-    """A dependency: 415 for a request that changes something with another content type than that of JSON, unless a
-    browser says that it comes from a page of this site."""
+    """Refuse a request that changes something without the JSON content type, with 415. A dependency.
+
+    A request that comes from a page of this site, as its browser says, passes.
+    """
     if request.method in SAFE_METHODS or is_json(request) or not request.headers.get("content-type"):
         return
     if not is_same_origin(request):
@@ -244,7 +246,7 @@ async def refuse_other_types(request: Request) -> None:
 
 
 def is_same_origin(connection: HTTPConnection) -> bool | None:
-    """Whether a page of this site made a browser send a request; None if no browser says anything."""
+    """Return whether a browser says that a page of this site sent the request; None if it does not say."""
     headers = connection.headers
     if sites := headers.getlist("sec-fetch-site"):
         return all(site in ("same-origin", "none") for site in sites)  # none: the user did it, not a page
@@ -256,7 +258,7 @@ def is_same_origin(connection: HTTPConnection) -> bool | None:
 
 
 def is_json(connection: HTTPConnection) -> bool:
-    """Whether the content type is that of JSON."""
+    """Return whether the content type is JSON."""
     media_type = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
     return media_type == JSON_TYPE or media_type.endswith("+json")
 
@@ -266,15 +268,15 @@ def unsupported_type() -> HTTPException:
 
 
 def guards_of(auth: Callable[..., Any] | DependsMarker | None) -> list[DependsMarker]:
-    """The dependencies that ``auth`` stands for."""
+    """Return the dependencies for ``auth``."""
     return [] if auth is None else [auth if isinstance(auth, DependsMarker) else Depends(auth)]
 
 
 def allow_open_routes(call: str, insecure: bool) -> bool:
-    """Return if routes may be served without ``auth``: True if it is the environment that allows it.
+    """Allow routes without ``auth``, or raise. Return True if it is the environment that allows them.
 
     Raises:
-        OpenRoutesError: they may not.
+        OpenRoutesError: neither ``insecure`` nor the environment allows them.
     """
     if insecure:
         return False

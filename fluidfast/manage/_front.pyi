@@ -18,8 +18,7 @@ class QueueFront:
     _never_takes: bool
 
     def hands_over(self) -> bool:
-        """Return True if queueing a run is no more than handing over its payload: nobody listens, no hook is called
-        around it, nothing may hold it up."""
+        """Return True if a run can go straight to the producer: there are no handlers, hooks or limits for it."""
 
     def queue(
         self,
@@ -30,4 +29,22 @@ class QueueFront:
         from_task_run: TaskRun[Any, Any] | None = None,
         params: Any = None,
         **kwargs: Any,
-    ) -> Coroutine[Any, Any, TaskRun[Any, Any]]: ...
+    ) -> Coroutine[Any, Any, TaskRun[Any, Any]]:
+        """Queue a run. When the returned awaitable is done, the broker has stored the run.
+
+        Give the params as in ``create_task_run``. It fires the event ``init`` (also ``queue``) before it sends the run,
+        and ``queued`` after. If the caller is cancelled, the run may be queued.
+
+            run = await manager.queue("send", to="grace@example.com")
+
+        Raises, when awaited:
+            UnknownTaskError, ParamsError, ValueError: as ``create_task_run``; nothing was sent.
+            PayloadTooLargeError: the run is larger than ``max_payload_bytes``; nothing was sent.
+            BrokerFullError: the server has no memory left; nothing was queued.
+            QueueFullError: the queue has reached ``max_queue_length`` or ``max_queue_bytes``; nothing was queued.
+            BufferedRunsLost: earlier runs with ``delivery="buffered"`` are not confirmed; this run was not queued.
+            DurabilityUnsupportedError: the server does not support ``durability``; nothing was sent.
+            NotDurableError: the run is queued, but not replicated or on disk as ``durability`` requires.
+            BrokerConnectionError: the server is unavailable. If the connection was lost on the way and did not come
+                back, the run may or may not be queued.
+        """

@@ -1,4 +1,4 @@
-"""``TaskConsumer``: a manager with an engine, and the life of a worker."""
+"""``TaskConsumer``: a manager with an engine and the lifecycle of a worker."""
 
 import asyncio
 import logging
@@ -39,19 +39,24 @@ __all__ = ["TaskConsumer"]
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 0.5
-"""After which ``sync_queue`` tries again to queue a run that the broker did not take."""
+"""Pause of ``sync_queue`` before it retries a run that the broker did not take."""
 FIRST_TRY_SECONDS = 5.0
-"""How long the first try to connect may take, also where ``connect_seconds`` is less."""
+"""Time limit of the first try to connect, also if ``connect_seconds`` is less."""
 STATUS_SECONDS = 5.0
-"""How often a consumer says how it is."""
+"""Interval at which a consumer reports its status."""
 
 
 class TaskConsumer(TaskManager, Workers):
-    """A manager that also consumes: ``async with TaskConsumer(...)``, or ``await consumer.startup()``, and
-    ``await consumer.shutdown()`` to drain. It may be started again after it has ended.
+    """A manager that also consumes: it claims runs and executes them.
+
+        async with TaskConsumer(broker_url="redis://localhost:6379") as consumer:
+            await consumer.wait_for_shutdown()
+
+    Or call ``await consumer.startup()``, and ``await consumer.shutdown()`` to drain. It can start again after it has
+    ended.
 
     ``name``: the worker's name. ``stopping_grace_period``: seconds that running tasks have to finish at shutdown
-    (default: FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments as ``TaskManager``.
+    (default: FLUID_STOPPING_GRACE_PERIOD, else 10). Other arguments: as ``TaskManager``.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class TaskConsumer(TaskManager, Workers):
     def of(cls, manager: TaskManager) -> Self:
         """Return a consumer with the tasks, config, deps, state, handlers, hooks, plugins and contexts of a manager.
 
-        Handlers, and hooks, that are registered with the manager later come to the consumer too.
+        Later registrations of handlers and hooks with the manager apply to the consumer too.
         """
         consumer = cls(deps=manager.deps, config=replace(manager.config, broker_url=manager.broker.url.raw))
         consumer.state = manager.state
@@ -110,7 +115,7 @@ class TaskConsumer(TaskManager, Workers):
     # -- life
 
     async def __aenter__(self) -> Self:
-        """Start consuming: ``async with TaskConsumer(...) as consumer``. Leaving it drains."""
+        """Start consuming: ``async with TaskConsumer(...) as consumer``. The end of the block drains."""
         await self._start()
         self._within = True
         return self
@@ -120,23 +125,23 @@ class TaskConsumer(TaskManager, Workers):
         await self.shutdown()
 
     async def startup(self) -> None:
-        """Start consuming; contexts are entered and the broker has answered when this returns.
+        """Start consuming. Return when the contexts are entered and the broker has answered.
 
-        A broker that is not there is waited for ``connect_seconds``. A consumer that has ended may be started again.
-        Within ``async with`` this does nothing.
+        It waits up to ``connect_seconds`` for an unavailable broker. A consumer that has ended can start again. Within
+        ``async with`` this does nothing.
 
         Raises:
-            BrokerConnectionError: the broker did not come within ``connect_seconds``.
-            CpuBoundEntryPointError: this process was started for one CPU-bound run, so its entry point has no ``exec``
+            BrokerConnectionError: the broker was unavailable for ``connect_seconds``.
+            CpuBoundEntryPointError: this is the process of a CPU-bound run, and its entry point has no ``exec``
                 command (see ``TaskManagerCLI``).
-            WorkerStartError: it runs.
-            Exception: what a context raised; those before it are closed, and the next start tries all.
+            WorkerStartError: it already runs.
+            Exception: a context raised it. Those before it are closed, and the next start enters all of them.
         """
         if not (self._within and not self._worker_life.is_over()):
             await self._start()
 
     def _forked(self) -> None:
-        """In the child of a fork: a consumer that runs is the parent's, and nothing of it is to be touched here."""
+        """Detach, in the child of a fork, from a running consumer: it belongs to the parent."""
         TaskManager._forked(self)
         if self.has_started() and not self._worker_life.is_over():
             self._parent = os.getppid()
@@ -182,7 +187,7 @@ class TaskConsumer(TaskManager, Workers):
         return not self._up.done() or Workers._has_logged(self, error)  # the former: ``startup`` raises it
 
     async def run(self) -> None:
-        """Wait for the broker, then look after the workers."""
+        """Wait for the broker, then supervise the workers."""
         self.broker.consumes = True
         if await self._connect():
             if not self._up.done():  # its caller may have been cancelled
@@ -190,7 +195,7 @@ class TaskConsumer(TaskManager, Workers):
             await Workers.run(self)
 
     async def _connect(self) -> bool:
-        """Wait for the broker. False: asked to stop meanwhile. Raises as ``connect_within``."""
+        """Wait for the broker. Return False if it has to stop meanwhile. Raises as ``connect_within``."""
         connecting = asyncio.create_task(connect_within(self.broker, self.config.connect_seconds, self.worker_name))
         stopping = asyncio.create_task(self._wait_stop())
         try:
@@ -210,7 +215,7 @@ class TaskConsumer(TaskManager, Workers):
         await TaskManager._enter(self)
 
     async def status(self) -> dict[str, Any]:
-        """The status of each worker, by name; also its own, if an error has ended it that is none of theirs."""
+        """Return the status of each worker by name, and its own if an error of its own has ended it."""
         statuses = await Workers.status(self)
         error = self._worker_life.error
         if error is not None and not Workers._has_logged(self, error):
@@ -218,7 +223,7 @@ class TaskConsumer(TaskManager, Workers):
         return statuses
 
     def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
-        """As ``TaskManager.register_task``. Warns of a task that would be a Kubernetes job in aio-fluid."""
+        """Register a task as ``TaskManager.register_task``, and warn of one that is a Kubernetes job in aio-fluid."""
         TaskManager.register_task(self, task, tags, replace=replace)
         if task.cpu_bound and task.k8s_config is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
             logger.warning(
@@ -228,10 +233,9 @@ class TaskConsumer(TaskManager, Workers):
             )
 
     def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
-        """Queue a task, or a run, from code that cannot await; from any thread. It is sent soon, at shutdown at the
-        latest.
+        """Queue a task, or a run, from code that cannot await, in any thread.
 
-        ``delay``: seconds before it may start.
+        The consumer sends it soon, at shutdown at the latest. ``delay``: seconds before it may start, 0 or more.
 
         Raises:
             ConfigError: ``delay`` is not a number of seconds.
@@ -240,7 +244,7 @@ class TaskConsumer(TaskManager, Workers):
         self._sync_queue.send((task, monotonic() + delay if delay else 0.0))
 
     async def on_shutdown(self) -> None:
-        """Queue what ``sync_queue`` was given if this was stopped before it had begun; then as a manager."""
+        """Queue the runs of ``sync_queue`` if the consumer never started, then shut down as a manager."""
         if not self._sync_queue.has_started():
             for _ in range(self._sync_queue.queue_size()):
                 if (message := await self._sync_queue.get_message(0)) is not None:
@@ -268,9 +272,9 @@ class TaskConsumer(TaskManager, Workers):
             logger.exception("%s: sync_queue(%r) failed", self.worker_name, task)
 
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
-        """Call an async handler with a snapshot of each run that comes to a state: ``"success"``, ``"success.mytag"``.
+        """Call an async handler with a snapshot of each run that reaches a state: ``"success"``, ``"success.mytag"``.
 
-        One that raises is logged; the consumer goes on.
+        The consumer logs an exception of the handler and goes on.
         """
         event = task_event(event)
         self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._dispatch_async)
@@ -280,7 +284,7 @@ class TaskConsumer(TaskManager, Workers):
         self._async_dispatcher_worker.send(run)
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
-        """Take an async handler away. Returns it, or None if there was none."""
+        """Remove an async handler. Return it, or None if there was none."""
         event = task_event(event)
         dispatcher = self._async_dispatcher_worker.dispatcher
         handler: AsyncHandler | None = dispatcher.unregister_handler(event)
@@ -297,7 +301,7 @@ class TaskConsumer(TaskManager, Workers):
 
 @asynccontextmanager
 async def closing(manager: TaskManager) -> AsyncIterator[None]:
-    """Close a manager at the end: tasks and handlers may have queued runs with it."""
+    """Close a manager at the end, since tasks and handlers may have queued runs with it."""
     try:
         yield
     finally:
@@ -305,11 +309,11 @@ async def closing(manager: TaskManager) -> AsyncIterator[None]:
 
 
 async def connect_within(broker: TaskBroker, seconds: float, who: str) -> None:
-    """Connect to the broker; one that is not there is tried again for so long.
+    """Connect to the broker; retry for ``seconds`` while it is unavailable.
 
     Raises:
-        BrokerConnectionError: it did not come in time.
-        BrokerError: it refuses.
+        BrokerConnectionError: it was unavailable for that long.
+        BrokerError: it refuses the connection.
     """
     end = monotonic() + seconds
     limit = max(seconds, FIRST_TRY_SECONDS)

@@ -1,8 +1,8 @@
-"""Dead letters: runs that gave up, and how to look at them, requeue them, or purge them.
+"""Dead letters: list, requeue or purge runs that gave up.
 
-There are two lists. ``dead`` has payloads that are no run, runs of a task that no consumer's registry had, params that
-did not fit, runs whose ``retry`` is used up, and runs that killed their worker three times. ``failed`` has failed runs
-of tasks without a ``retry``. Their bytes are as they came. Both are bounded, and drop the oldest entries.
+There are two lists. ``dead`` has payloads that are not a run, runs of unknown tasks, runs whose params do not fit, runs
+with exhausted retries, and runs whose worker died three times. ``failed`` has failed runs of tasks without a ``retry``.
+Both keep the bytes intact. Both are bounded and drop their oldest entries.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ KINDS: tuple[Kind, ...] = ("dead", "failed")
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One entry. ``header`` and ``payload`` are it; the rest is read out of them, as far as it can be read.
+    """One entry. It consists of ``header`` and ``payload``; the other attributes are read from them, if possible.
 
-    ``id``: 16 hex digits of the entry's SHA-1. ``at``: when it gave up, UTC. ``attempts``: retries after a failure.
+    ``id``: 16 hex digits of the entry's SHA-1. ``at``: the time it gave up, UTC. ``attempts``: the number of retries.
     ``kind``: ``"dead"``, or ``"failed"`` if its task has no ``retry``.
     """
 
@@ -42,7 +42,7 @@ class DeadLetter:
 
     @classmethod
     def read(cls, header: str, payload: bytes, kind: Kind = "dead") -> "DeadLetter":
-        """An entry as the broker gives it."""
+        """Return the entry for a header and a payload of the broker."""
         return cls(header, payload, read_fields(payload), kind)
 
     @property
@@ -51,7 +51,7 @@ class DeadLetter:
 
     @property
     def milliseconds(self) -> int:
-        """When it gave up, in milliseconds since the epoch; 0 if that cannot be read."""
+        """The time it gave up, in milliseconds since the epoch; 0 if it is unreadable."""
         return gave_up_at(self.header)
 
     @property
@@ -67,7 +67,7 @@ class DeadLetter:
 
     @property
     def task(self) -> str:
-        """The task's name, ``""`` if the payload is no run."""
+        """The task's name; ``""`` if the payload is not a run."""
         name = self.fields.get("task")
         return name if isinstance(name, str) else ""
 
@@ -95,21 +95,26 @@ Match = Callable[[DeadLetter], bool]
 
 
 class DeadLetters:
-    """The dead letters of one broker: ``manager.dead``. ``kind``: of this list only (None: of both)."""
+    """The dead letters and failed runs of one broker: ``manager.dead``.
+
+    ``kind``, in every method: ``"dead"`` or ``"failed"`` for one list only; None: both.
+
+        await manager.dead.requeue(task="send", rate=100)
+    """
 
     def __init__(self, broker: TaskBroker) -> None:
         self.broker = broker
 
     async def count(self, kind: Kind | None = None) -> int:
-        """Count them."""
+        """Return the number of entries."""
         return sum([await self.broker.dead_length(kind) for kind in kinds_of(kind)])
 
     async def trimmed(self, kind: Kind | None = None) -> int:
-        """Count the entries that were dropped so far, because there were more than the broker keeps."""
+        """Return the number of entries that the broker has dropped to stay within its limits."""
         return sum([await self.broker.dead_trimmed(kind) for kind in kinds_of(kind)])
 
     async def list(self, limit: int = 100, offset: int = 0, *, kind: Kind | None = None) -> "list[DeadLetter]":
-        """The newest ``limit`` of them, past the newest ``offset``."""
+        """Return up to ``limit`` entries, newest first, after skipping the newest ``offset``."""
         if kind is not None:
             return [DeadLetter.read(*entry, kind) for entry in await self.broker.dead(limit, offset, kind=kind)]
         if limit <= 0:
@@ -120,7 +125,7 @@ class DeadLetters:
         )
 
     async def get(self, id: str) -> DeadLetter | None:
-        """The entry whose id, or whose run's id, begins with this; None if there is none."""
+        """Return the entry whose id, or whose run's id, begins with ``id``; None if there is none."""
         for kind in KINDS:
             offset = 0
             while id and (page := await self.list(PAGE_ENTRIES, offset, kind=kind)):
@@ -140,12 +145,14 @@ class DeadLetters:
         rate: float | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> int:
-        """Requeue entries, oldest first, with their attempts reset to zero. Returns how many.
+        """Requeue entries, oldest first, with attempts reset to zero. Return how many.
 
-        Only entries that were there at the beginning: runs that give up again meanwhile stay. Entries that others
-        requeue or purge at the same time are theirs. ``ids``: these entries (ids of entries or of runs; None: all).
-        ``task``: of this task. ``reason``: whose reason contains this. ``rate``: at most so many a second. A payload
-        that is no run is pushed as it is.
+        An entry must match all arguments. ``ids``: ids of entries or of runs (None: all). ``task``: the task's name.
+        ``reason``: text that the reason contains. ``rate``: the most entries per second, above 0.
+        ``progress``: called with the number of requeued entries.
+
+        It takes only entries present at the start: runs that give up again meanwhile stay. It skips entries that others
+        requeue or purge at the same time. It requeues a payload that is not a run unchanged.
         """
         if rate is not None:
             check_number("rate", rate, ValueError, above=True)
@@ -160,7 +167,7 @@ class DeadLetters:
         kind: Kind | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> int:
-        """Remove entries, chosen as in ``requeue``, for good. Returns how many."""
+        """Delete entries for good, chosen as in ``requeue``. Return how many."""
         return await self._act(matching(ids, task, reason), kinds_of(kind), False, None, progress)
 
     async def _act(
@@ -219,5 +226,5 @@ def matching(ids: Collection[str] | None, task: str | None, reason: str | None) 
 
 
 def entry(header: str, payload: bytes) -> bytes:
-    """An entry as it stands in the list."""
+    """Return an entry as the list stores it."""
     return header.encode("utf-8", "surrogateescape") + b"\n" + payload

@@ -1,13 +1,13 @@
-"""The clock: fires schedules, each due time once, however many schedulers look at it.
+"""The clock: fire schedules, each due time once, with any number of schedulers.
 
-Every scheduler evaluates the schedules by itself, on each heartbeat, without the broker. The broker queues a run that
-is due and remembers its due time in one step, so a second scheduler adds nothing, and one that is killed has queued the
-run or left it to the others. A broker that is not there is asked again on each heartbeat.
+Every scheduler evaluates the schedules on each heartbeat, without the broker. The broker queues a due run and remembers
+its due time in one step. So a second scheduler adds nothing, and a killed one has either queued the run or left it to
+the others. The clock retries an unavailable broker on each heartbeat.
 
 Calendar times go through ``push_once``, under a key that names the time. Intervals go through ``push_after``: the
-broker keeps when each was fired last, and a scheduler that knows of an older time learns the newer one, and counts from
-it. Until when somebody looked at a calendar is a mark on the broker, too: a scheduler that starts makes up for times
-that went by since then.
+broker stores the last fire of each, and a scheduler that knows an older one learns the newer one and counts from it.
+A mark on the broker stores the time up to which a calendar was checked. A scheduler that starts fires the times missed
+since then.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ logger = logging.getLogger("fluidfast.clock")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 REMEMBER_SECONDS = 7200.0
-"""How long a due time of the calendar is remembered as fired: how far clocks of two schedulers may be apart, and longer
-than ``catch_up_seconds`` may be."""
+"""How long the broker remembers a fired calendar time: longer than the largest ``catch_up_seconds``, and the most that
+the clocks of two schedulers may differ."""
 LOOKED_SECONDS = 20.0
-"""How often the broker is told until when calendars were looked at."""
+"""Interval at which a scheduler tells the broker the time up to which it has checked calendars."""
 LOOKED_KEPT_SECONDS = 7 * 86400.0
 """How long it remembers that."""
 DISABLED_SECONDS = 1.0
@@ -173,7 +173,7 @@ class ScheduleTasks(Worker):
     # -- firing
 
     async def fire(self) -> None:
-        """Queue what is due and was fired by nobody. A time stays due if the broker is unavailable; raises nothing."""
+        """Queue due runs that no scheduler has fired. They stay due while the broker is unavailable. Never raises."""
         try:
             if self._unread:
                 await self._read_marks()
@@ -184,7 +184,7 @@ class ScheduleTasks(Worker):
             self._failed(exc)
 
     async def _fire_dues(self) -> bool:
-        """False: the broker is not there, which was said."""
+        """Fire all due times. Return False if the broker is unavailable, after logging it."""
         dues = list(self._due.values())
         if not dues:
             return True
@@ -213,7 +213,7 @@ class ScheduleTasks(Worker):
             self.last_run[name] = due.previous
 
     async def _fire(self, due: Due) -> bool:
-        """False: the broker is not there, it makes no sense to go on."""
+        """Fire one due time. Return False if the broker is unavailable."""
         try:
             if due.queued is None:
                 try:
@@ -302,7 +302,7 @@ class ScheduleTasks(Worker):
         self.last_run[task.name] = schedule.fired_at(moment if self._looked is None else min(moment, self._looked))
 
     def _make_up(self, task: Task[Any], schedule: crontab, looked: datetime) -> None:
-        """Note the calendar times after somebody looked last and before we looked first, within the window."""
+        """Note the missed calendar times, between the last check of any scheduler and our first, within the window."""
         first = self._first_look[mark_of(task)]
         for moment in minutes_between(max(looked, first - self.catch_up), first):
             run = self._evaluate(task, schedule, moment, None)
@@ -314,7 +314,7 @@ class ScheduleTasks(Worker):
         return bool(self._unread) or (monotonic() >= self._tell_at and bool(self._first_look))
 
     async def _tell_looks(self) -> None:
-        """Tell the broker now and then until when calendars were looked at, but for those that have to be fired yet."""
+        """Tell the broker, now and then, the time up to which calendars were checked and fired."""
         if not self._has_to_tell():
             return
         self._tell_at = monotonic() + LOOKED_SECONDS

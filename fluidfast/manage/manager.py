@@ -1,4 +1,4 @@
-"""``TaskManager``: composes codec, producer and broker, and owns their life."""
+"""``TaskManager``: composes codec, producer and broker, and owns their lifetime."""
 
 import asyncio
 import inspect
@@ -51,7 +51,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def gives_a_coroutine(function: F) -> F:
-    """Let those who ask (``iscoroutinefunction``) know that what this function gives is to be awaited."""
+    """Mark a function that returns an awaitable, so that ``iscoroutinefunction`` is true for it."""
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(function)
     function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # as unittest.mock does
@@ -59,7 +59,7 @@ def gives_a_coroutine(function: F) -> F:
 
 
 def refuse_positional(method: str, misplaced: Sequence[Any]) -> None:
-    """Raise TaskUsageError if a method that takes its task by position was given more of them."""
+    """Raise TaskUsageError if a method got more positional arguments than its task."""
     if misplaced:
         raise TaskUsageError(
             f"{method} takes the task by position and the rest by name, but was given a {type(misplaced[0]).__name__} "
@@ -68,17 +68,21 @@ def refuse_positional(method: str, misplaced: Sequence[Any]) -> None:
 
 
 class TaskManager(QueueFront):
-    """The main way in: registers tasks, queues runs, executes them in place.
+    """Register tasks, queue runs, or execute them in place.
 
-    ``TaskManager(broker_url="redis://localhost:6379")``: keywords are the fields of ``TaskManagerConfig``, or
-    ``config`` is one. ``deps``: anything that tasks reach as ``ctx.deps`` (default: an empty ``Bag``).
+    Keywords are the fields of ``TaskManagerConfig``; or give one as ``config``. ``deps``: any object, which tasks reach
+    as ``ctx.deps`` (default: an empty ``Bag``).
 
-    Use it as an async context manager, or call ``on_startup`` and ``on_shutdown``; a script that only queues may do
-    neither, and call ``on_shutdown`` at its end.
+        async with TaskManager(broker_url="redis://localhost:6379") as manager:
+            manager.register_task(send)
+            await manager.queue(send, to="grace@example.com")
+
+    Use it as an async context manager, or call ``on_startup`` and ``on_shutdown``. A script that only queues may skip
+    ``on_startup``.
 
     Raises:
         ConfigError: an option is unknown or out of range.
-        BrokerURLError: the broker's URL is none.
+        BrokerURLError: the broker's URL is not valid.
     """
 
     def __init__(self, *, deps: Any = None, config: TaskManagerConfig | None = None, **kwargs: Any) -> None:
@@ -109,7 +113,7 @@ class TaskManager(QueueFront):
         self._replies = Replies(self.broker, self)
         self.plugins: list[Plugin] = []
         self.launcher: Callable[[TaskRun[Any, Any]], Awaitable[None]] = run_in_subprocess
-        """Executes a run of a CPU-bound task elsewhere, and returns when it has ended. A plugin may replace it."""
+        """Executes a run of a CPU-bound task in another process, and returns at its end. A plugin may replace it."""
         self._async_contexts: list[Any] = []
         self._stack = AsyncExitStack()
         self._entered = False
@@ -119,19 +123,19 @@ class TaskManager(QueueFront):
 
     @property
     def manager_id(self) -> str:
-        """Names this manager in this process: the child of a fork has another one."""
+        """The id of this manager in this process; the child of a fork has another one."""
         if not self._manager_id:
             self._manager_id = self.broker.new_uuid()
         return self._manager_id
 
     def _forked(self) -> None:
-        """In the child of a fork: ids that name a place on the server are made anew, by who first needs them."""
+        """Drop, in the child of a fork, the ids that name a place on the server. Their first use makes new ones."""
         self._manager_id = ""
         self._sync.forked()
         self._replies.forked()
 
     def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop that this manager is awaited in, if it runs."""
+        """Return the running event loop that uses this manager, or None."""
         loops = (self._producer.loop, self.broker.loop_in_use())
         return next((loop for loop in loops if loop is not None and loop.is_running()), None)
 
@@ -143,7 +147,7 @@ class TaskManager(QueueFront):
         await self._leave(*exc_info)
 
     async def _enter(self) -> None:
-        """Enter the contexts that were added. If one of them fails, close those before it, in reverse order."""
+        """Enter the added contexts. If one of them fails, close those before it, in reverse order."""
         if self._entered:
             return
         self._entered = True
@@ -173,8 +177,10 @@ class TaskManager(QueueFront):
 
     @asynccontextmanager
     async def _without_consuming(self) -> AsyncIterator[Self]:
-        """Enter the contexts and close them again, for one run in place or a look at the broker. A consumer does not
-        start."""
+        """Enter the contexts and close them at the end, without starting a consumer.
+
+        Use it for one run in place, or for a query of the broker.
+        """
         await self._enter()
         try:
             yield self
@@ -184,15 +190,18 @@ class TaskManager(QueueFront):
         await self._leave(None, None, None)
 
     async def on_startup(self) -> None:
-        """Enter the contexts that were added. If one fails, those before it are closed, and a later start tries all."""
+        """Enter the added contexts. If one fails, close those before it; a later start enters all of them."""
         await self._enter()
 
     async def on_shutdown(self) -> None:
-        """Close the contexts in reverse order, wait for what was queued, close the broker. Twice is harmless."""
+        """Close the contexts in reverse order, wait for pending runs to be confirmed, close the broker.
+
+        A second call does nothing.
+        """
         await self._leave(None, None, None)
 
     async def enter_async_context(self, cm: Any) -> Any:
-        """Enter an async context manager now; it is closed at shutdown. Returns what entering gives."""
+        """Enter an async context manager now, and close it at shutdown. Return its value."""
         return await self._stack.enter_async_context(cm)
 
     def add_async_context_manager(self, cm: Any) -> None:
@@ -218,13 +227,14 @@ class TaskManager(QueueFront):
         return WORD_START.sub("_", type(self).__name__).lower()
 
     def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
-        """Register a task (with ``tags`` added to its own): only what is registered can be executed here.
+        """Register a task. Only registered tasks can be queued by name or executed.
 
-        ``replace``: also in place of a task of a different function. A task of the same function is always replaced.
+        ``tags``: added to the task's own. ``replace``: replace a task of a different function under this name; a task
+        of the same function is always replaced.
 
         Raises:
-            TaskNameTaken: a different function is registered under this name.
-            TaskUsageError: something else than a task was given, such as a function without ``@task``.
+            TaskNameTaken: a different function is already registered under this name.
+            TaskUsageError: ``task`` is not a task, such as a function without ``@task``.
         """
         if tags:
             task = checked(task)._replace(tags=task.tags | frozenset(tags))
@@ -233,14 +243,16 @@ class TaskManager(QueueFront):
     def register_from_module(
         self, module: ModuleType, tags: Sequence[str] | None = None, *, replace: bool = False
     ) -> None:
-        """Register every task that is a public name of a module. ``replace``, errors: as ``register_task``."""
+        """Register every task with a public name in a module. ``replace``, errors: as ``register_task``."""
         self.register_from_dict({name: getattr(module, name) for name in dir(module)}, tags=tags, replace=replace)
 
     def register_from_dict(
         self, data: Mapping[str, Any], tags: Sequence[str] | None = None, *, replace: bool = False
     ) -> None:
-        """Register every task among the values of a mapping whose key has no leading underscore. ``replace``, errors:
-        as ``register_task``."""
+        """Register every task among the values of a mapping whose key has no leading underscore.
+
+        ``replace``, errors: as ``register_task``.
+        """
         for name, value in data.items():
             if not name.startswith("_") and isinstance(value, Task):
                 self.register_task(value, tags=tags, replace=replace)
@@ -257,15 +269,15 @@ class TaskManager(QueueFront):
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
-        """A run in state ``init``.
+        """Return a new run in state ``init``.
 
-        The params are the keywords. ``params=`` gives them as one mapping or object instead, which is the way for
-        params named like one of our own keywords; for a task whose model has a field ``params`` it is that field.
+        Give the params as keywords, or as one mapping or object with ``params=``. Use ``params=`` if a param has the
+        name of a keyword of this method. If the task's model has a field ``params``, the keyword sets that field.
 
         Raises:
-            UnknownTaskError: a name that is not registered.
-            ParamsError: the params do not fit the task's model; names the task and the field.
-            ValueError: a priority that is none.
+            UnknownTaskError: no task of this name is registered.
+            ParamsError: the params do not fit the task's model. The message names the task and the field.
+            ValueError: the priority is not valid.
         """
         return self.intake.make(task, run_id, priority, parent=from_task_run, params=params, given=kwargs)
 
@@ -291,16 +303,16 @@ class TaskManager(QueueFront):
         params: Any,
         kwargs: dict[str, Any],
     ) -> TaskRun[Any, Any]:
-        """``queue`` where more than a payload is to be handed over."""
+        """Queue a run where handlers, hooks or limits apply."""
         run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
         await self.intake.send(run)
         return run
 
     async def flush(self) -> None:
-        """Wait until everything that was queued with ``delivery="buffered"`` is confirmed.
+        """Wait until the broker has confirmed all runs queued with ``delivery="buffered"``.
 
         Raises:
-            BufferedRunsLost: some could not be; names their ids.
+            BufferedRunsLost: it did not confirm some of them. The exception has their ids.
         """
         await self._producer.flush()
 
@@ -314,18 +326,22 @@ class TaskManager(QueueFront):
         return_ids: bool = False,
         progress: Callable[[QueueSummary], object] | None = None,
     ) -> QueueSummary:
-        """Queue a run for each item of an iterable or async iterable of any length: mappings of params, or param
-        objects.
+        """Queue a run for each item of an iterable or async iterable of any length.
 
-        They are validated, encoded and sent in batches, a few in flight, so memory stays flat; all are confirmed when
-        this returns. ``on_error``: what to do with an item that does not fit: ``"raise"`` (those before it are queued,
-        it and those behind it are not) or ``"collect"`` it in ``summary.errors``. ``progress`` is called with the
-        summary so far after each confirmed batch. Events fire as for ``queue`` if somebody listens to ``init`` or
-        ``queued``.
+        Items are mappings of params, or param objects. They are validated, encoded and sent in batches, a few in
+        flight, so memory use stays constant. When this returns, the broker has confirmed all of them. Events fire as
+        for ``queue`` if ``init`` or ``queued`` has handlers.
+
+        ``on_error``: ``"raise"`` at the first item that does not fit (the items before it are queued, those after it
+        are not), or ``"collect"`` such items in ``summary.errors``.
+        ``return_ids``: put the ids of the runs into ``summary.run_ids``.
+        ``progress``: called with the current summary after each confirmed batch.
+
+            summary = await manager.queue_many(send, ({"to": name} for name in names))
 
         Raises:
-            As ``queue``; the exception's ``summary`` says what was confirmed before it, and ``index`` which item did
-            not fit. Cancelled, it leaves its summary on the CancelledError.
+            As ``queue``. The exception's ``summary`` counts the runs confirmed before it, ``index`` is the position
+            of the item that does not fit. A CancelledError has the summary too.
         """
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
@@ -337,7 +353,7 @@ class TaskManager(QueueFront):
 
     @property
     def sync(self) -> SyncManager:
-        """The same for code without an event loop: ``manager.sync.queue(...)`` blocks; from any thread."""
+        """Blocking methods for code without an event loop, in any thread: ``manager.sync.queue(...)``."""
         return self._sync
 
     async def queue_and_wait(
@@ -350,14 +366,14 @@ class TaskManager(QueueFront):
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
-        """Queue a run and wait until some consumer has finished it, in whichever process. Returns the finished run.
+        """Queue a run, wait until a consumer in any process has finished it, and return the finished run.
 
-        ``timeout``: seconds to wait, None: the task's own ``timeout_seconds``.
+        ``timeout``: seconds to wait; None: the task's ``timeout_seconds``.
 
         Raises:
-            TimeoutError: it is not finished in time, and goes on all the same. The message names the task, the run and
-                the seconds, and says whether a consumer that knows the task is alive, where the broker can tell.
-            BrokerAuthError: the user may not read answers; the run is queued.
+            TimeoutError: the run has not finished in time; it goes on. The message names the task, the run and the
+                seconds. If the broker knows, it also says whether a consumer with this task is alive.
+            BrokerAuthError: the server user may not read replies. The run is queued.
             Others: as ``queue``.
         """
         refuse_positional("queue_and_wait", misplaced)
@@ -391,14 +407,14 @@ class TaskManager(QueueFront):
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
-        """Run a task here and now, past the queue, and wait for it. Returns the run; an aborted one too.
+        """Execute a task here and now, without the queue, and return the finished (or aborted) run.
 
-        ``in_process``: also a CPU-bound task, which has a process of its own otherwise.
+        ``in_process``: execute a CPU-bound task in this process instead of its own.
 
         Raises:
             UnknownTaskError, ParamsError, ValueError: as ``create_task_run``.
             TimeoutError: it took longer than the task's ``timeout_seconds``.
-            Exception: whatever the task raises.
+            Exception: any exception of the task.
         """
         refuse_positional("execute", misplaced)
         run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
@@ -417,7 +433,7 @@ class TaskManager(QueueFront):
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
-        """``execute`` for code without an event loop: starts the manager, runs the task in this process, shuts down."""
+        """Start the manager, execute a task in this process, and shut down. For code without an event loop."""
         refuse_positional("execute_sync", misplaced)
         return asyncio.run(self._execute_and_exit(task, run_id=run_id, priority=priority, params=params, **kwargs))
 
@@ -427,13 +443,13 @@ class TaskManager(QueueFront):
 
     @property
     def dead(self) -> DeadLetters:
-        """Runs that gave up, and runs that failed without a retry: ``list``, ``get``, ``requeue``, ``purge``."""
+        """Dead letters, and failed runs of tasks without a retry: ``list``, ``get``, ``requeue``, ``purge``."""
         return DeadLetters(self.broker)
 
     # -- events
 
     def pass_events_to(self, consumer: "TaskManager") -> None:
-        """Give handlers and hooks, those of today and later ones, to the consumer that was made of this manager."""
+        """Pass all handlers and hooks, current and later ones, to the consumer made from this manager."""
         for event, handler in self.dispatcher.registered():
             consumer.dispatcher.register_handler(event, handler)
         for event, async_handler in self._async_handlers.registered():
@@ -445,13 +461,14 @@ class TaskManager(QueueFront):
             setattr(self, name, getattr(consumer, name))
 
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
-        """Keep an async handler for the consumer that the ``worker`` command makes of this manager.
+        """Register an async handler for the consumer that the ``worker`` command makes from this manager.
 
-        Only a consumer calls async handlers. ``dispatcher.register_handler`` takes plain ones, which are called here.
+        Only a consumer calls async handlers. For handlers that this manager calls, use
+        ``dispatcher.register_handler``.
         """
         self._async_handlers.register_handler(event, handler)
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
-        """Forget an async handler. Returns None, since nothing here has called it."""
+        """Remove an async handler. Return None: this manager never calls it."""
         self._async_handlers.unregister_handler(event)
         return None

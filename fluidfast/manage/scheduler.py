@@ -10,10 +10,10 @@ __all__ = ["TaskScheduler"]
 
 
 class TaskScheduler(TaskConsumer):
-    """A consumer that also fires schedules (``@task(schedule=...)``) of its registered tasks, if they are enabled.
+    """A consumer that also fires the schedules (``@task(schedule=...)``) of its registered, enabled tasks.
 
-    Run as many as you like on one broker: each due time is fired once. With ``consume_tasks=False`` it only schedules.
-    Arguments as ``TaskConsumer``; ``schedule_tasks=False`` in the config holds the clock.
+    You can run several on one broker: each due time fires once. ``consume_tasks=False`` makes it only schedule,
+    ``schedule_tasks=False`` makes it only consume. Arguments: as ``TaskConsumer``.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """``manager.sync``: the manager for code without an event loop, from any number of threads.
 
-One event loop runs in a thread of its own, which is started by the first call and ended by ``close``. Calls that are
-made at the same time leave in the same batches, as with the async methods.
+The first call starts a thread with an event loop, and ``close`` ends it. Concurrent calls share batches, as with the
+async methods.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
-"""How often a call in another thread's event loop looks whether that loop still runs."""
+"""Interval at which a call checks whether another thread's event loop still runs."""
 END_SECONDS = 5.0
-"""How long calls that others still wait in may take to end when the manager is closed."""
+"""How long ``close`` waits for pending calls of other threads."""
 
 
 class AsyncFace(Protocol):
@@ -53,11 +53,12 @@ class AsyncFace(Protocol):
 
 
 class SyncManager:
-    """Blocking forms of a manager's methods. Raises what they raise.
+    """Blocking forms of a manager's methods, for any thread. They raise the same exceptions.
 
-    While the manager is awaited in an event loop of another thread, these calls are made in that loop: a plain task of
-    a consumer may use them.
-    ``with manager.sync as sync:`` closes it, and the manager, at the end.
+    If the manager is in use in an event loop of another thread, the calls run in that loop. So a plain function that a
+    consumer runs may use them. ``with manager.sync as sync:`` closes it, and the manager, at the end.
+
+        manager.sync.queue("send", to="grace@example.com")
     """
 
     def __init__(self, manager: AsyncFace) -> None:
@@ -69,7 +70,7 @@ class SyncManager:
         self._calls = 0  # under way, under the lock
 
     def forked(self) -> None:
-        """In the child of a fork: the thread is the parent's, and so is its loop."""
+        """Drop, in the child of a fork, the thread and its event loop: they belong to the parent."""
         keep_for_good(self._lock, self._loop, self._unconfirmed)
         self._lock = threading.Lock()
         self._loop = self._thread = None
@@ -77,7 +78,7 @@ class SyncManager:
         self._calls = 0
 
     def is_in_use(self, loop: asyncio.AbstractEventLoop | None) -> bool:
-        """Whether the manager has something to do in this event loop: its own one may run and wait for calls."""
+        """Return whether the manager works in this event loop. Its own loop may run idle and wait for calls."""
         if loop is None or not loop.is_running():
             return False
         return loop is not self._loop or self._calls > 0 or self._manager.intake.producer.is_busy_in(loop)
@@ -89,7 +90,7 @@ class SyncManager:
         self.close()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, under the lock: the one that the manager is awaited in, if it runs; else one of its own."""
+        """Return the running loop that uses the manager, else its own loop. Call it under the lock."""
         if (home := self._manager.loop_in_use()) is not None and home is not self._loop:
             if home is asyncio._get_running_loop():
                 raise RuntimeError("manager.sync was called within the event loop of its manager: use await there")
@@ -111,7 +112,7 @@ class SyncManager:
         while self._loop is loop:
             try:
                 loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):  # of a task: who waits for it gets it, the others wait on
+            except (SystemExit, KeyboardInterrupt):  # of a task: its caller gets it, other callers wait on
                 logger.warning("manager.sync: a task tried to end the process", exc_info=True)
 
     def _refuse_own_thread(self) -> None:
@@ -135,7 +136,7 @@ class SyncManager:
         return self._result(future, loop)
 
     def _result(self, future: "Future[T]", loop: asyncio.AbstractEventLoop) -> T:
-        """Wait for the answer to a call that was counted."""
+        """Wait for the answer to a counted call."""
         try:
             if loop is not self._loop:  # somebody else's, which may end before it answers
                 while not wait([future], LOOK_SECONDS).done:
@@ -158,7 +159,7 @@ class SyncManager:
         params: Any = None,
         **kwargs: Any,
     ) -> TaskRun[Any, Any]:
-        """``TaskManager.queue``, blocking."""
+        """Queue a run as ``TaskManager.queue``, blocking."""
         manager = self._manager
         if manager.intake.buffers or not manager.hands_over():
 
@@ -207,8 +208,10 @@ class SyncManager:
         return_ids: bool = False,
         progress: Callable[[QueueSummary], object] | None = None,
     ) -> QueueSummary:
-        """``TaskManager.queue_many``, blocking. The items are drawn, and ``progress`` is called, in the loop's
-        thread."""
+        """Queue a run for each item as ``TaskManager.queue_many``, blocking.
+
+        The thread of the event loop iterates over the items and calls ``progress``.
+        """
         return self._call(
             self._manager.queue_many(
                 task, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
@@ -218,7 +221,7 @@ class SyncManager:
     def queue_and_wait(
         self, task: str | Task[Any], *misplaced: Never, timeout: float | None = None, **kwargs: Any
     ) -> TaskRun[Any, Any]:
-        """``TaskManager.queue_and_wait``, blocking."""
+        """Queue a run and wait for its end as ``TaskManager.queue_and_wait``, blocking."""
         return self._call(self._manager.queue_and_wait(task, *misplaced, timeout=timeout, **kwargs))
 
     def execute(self, task: str | Task[Any], *misplaced: Never, **kwargs: Any) -> TaskRun[Any, Any]:

@@ -1,8 +1,7 @@
-"""Backpressure: holds, or refuses, who queues more than may wait on the broker (``max_queue_length``,
-``max_queue_bytes``).
+"""Backpressure: block or refuse callers while the queue is full (``max_queue_length``, ``max_queue_bytes``).
 
-The answer to the last batch tells how many runs wait, so the check costs nothing; only who is beyond the limit asks
-the broker, and again until there is room.
+The answer to the last batch has the number of queued runs, so the check costs nothing. Only a caller beyond the limit
+asks the broker, and repeats that until there is room.
 """
 
 import asyncio
@@ -16,16 +15,16 @@ from .producer import MAX_BATCH, MAX_BATCH_BYTES, Producer
 __all__ = ["LOOK_SECONDS", "Backpressure"]
 
 LOOK_SECONDS = 0.02
-"""How long a caller that is held waits before it looks again."""
+"""Interval at which a blocked caller checks again."""
 
 
 class Backpressure:
-    """The gate in front of a producer. Belongs to the event loop that it is used in.
+    """The gate in front of a producer. It belongs to the event loop that uses it.
 
-    ``batch_runs``, ``batch_bytes``: how much ``queue_many`` may send at a time, so that it can be held in between.
+    ``batch_runs``, ``batch_bytes``: how much ``queue_many`` sends at a time, so that the gate can block it in between.
 
-    Bytes are runs that wait times their mean size: what the broker found when it was last asked, or that of what passed
-    here, whichever is more.
+    It estimates bytes as queued runs times their mean size: the broker's last answer, or the mean of the runs that
+    passed here, whichever is larger.
     """
 
     def __init__(self, broker: TaskBroker, producer: Producer, config: TaskManagerConfig) -> None:
@@ -47,14 +46,14 @@ class Backpressure:
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     async def admit(self, count: int, size: int) -> None:
-        """Wait until ``count`` runs more, of ``size`` bytes together, are within the limits.
+        """Wait until ``count`` more runs, of ``size`` bytes together, are within the limits.
 
-        Several that together are more bytes than may wait go when nothing else does. A run of a consumer of the same
-        broker is not held: it would keep its slot from making the room that it waits for.
+        Several runs that together exceed ``max_queue_bytes`` go when the queue is empty. A run of a consumer of the
+        same broker does not wait: it would block the slot that has to make room for it.
 
         Raises:
-            QueueFullError: they are not, and who is beyond the limits is refused, or was held for ``full_timeout``
-                seconds; or they never can be.
+            QueueFullError: the queue is full with ``on_full="raise"``, or was full for ``full_timeout`` seconds; or a
+                single run exceeds ``max_queue_bytes``.
         """
         needed = size
         if self.max_bytes is not None and size > self.max_bytes:
@@ -95,7 +94,7 @@ class Backpressure:
             lock.release()
 
     def _is_within_a_run(self) -> bool:
-        """Whether the caller is, or was started by, what a consumer of this broker in this process is running."""
+        """Return whether the caller is, or was started by, a run of a consumer of this broker in this process."""
         within = SLOT.get()
         if within is None:
             return False
@@ -104,7 +103,7 @@ class Backpressure:
         return slot.held is not None and (broker is self._broker or broker.url == self._broker.url)
 
     def _waiting(self) -> float:
-        """Runs that wait, as far as is known here."""
+        """Return the known number of queued runs."""
         told = self._broker.waiting()
         return self._producer.waiting_total + self._producer.pending if told is None else told
 
@@ -119,7 +118,7 @@ class Backpressure:
         return self.max_bytes is None or waiting * (self._mean() or 1.0) + size <= self.max_bytes
 
     async def _look(self) -> None:
-        """Ask the broker how much waits."""
+        """Ask the broker for the size of the queue."""
         producer = self._producer
         confirmed = producer.confirmed
         waiting: float = sum((await self._broker.queue_length()).values())

@@ -21,12 +21,11 @@ IN_FLIGHT = 4
 
 @dataclass(slots=True)
 class QueueSummary:
-    """Counts the items of a ``queue_many`` by their outcome.
+    """The outcome of a ``queue_many``.
 
-    ``queued``: runs that the broker has confirmed. ``bytes``: their payloads. ``seconds``: since the start.
-    ``errors``: index
-    and exception of each item that was left out (``on_error="collect"``). ``run_ids``: ids of the confirmed runs, in
-    the order of the items, if they were asked for.
+    ``queued``: the number of confirmed runs. ``bytes``: the size of their payloads. ``seconds``: since the start.
+    ``errors``: index and exception of each item that was left out (``on_error="collect"``).
+    ``run_ids``: ids of the confirmed runs, in the order of the items (``return_ids=True``), else None.
     """
 
     queued: int = 0
@@ -37,7 +36,7 @@ class QueueSummary:
 
     @property
     def rate(self) -> float:
-        """Runs a second."""
+        """Confirmed runs per second."""
         return self.queued / self.seconds if self.seconds else 0.0
 
 
@@ -51,7 +50,7 @@ async def queue_many(
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
 ) -> QueueSummary:
-    """See ``TaskManager.queue_many``."""
+    """Queue a run for each item; see ``TaskManager.queue_many``."""
     codec, producer, gate = intake.broker.codec, intake.producer, intake.backpressure
     announce = intake.announce if intake.announces else None
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
@@ -146,8 +145,10 @@ async def queue_each(
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
 ) -> QueueSummary:
-    """``queue_many`` for a manager with hooks around queueing: they see each run, so each is made and sent by itself,
-    ``MAX_BATCH`` at a time."""
+    """Queue a run for each item, for a manager with hooks around queueing.
+
+    The hooks see each run, so it makes and sends each one by itself, ``MAX_BATCH`` at a time.
+    """
     codec, manager = intake.broker.codec, intake.manager
     summary = QueueSummary(run_ids=[] if return_ids else None)
     started = monotonic()
@@ -197,9 +198,9 @@ async def queue_each(
 
 
 async def chunks(items: Iterable[Any] | AsyncIterable[Any], trouble: list[Exception]) -> Any:
-    """Iterators over the items: one for an iterable, one for every MAX_BATCH of an async iterable.
+    """Yield iterators over the items: one for an iterable, one per MAX_BATCH items of an async iterable.
 
-    They end where the items raise, which is noted in ``trouble``: what was given before is good.
+    They end where the items raise, and put the exception into ``trouble``. The items before it are good.
     """
     if isinstance(items, list | tuple):
         yield iter(items)

@@ -1,4 +1,4 @@
-"""``Intake``: the one way in. A manager, its synchronous face, schedules, HTTP, the command line and bulk call it."""
+"""``Intake``: every way to queue calls it (manager, ``manager.sync``, schedules, HTTP, command line, bulk)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,15 +24,15 @@ QUEUED_BIT = 1 << 1
 
 
 class Maker(Protocol):
-    """The manager that runs are made for: the ``task_manager`` of each."""
+    """The manager of new runs: their ``task_manager``."""
 
     dispatcher: TaskDispatcher
 
 
 class Intake:
-    """Makes runs of one manager, and brings them to its broker.
+    """Make runs of one manager and send them to its broker.
 
-    ``buffers``: who queues does not wait for the broker (``delivery="buffered"``).
+    ``buffers``: callers do not wait for the broker (``delivery="buffered"``).
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Intake:
     def make_with(
         self, task: Task[Any], params: Mapping[str, Any], priority: TaskPriority | None = None
     ) -> TaskRun[Any, Any]:
-        """Return a run in state ``init`` with these params, whatever they are called. Raises as ``make``."""
+        """Return a run in state ``init`` with these params, which may have any names. Raises as ``make``."""
         return self.broker.codec.create_with(
             task, priority, "", params, self.manager, self.manager.dispatcher.listeners
         )
 
     def write(self, run: TaskRun[Any, Any]) -> bytes:
-        """Tell that a run exists, and return its payload: it is ``queued`` from now on, and nothing is sent.
+        """Fire the event ``init``, set the state ``queued``, and return the payload. This does not send it.
 
         Raises:
-            ParamsError, PayloadTooLargeError, TaskRunError: it cannot be written.
+            ParamsError, PayloadTooLargeError, TaskRunError: the run cannot be encoded.
         """
         run._emit()
         return self.broker.codec.submit(run)
@@ -100,8 +100,9 @@ class Intake:
     # -- sending
 
     async def send(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> None:
-        """Queue a run that was made, ``delay`` seconds from now or at its ``execute_after``. Returns when it is as safe
-        as the config says. ``admit``: within the limits of what may wait.
+        """Queue a run, ``delay`` seconds from now or at its ``execute_after``, with the config's ``delivery``.
+
+        ``admit``: wait for room within ``max_queue_length`` and ``max_queue_bytes``.
 
         Raises:
             As ``TaskManager.queue``.
@@ -122,7 +123,7 @@ class Intake:
         run._emit()
 
     async def hand_over(self, priority: int, payload: bytes, *, admit: bool = True) -> None:
-        """Queue a payload as the config says: past hooks and events, which the caller has seen to."""
+        """Queue a payload with the config's delivery. The caller has called hooks and fired events."""
         if admit:
             await self.admit(1, len(payload))
         if self.broker.push(priority, payload):

@@ -1,8 +1,7 @@
-"""The producer: coalesces what is queued at the same time into batches, keeps a few in flight, and sends each until
-it is confirmed or refused.
+"""The producer: gather concurrent payloads into batches, keep a few in flight, resend each until the server answers.
 
-Nothing waits for a timer. A payload that comes when nothing is in flight leaves in the same turn of the event loop,
-together with whatever else came in that turn; what comes while a batch is in flight leaves with the next one.
+No timer is involved. While nothing is in flight, payloads leave in the same iteration of the event loop as they come,
+in one batch. Payloads that come while a batch is in flight leave with the next one.
 """
 
 import asyncio
@@ -26,9 +25,9 @@ __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 4
-"""Batches on their way at a time."""
+"""The most batches in flight."""
 SEND_SECONDS = 30.0
-"""How long ``queue`` and its like take at most: so long is a batch sent again after its connection was lost."""
+"""Time limit of ``queue`` and the other calls: the producer resends a batch after a lost connection for that long."""
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
 T = TypeVar("T")
@@ -36,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Sending:
-    """A batch on its way, and who waits for it. ``buffered``: some of it nobody waits for."""
+    """A batch in flight, and its waiters. ``buffered``: some of its runs have no waiter."""
 
     __slots__ = ("batch", "buffered", "bytes", "sent", "since", "waiters")
 
@@ -52,16 +51,16 @@ class Sending:
 
 
 class Producer(Outbox):
-    """The way of one manager's payloads into its broker. Belongs to the event loop that it is used in.
+    """Send one manager's payloads to its broker. It belongs to the event loop that uses it.
 
-    ``buffer_runs``, ``buffer_bytes``: how much ``accept`` may leave unconfirmed.
+    ``buffer_runs``, ``buffer_bytes``: the most runs and bytes that ``accept`` may leave unconfirmed.
     """
 
     def __init__(self, broker: TaskBroker, *, buffer_runs: int = 50_000, buffer_bytes: int = 64 << 20) -> None:
         super().__init__(buffer_runs, buffer_bytes)
         self.broker = broker
         self.waiting_total: float = float("inf")
-        """Runs waiting on the broker, as the last confirmed batch saw it; before that it is not known."""
+        """Queued runs on the broker at the last confirmed batch; infinity before the first one."""
         self._entering = threading.Lock()
         self._start_anew()
         has_place(self)
@@ -87,11 +86,11 @@ class Producer(Outbox):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that this was used in last."""
+        """The event loop that used this last."""
         return self._loop
 
     def is_busy_in(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Return True if something that this event loop has queued is not confirmed."""
+        """Return True if runs that this event loop has queued are not confirmed yet."""
         return self._loop is loop and self.pending > 0
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
@@ -115,7 +114,7 @@ class Producer(Outbox):
         return loop
 
     def _forked(self) -> None:
-        """Batches on their way are the parent's. A child begins with none, under an id that it makes when it sends."""
+        """Start anew in the child of a fork: batches in flight belong to the parent. The first send makes a new id."""
         keep_for_good(
             self._loop, self._groups, self._waiters, self._in_flight, self._channel, self._lane, self._opening,
             self._room, self._entering,
@@ -130,7 +129,7 @@ class Producer(Outbox):
     # -- handing over: submit and accept, in the outbox
 
     def submit_batch(self, priority: int, payloads: list[bytes]) -> Confirmation[None]:
-        """Hand over payloads of one priority as a batch of their own, behind what came before. As ``submit``."""
+        """Send payloads of one priority as a separate batch, after earlier payloads. As ``submit``."""
         future: Confirmation[None] = Confirmation(loop=self._enter_loop())
         if payloads and self.broker.push(priority, payloads[0]):
             for payload in payloads[1:]:
@@ -148,7 +147,7 @@ class Producer(Outbox):
         return future
 
     async def make_room(self) -> None:
-        """Let the event loop send, and wait until the buffer is within its bounds."""
+        """Let the event loop send, and wait until the buffer has room."""
         self.crowded = False
         await asyncio.sleep(0)
         while self.pending >= self.buffer_runs or self.pending_bytes >= self.buffer_bytes:
@@ -164,7 +163,7 @@ class Producer(Outbox):
             self._flush()
 
     def _flush(self) -> None:
-        """Make a batch of what came, if one more may be on its way; else an answer will call again."""
+        """Send the gathered payloads as a batch. If too many are in flight, the next answer calls this again."""
         if (
             len(self._in_flight) < MAX_IN_FLIGHT
             or self._count >= MAX_ENQUEUED
@@ -192,14 +191,14 @@ class Producer(Outbox):
         return sending
 
     def _take_over(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
-        """A batch of one has left by the short way, and the answer that confirms it has not come so far."""
+        """Take over a batch of one that left by the fast path, and whose answer has not come yet."""
         sending = self._sent_alone(sequence, priority, payload, waiter)
         lane = self._lane
         assert lane is not None
         lane.take_over(sending.batch, self._confirm_of(sending, lane))
 
     def _send_again(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
-        """Taking over a batch has failed. It goes by another connection, under its number, so it is queued once."""
+        """Resend a batch that could not be taken over, by another connection, under its number: it is queued once."""
         lane = self._lane
         if lane is not None:
             lane.abort()
@@ -242,7 +241,7 @@ class Producer(Outbox):
             self._resolve(sending, exc)
 
     def _confirm_of(self, sending: Sending, channel: Channel) -> Confirm:
-        """Return the callback for the outcome of a batch that ``channel`` sent."""
+        """Return the callback for the outcome of a batch sent by ``channel``."""
 
         def confirm(waiting: int, exc: Exception | None) -> None:
             if self._channel is not channel:
@@ -265,7 +264,7 @@ class Producer(Outbox):
         return confirm
 
     async def _open(self) -> None:
-        """Open a channel, anew if it was lost, and send what is in flight."""
+        """Open a channel, again after a lost connection, and send the batches in flight."""
         try:
             while True:
                 try:
@@ -299,7 +298,7 @@ class Producer(Outbox):
             self._flush()
 
     def _expire(self) -> None:
-        """Give up batches that were lost again and again for SEND_SECONDS."""
+        """Give up batches that have been in flight for SEND_SECONDS."""
         now = monotonic()
         while self._in_flight and now - self._in_flight[0].since >= SEND_SECONDS:
             sending = self._in_flight.popleft()
@@ -356,10 +355,10 @@ class Producer(Outbox):
         raise BufferedRunsLost(f"{len(ids)} buffered runs were not confirmed: {exc}", ids) from exc
 
     async def flush(self) -> None:
-        """Wait until everything handed over so far is confirmed or refused.
+        """Wait until all payloads so far are confirmed or refused.
 
         Raises:
-            BufferedRunsLost: payloads that nobody waits for could not be confirmed.
+            BufferedRunsLost: buffered payloads were not confirmed.
         """
         if self._loop is not None:
             loop = self._enter_loop()
@@ -373,7 +372,7 @@ class Producer(Outbox):
             self._raise_lost()
 
     async def close(self) -> None:
-        """Wait for what was handed over. The producer may be used again. Raises as ``flush``."""
+        """Wait for pending payloads. The producer can be used again. Raises as ``flush``."""
         try:
             await self.flush()
         finally:
@@ -391,18 +390,18 @@ class Producer(Outbox):
 
 
 def shown_as_queue(function: F) -> F:
-    """Let Python's warning of a forgotten ``await`` name what the caller wrote: ``TaskManager.queue``."""
+    """Make Python's warning of a forgotten ``await`` name ``TaskManager.queue``, which the caller wrote."""
     function.__qualname__ = "TaskManager.queue"
     return function
 
 
 @shown_as_queue
 async def done(value: T) -> T:
-    """Return an awaitable of a run that is queued already."""
+    """Return ``value``, such as a run that is already queued."""
     return value
 
 
 @shown_as_queue
 async def refused(exc: Exception) -> NoReturn:
-    """Return an awaitable that raises the reason why a run was not handed over."""
+    """Raise ``exc``, the reason why a run was refused."""
     raise exc
