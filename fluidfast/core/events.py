@@ -1,4 +1,4 @@
-"""Dispatchers: who is told of which event. An event is a type and a tag; there is one handler for each pair."""
+"""Dispatchers: call handlers for events. An event is a type and a tag; each pair has at most one handler."""
 
 import asyncio
 import logging
@@ -38,18 +38,18 @@ class Event(NamedTuple):
 
     @classmethod
     def from_string(cls, event: str) -> Self:
-        """``"success"`` or ``"success.mytag"``: the tag is what follows the first dot."""
+        """Return the event for ``"success"`` or ``"success.mytag"``: the tag follows the first dot."""
         type_, _, tag = event.partition(".")
         return cls(type_, tag)
 
     @classmethod
     def from_string_or_event(cls, event: "str | Event") -> "Event":
-        """The event itself, or the one that the string stands for."""
+        """Return the event itself, or the event for a string."""
         return cls.from_string(event) if isinstance(event, str) else event
 
 
 class BaseDispatcher(ABC, Generic[MessageType, MessageHandlerType]):
-    """Keeps handlers by event; subclasses say what type a message has and how its handlers are called."""
+    """Store handlers by event. Subclasses define the type of a message and how to call its handlers."""
 
     def __init__(self) -> None:
         # event type -> tag -> handler. An inner dict is never changed, only replaced, so that whoever iterates over
@@ -58,7 +58,7 @@ class BaseDispatcher(ABC, Generic[MessageType, MessageHandlerType]):
 
     @abstractmethod
     def event_type(self, message: MessageType) -> str:
-        """The type of the event that the message is."""
+        """Return the event type of a message."""
 
     def register_handler(self, event: Event | str, handler: MessageHandlerType) -> MessageHandlerType | None:
         """Have ``handler`` called for ``event`` and return the handler that it replaces, if any.
@@ -82,7 +82,7 @@ class BaseDispatcher(ABC, Generic[MessageType, MessageHandlerType]):
         return handler
 
     def get_handlers(self, message: MessageType) -> dict[str, MessageHandlerType] | None:
-        """The handlers for the type of ``message``, by tag; None if there are none.
+        """Return the handlers for the type of ``message``, by tag; None if there are none.
 
         The dict does not follow later registrations.
         """

@@ -1,5 +1,4 @@
-"""Hooks: code that is called around each queueing, or around each running, of a run. A manager without hooks pays
-nothing for them.
+"""Hooks: code around each queueing, or each execution, of a run. A manager without hooks pays nothing for them.
 
 A hook gets the run and ``go``, and awaits ``go()`` to go on:
 
@@ -24,17 +23,13 @@ Go = Callable[[], Awaitable[None]]
 Around = Callable[[Any, Go], Awaitable[None]]
 
 AROUND_QUEUEING = 1 << len(STATES)
-"""The bit of ``Listeners.mask`` that says that there is a hook around queueing, next to those of the states: one test
-covers both."""
+"""The bit of ``Listeners.mask`` for a hook around queueing, beside those of the states: one test covers all."""
 AROUND_RUNNING = 1 << len(STATES) + 1
 """The same for hooks around running."""
 
 
 class Hooks:
-    """The hooks of one manager, the first one outermost.
-
-    Attributes: ``queueing``, ``running``: those that are installed.
-    """
+    """The hooks of one manager, the first one outermost. ``queueing``, ``running``: the installed hooks."""
 
     def __init__(self, listeners: Listeners) -> None:
         self.queueing: tuple[Around, ...] = ()
@@ -42,19 +37,20 @@ class Hooks:
         self._listeners = listeners
 
     def around_queueing(self, hook: Around) -> None:
-        """Have ``hook`` called around each queueing of a run, whichever way it comes: one by one, in bulk, by a
-        schedule, over HTTP, from a file."""
+        """Call ``hook`` around each queueing of a run: one by one, in bulk, by a schedule, over HTTP, from a file."""
         self.queueing += (hook,)
         self._listeners.mask |= AROUND_QUEUEING
 
     def around_running(self, hook: Around) -> None:
-        """Have ``hook`` called around each call of a task's function, in the consumer's process: also around one in a
-        thread, or in a process of its own."""
+        """Call ``hook`` around each call of a task's function, in the consumer's process.
+
+        This includes functions that run in a thread or in their own process.
+        """
         self.running += (hook,)
         self._listeners.mask |= AROUND_RUNNING
 
     def copy_to(self, other: "Hooks") -> None:
-        """Install these hooks there, behind the others."""
+        """Add these hooks to ``other``, after its own."""
         for hook in self.queueing:
             other.around_queueing(hook)
         for hook in self.running:

@@ -1,8 +1,8 @@
-"""Workers: coroutines with a life. One is started once, runs as a task of its own, is asked to stop, and ends.
+"""Workers: coroutines with a lifecycle. A worker starts once, runs as its own asyncio task, stops on request, and ends.
 
     INIT -> RUNNING -> STOPPING -> STOPPED | FORCE_STOPPED      (a worker that ends by itself skips STOPPING)
 
-Nothing here polls: whoever waits, waits for an event or for the worker's task.
+Nothing here polls: callers wait for an event or for the worker's task.
 """
 
 import asyncio
@@ -216,7 +216,7 @@ class Worker(ABC):
 
     @abstractmethod
     async def run(self) -> None:
-        """The work. It should return soon after ``is_running()`` has turned false."""
+        """Do the work. Return soon after ``is_running()`` has turned false."""
 
     async def on_startup(self) -> None:  # noqa: B027
         """Called in the worker's task before ``run``. If it raises, ``run`` and ``on_shutdown`` are not called."""
@@ -255,19 +255,19 @@ class Worker(ABC):
         yield self
 
     def has_started(self) -> bool:
-        """True from ``startup`` on, and for good: a worker that has ended has started."""
+        """Return True from ``startup`` on, also after the end."""
         return self._worker_state is not WorkerState.INIT
 
     def is_running(self) -> bool:
-        """True between ``startup`` and the request to stop, or the end."""
+        """Return True between ``startup`` and the request to stop, or the end."""
         return self._worker_state is WorkerState.RUNNING
 
     def is_stopping(self) -> bool:
-        """True between the request to stop and the end."""
+        """Return True between the request to stop and the end."""
         return self._worker_state is WorkerState.STOPPING
 
     def is_stopped(self) -> bool:
-        """True once the worker has ended, in whichever way."""
+        """Return True once the worker has ended, in any way."""
         return self._worker_state in (WorkerState.STOPPED, WorkerState.FORCE_STOPPED)
 
     async def status(self) -> dict[str, Any]:
@@ -406,7 +406,7 @@ class QueueConsumer(Worker, Generic[MessageType]):
         self._queue_changed.set()
 
     def send(self, message: MessageType | None) -> None:
-        """Put a message into the queue. May be called from any thread; None is no message and is ignored."""
+        """Put a message into the queue, from any thread. It ignores None."""
         if message is None:
             return
         self._queue.append(message)
@@ -439,7 +439,7 @@ class QueueConsumer(Worker, Generic[MessageType]):
         return self._queue.popleft() if self._queue else None
 
     def queue_size(self) -> int:
-        """How many messages are queued."""
+        """Return the number of queued messages."""
         return len(self._queue)
 
     async def status(self) -> dict[str, Any]:
@@ -582,7 +582,7 @@ class Workers(Worker):
         return {worker.worker_name: status for worker, status in zip(workers, statuses, strict=True)}
 
     async def run(self) -> None:
-        """Start the workers and look after them."""
+        """Start and supervise the workers."""
         failure: Exception | None = None
         try:
             try:

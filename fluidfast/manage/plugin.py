@@ -1,4 +1,4 @@
-"""Plugins: what is added to a manager from outside."""
+"""Plugins: extensions of a manager."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ __all__ = ["TaskManagerPlugin"]
 
 
 class TaskManagerPlugin(ABC):
-    """Subclass it and give it to ``manager.with_plugin``."""
+    """Base class of plugins: subclass it and pass an instance to ``manager.with_plugin``."""
 
     @abstractmethod
     def register(self, task_manager: "TaskManager") -> None:
-        """Called once, with the manager: register tasks, handlers and contexts here."""
+        """Register tasks, handlers and contexts. Called once, with the manager."""
 
     def register_routes(self, app: Any, prefix: str = "/tasks", tags: Sequence[str] | None = None) -> None:  # noqa: B027
-        """Called by ``task_manager_fastapi`` with the FastAPI application: add routes here."""
+        """Add routes to the FastAPI application. Called by ``task_manager_fastapi``."""

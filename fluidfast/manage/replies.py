@@ -1,4 +1,4 @@
-"""Waiting for runs that are executed elsewhere: a future for each call, one reader for each event loop."""
+"""Wait for runs that other processes execute: a future per call, a reader per event loop."""
 
 import asyncio
 import logging
@@ -32,9 +32,9 @@ class Inbox:
         self.reader: asyncio.Task[None] | None = None
 
     def expect(self, run: TaskRun[Any, Any]) -> "tuple[str, asyncio.Future[TaskRun[Any, Any]]]":
-        """Have this run answered to this inbox. Return the call's token, and a future that gets the finished run.
+        """Direct this run's reply to this inbox. Return the call's token, and a future for the finished run.
 
-        The token tells apart two calls that give the same run id.
+        The token distinguishes two calls with the same run id.
         """
         token = new_id()
         run.extra = {"reply": msgspec.json.encode(self.address), "reply_token": msgspec.json.encode(token)}
@@ -45,7 +45,7 @@ class Inbox:
         return token, future
 
     def forget(self, token: str) -> None:
-        """Nobody waits for this call any more."""
+        """Drop a call whose caller no longer waits."""
         self.expected.pop(token, None)
 
     async def _read(self) -> None:
@@ -66,7 +66,7 @@ class Inbox:
                 self._deliver(payload)
 
     def _fail(self, exc: Exception) -> None:
-        """Raise ``exc`` to everybody who waits: nothing reads the answers any more."""
+        """Raise ``exc`` in every waiting call: nothing reads replies any more."""
         expected, self.expected = self.expected, {}
         for future in expected.values():
             if not future.done():
@@ -105,12 +105,12 @@ class Replies:
         self.inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
 
     def forked(self) -> None:
-        """In the child of a fork: those inboxes are the parent's."""
+        """Drop the inboxes in the child of a fork: they belong to the parent."""
         keep_for_good(self.inboxes)
         self.inboxes = {}
 
     def here(self) -> Inbox:
-        """The inbox of the running event loop."""
+        """Return the inbox of the running event loop."""
         loop = asyncio.get_running_loop()
         inbox = self.inboxes.get(loop)
         if inbox is None:
@@ -120,7 +120,7 @@ class Replies:
         return inbox
 
     async def timed_out(self, run: TaskRun[Any, Any], seconds: float) -> TimeoutError:
-        """The error of a caller that has waited for so long."""
+        """Return the error for a call that has waited for ``seconds``."""
         text = f"task {printable(run.name)}, run {printable(run.id)}: not finished within {seconds:g} s"
         try:
             async with asyncio.timeout(ASK_SECONDS):
@@ -137,7 +137,7 @@ class Replies:
 
 
 def of_consumers(alive: int, knowing: int) -> str:
-    """Say whether somebody is there to run a task."""
+    """Return a text about the consumers that could run a task."""
     if not alive:
         return "no consumer has reported to this broker lately: start one"
     if not knowing:

@@ -1,4 +1,4 @@
-"""``TaskRunWaiter``: waits for runs that this process executes, by the events of their states."""
+"""``TaskRunWaiter``: wait for runs that this process executes, with handlers for their final states."""
 
 import asyncio
 from typing import Any
@@ -13,8 +13,8 @@ __all__ = ["TaskRunWaiter"]
 class TaskRunWaiter:
     """Waits for runs that this process finishes: ``with TaskRunWaiter(manager) as waiter: await waiter.wait(run)``.
 
-    It remembers every run that ends while it is open, so a run may end before somebody waits for it. For runs that
-    another process may execute there is ``queue_and_wait``.
+    It remembers every run that ends while it is open, so a run may end before ``wait``. For runs that another process
+    may execute, use ``queue_and_wait``.
     """
 
     def __init__(self, task_manager: Any, uid: str = "") -> None:
@@ -24,7 +24,7 @@ class TaskRunWaiter:
         self._futures: dict[str, list[asyncio.Future[TaskRun[Any, Any]]]] = {}
 
     def event(self, state: TaskState) -> str:
-        """The event that this waiter has a handler for, such as ``success.UID``."""
+        """Return the event of this waiter's handler for a state, such as ``success.UID``."""
         return f"{state}.{self.uid}"
 
     def __enter__(self) -> "TaskRunWaiter":
@@ -37,13 +37,15 @@ class TaskRunWaiter:
             self.task_manager.dispatcher.unregister_handler(self.event(state))
 
     def __call__(self, task_run: TaskRun[Any, Any]) -> None:
-        """The handler: a run has ended."""
+        """Handle the end of a run."""
         self._ended[task_run.id] = task_run
         for future in self._futures.pop(task_run.id, ()):
             future.get_loop().call_soon_threadsafe(fulfil, future, task_run)
 
     async def wait(self, task_run: TaskRun[Any, Any], *, timeout: float | None = None) -> TaskRun[Any, Any]:
-        """The run as it ended. ``timeout``: seconds to wait; None or 0: the task's ``timeout_seconds``.
+        """Wait for a run and return it as it ended.
+
+        ``timeout``: seconds to wait; None or 0: the task's ``timeout_seconds``.
 
         Raises:
             TimeoutError: it has not ended in time.
