@@ -170,7 +170,7 @@ class RedisClient:
         connection = self.server.connection()
         try:
             async with asyncio.timeout(REPLY_SECONDS):
-                await cancellable(connection.connect())  # type: ignore[no-untyped-call]
+                await cancellable(connection.connect(), connection._close)  # type: ignore[no-untyped-call]
             link = Link(connection)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
@@ -501,18 +501,25 @@ class RedisClient:
         await self.server.client.connection_pool.disconnect()  # aclose leaves alone a pool that it was given
 
 
-async def cancellable(call: Awaitable[Any]) -> Any:
+async def cancellable(call: Awaitable[Any], undo: Callable[[], object] | None = None) -> Any:
     """Await a call of redis-py in a task of its own, and be cancelled at once if the caller is.
 
     redis-py sends through ``asyncio.wait_for``, which may swallow a cancellation in Python 3.11: the call then goes on
-    to its next wait, for as long as that takes.
+    to its next wait, for as long as that takes. ``undo`` is called when it has ended after all.
     """
     task = asyncio.ensure_future(call)
     try:
         await asyncio.wait((task,))
     except asyncio.CancelledError:
+
+        def over(ended: "asyncio.Future[Any]") -> None:
+            if not ended.cancelled():
+                ended.exception()  # nobody waits for it any more
+            if undo is not None:
+                undo()
+
         task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody waits for it any more
+        task.add_done_callback(over)
         raise
     return task.result()
 
