@@ -32,6 +32,7 @@ from redis.crc import key_slot
 
 from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.brokers.base import TaskBroker
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.commands.target import CommandError
 from fluidfast.commands.trials.chaos import check_empty
 from fluidfast.errors import (
@@ -376,6 +377,31 @@ async def test_what_is_asked_while_a_slot_moves(start_server: Start) -> None:
         finally:
             await asyncio.to_thread(cluster.migrate, slot, source, target)
         assert await within(asking) == {"high": 0, "medium": 1, "low": 0}
+
+
+async def test_no_script_runs_while_a_slot_moves(start_server: Start) -> None:
+    """Not even one whose keys are all there: in the middle of it one may be gone, and come again at the other node."""
+    cluster = await start_cluster(start_server)
+    broker = RedisTaskBroker(cluster.url)
+    await broker.delay([(0.0, 1, b"delayed")])
+    for priority in range(3):
+        await broker.push_once(f"{priority}", 60, priority, b"%d" % priority)
+    slot = key_slot(broker.name.encode())
+    source = cluster.node_of(slot)
+    target = next(node for node in cluster.nodes if node is not source)
+    cluster.begin(slot, source, target)
+    promoting = asyncio.create_task(broker.promote())
+    try:
+        with redis.Redis.from_url(source.url) as node:
+            await asyncio.wait([promoting], timeout=0.3)
+            assert node.zcard(broker.keys.delayed) == 1
+            assert not promoting.done()
+    finally:
+        await asyncio.to_thread(cluster.migrate, slot, source, target)
+    assert await within(promoting) is None
+    assert await broker.queue_length() == {"high": 1, "medium": 2, "low": 1}
+    assert await broker.delayed_length() == 0
+    await broker.close()
 
 
 async def test_a_cluster_node_that_is_not_there(start_server: Start) -> None:

@@ -1,4 +1,4 @@
--- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither. What only
+-- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither. All that only
 -- reads comes first; if a command is refused behind that (a right that was taken away, say), all goes back.
 --
 -- KEYS  1 nothing   2 the lease of the batch   3 the leases   4 the suspects   5 the strikes   6 the consumers
