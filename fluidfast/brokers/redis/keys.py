@@ -179,7 +179,7 @@ class ScriptKeys:
         self._consumers = made(keys.consumers, keys.consumer_leases)
         self._queues = made(*map(keys.queue, PRIORITIES))
         self._queue_of = dict(zip(PRIORITIES, self._queues, strict=True))
-        self._claim = self._leases, self._suspect, self._strikes, *self._consumers
+        self._claim = self._leases, *self._consumers, self._suspect, self._strikes
         self._gave_up = made(keys.gave_up("dead"), keys.gave_up("failed"), keys.kept, keys.sifts)
         self._reap = (
             *self._nothing, self._leases, *self._consumers, self._strikes, self._suspect,
@@ -203,8 +203,9 @@ class ScriptKeys:
         self, consumer: str, batch: str, queues: Sequence[TaskPriority] = (), tasks: Sequence[str] = ()
     ) -> Declared:
         inbox = f"{self._inbox}{consumer}:"
-        pairs = [key for queue in queues for key in (inbox + queue, self._queue_of[queue])]
-        return (*self._nothing, self._lease + batch, *self._claim, *pairs, *self.tasks(tasks))
+        inboxes = [inbox + queue for queue in queues]
+        served = [self._queue_of[queue] for queue in queues]
+        return (*self._nothing, self._lease + batch, *self._claim, *inboxes, *served, *self.tasks(tasks))
 
     def peek(self, consumer: str, priority: TaskPriority, tasks: Sequence[str] = ()) -> Declared:
         inbox = f"{self._inbox}{consumer}:{priority}"

@@ -84,12 +84,12 @@ def test_each_key_is_the_one_that_others_use() -> None:
     queues = [keys.queue(priority) for priority in (HIGH, MEDIUM, LOW)]
     inboxes = [keys.inbox("c", priority) for priority in (HIGH, MEDIUM, LOW)]
     assert plain["enqueue"][1:] == [keys.producer("p"), *queues]
-    assert plain["claim"][1:4] == [keys.lease("b"), keys.leases, keys.suspect]
+    assert plain["claim"][1:4] == [keys.lease("b"), keys.leases, keys.consumers]
     assert plain["farewell"][1:] == [keys.consumers, keys.consumer_leases, *inboxes, *queues]
     assert plain["acquire"][1:] == [keys.slots("t"), keys.task_run("t", "id")]
     claim = DECLARE.claim("c", "b", (LOW, HIGH), ("t", "u"))
     assert [key if isinstance(key, str) else key.decode() for key in claim[7:]] == [
-        inboxes[2], queues[2], inboxes[0], queues[0], keys.task("t"), keys.task("u"),
+        inboxes[2], inboxes[0], queues[2], queues[0], keys.task("t"), keys.task("u"),
     ]  # fmt: skip
     assert DECLARE.claim("c", "b", (), ("v",))[7:] == (keys.task("v").encode(),)
     reap = DECLARE.reap([b"b1", b"b2"], [b"c"])

@@ -1,9 +1,9 @@
 -- Take runs off the queues into a lease, in one step: they are on a queue or under a lease, never neither. All that only
 -- reads comes first; if a command is refused behind that (a right that was taken away, say), all goes back.
 --
--- KEYS  1 nothing   2 the lease of the batch   3 the leases   4 the suspects   5 the strikes   6 the consumers
---       7 their leases in ms   then for each queue to serve, in order, a pair: the consumer's inbox, the queue   then the
---       info of each task whose enabled flag is wanted
+-- KEYS  1 nothing   2 the lease of the batch   3 the leases   4 the consumers   5 their leases in ms   6 the suspects
+--       7 the strikes   then the consumer's inbox of each queue to serve, in order, then these queues, then the info of
+--       each task whose enabled flag is wanted
 -- ARGV  1 consumer   2 batch, never used before: it is the fence   3 at most this many runs (<= 1000)
 --       4 at most this many bytes (one run is always given). A claim that is sent again, since its answer was lost, may
 --       ask for less, and never for more: what it held beyond that goes back   5 lease in ms
@@ -14,22 +14,28 @@
 --          if something was given: the server's time in microseconds, else 0,
 --          letters of the inboxes that something was taken from, "*" if that is not known any more}
 -- called by  RedisTaskBroker.claim
-local lease, suspect, marks = KEYS[2], KEYS[4], KEYS[5]
+local lease, suspect, marks = KEYS[2], KEYS[6], KEYS[7]
+local served = #ARGV[6]
 local given = {}
 local alone = 0
 local now
 local emptied = ''
 
 local flags = {}
-for i = 8 + 2 * #ARGV[6], #KEYS do
+for i = 8 + 2 * served, #KEYS do
   flags[#flags + 1] = redis.call('HGET', KEYS[i], 'enabled')
 end
 local suspects = 0
--- one look for both, since as a rule there is neither
-local struck = redis.call('EXISTS', suspect, marks) > 0
-if struck then
-  suspects = redis.call('LLEN', suspect)
-  redis.call('HGET', marks, '')
+local struck = false
+local first_place = 2
+-- one look for suspects, strikes and inboxes, since as a rule there are none
+if redis.call('EXISTS', unpack(KEYS, 6, 7 + served)) > 0 then
+  first_place = 1
+  struck = redis.call('EXISTS', suspect, marks) > 0
+  if struck then
+    suspects = redis.call('LLEN', suspect)
+    redis.call('HGET', marks, '')
+  end
 end
 
 local held = redis.call('HGETALL', lease)
@@ -56,7 +62,7 @@ if #held > 0 then
   for i = #order, fit + 1, -1 do -- to the end that they came from; the first claimed is the next to be taken
     local field, payload = order[i][1], order[i][2]
     redis.call('HDEL', lease, field) -- first, since it frees: so a server that is full lets the script go on
-    local queue = KEYS[7 + 2 * string.find(ARGV[6], string.sub(field, 1, 1), 1, true)]
+    local queue = KEYS[7 + served + string.find(ARGV[6], string.sub(field, 1, 1), 1, true)]
     if type(redis.pcall('RPUSH', queue, payload)) == 'table' then -- refused: it is given all the same
       redis.call('HSET', lease, field, payload)
       fit = i
@@ -83,11 +89,12 @@ else
     suspects = suspects - 1
   end
   if alone == 0 then
-    for i = 1, #ARGV[6] do
-      local letter = string.sub(ARGV[6], i, i)
-      local key = KEYS[6 + 2 * i]
+    for i = 1, served do
+      local letter
       local before = index
-      for place = 1, 2 do -- the inbox, then the queue. A function, made anew by each claim, would cost 4 % of it.
+      -- the inbox, then the queue. A function, made anew by each claim, would cost 4 % of it.
+      for place = first_place, 2 do
+        local key = KEYS[7 + i + (place - 1) * served]
         while want > 0 and bytes > 0 and not trouble do
           local popped = redis.pcall('RPOP', key, count)
           if not popped then break end
@@ -95,6 +102,7 @@ else
             trouble = popped
             break
           end
+          letter = letter or string.sub(ARGV[6], i, i)
           for j, payload in ipairs(popped) do
             bytes = bytes - #payload
             if bytes < 0 and index > 0 then
@@ -122,7 +130,6 @@ else
           if short then break end
         end
         if place == 1 and index > before then emptied = emptied .. letter end
-        key = KEYS[7 + 2 * i]
       end
     end
   end
@@ -147,8 +154,8 @@ else
       if alone == 1 then
         put_back(suspect, letter .. given[i + 1])
       else
-        local place = 2 * string.find(ARGV[6], letter, 1, true)
-        if not put_back(KEYS[7 + place], given[i + 1]) then put_back(KEYS[6 + place], given[i + 1]) end
+        local place = 7 + string.find(ARGV[6], letter, 1, true)
+        if not put_back(KEYS[place + served], given[i + 1]) then put_back(KEYS[place], given[i + 1]) end
       end
     end
     return trouble
@@ -169,12 +176,12 @@ local at = 0
 if #given > 0 then
   now = now or redis.call('TIME')
   at = now[1] * 1000000 + now[2]
-elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', KEYS[6], ARGV[1]) then
+elseif tonumber(ARGV[7]) >= 2 and not redis.call('ZSCORE', KEYS[4], ARGV[1]) then
   -- It will wait, and what is moved to its inbox then has to be found if it dies: a server that came back empty, or a
   -- consumer that fell silent and goes on, does not know it before its next renewal.
-  redis.call('ZREM', KEYS[6], '') -- frees, and removes nothing: see renew.lua
+  redis.call('ZREM', KEYS[4], '') -- frees, and removes nothing: see renew.lua
   local t = redis.call('TIME')
-  redis.call('ZADD', KEYS[6], t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[1])
-  redis.call('HSET', KEYS[7], ARGV[1], ARGV[5])
+  redis.call('ZADD', KEYS[4], t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), ARGV[1])
+  redis.call('HSET', KEYS[5], ARGV[1], ARGV[5])
 end
 return {given, flags, suspects, strikes, alone, at, emptied}
