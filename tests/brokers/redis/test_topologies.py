@@ -583,6 +583,11 @@ ACL_LINES = (
 )
 
 
+def test_security_md_has_these_lines() -> None:
+    text = (Path(__file__).parents[3] / ".github" / "SECURITY.md").read_text()
+    assert re.findall(r"^user fluidfast-.*$", text, re.M) == [line.replace("{BARE}", "{NAME}") for line in ACL_LINES]
+
+
 def acl_lines(name: str, password: str, version: tuple[int, ...]) -> list[str]:
     names = {"{NAME}": f"{{{name}}}", "{BARE}": f"{{{name.removesuffix(':*')}}}", "PASSWORD": password}
     lines = [re.sub("|".join(names), lambda found: names[found[0]], line) for line in ACL_LINES]
