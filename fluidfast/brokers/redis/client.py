@@ -170,8 +170,7 @@ class RedisClient:
         connection = self.server.connection()
         try:
             async with asyncio.timeout(REPLY_SECONDS):
-                await cancellable(connection.connect(), connection._close)  # type: ignore[no-untyped-call]
-            link = Link(connection)
+                link: Link = await cancellable(open_link(connection), connection._close)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
             raise
@@ -501,6 +500,12 @@ class RedisClient:
         await self.server.client.connection_pool.disconnect()  # aclose leaves alone a pool that it was given
 
 
+async def open_link(connection: Any) -> Link:
+    """Connect, and hand the connection to a link in the same step: the link hears of all that comes behind."""
+    await connection.connect()
+    return Link(connection)
+
+
 async def cancellable(call: Awaitable[Any], undo: Callable[[], object] | None = None) -> Any:
     """Await a call of redis-py in a task of its own, and be cancelled at once if the caller is.
 
@@ -513,8 +518,8 @@ async def cancellable(call: Awaitable[Any], undo: Callable[[], object] | None = 
     except asyncio.CancelledError:
 
         def over(ended: "asyncio.Future[Any]") -> None:
-            if not ended.cancelled():
-                ended.exception()  # nobody waits for it any more
+            if not ended.cancelled() and ended.exception() is None and isinstance(ended.result(), Link):
+                ended.result().abort()  # nobody waits for it any more
             if undo is not None:
                 undo()
 

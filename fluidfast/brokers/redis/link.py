@@ -56,7 +56,8 @@ class Link(Direct, asyncio.Protocol):
         self._poll_from = inf
         self._loop = asyncio.get_running_loop()
         writer = connection._writer
-        if writer is None:
+        reader = connection._reader
+        if writer is None or reader is None or reader.at_eof() or writer.transport.is_closing():
             raise LinkLost("the connection was closed while it was made")
         # The transport is ours from here on. The writer is kept, since it ends its transport when it is collected.
         self._writer = writer

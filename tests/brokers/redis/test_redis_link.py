@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from kits.waiting import within
+from kits.waiting import until, within
 
-from fluidfast import TaskBroker
+from fluidfast import TaskBroker, TaskManager
 from fluidfast.brokers.redis._resp import pack
 from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.brokers.redis.channel import BEGIN, COMMIT
 from fluidfast.brokers.redis.link import POLL_MISSES, Link, LinkLost, ServerReply, Transaction
+from fluidfast.errors import BrokerConnectionError
 
 PING = pack(("PING",))
 
@@ -176,3 +177,44 @@ class TestTransaction:
         link.send(BEGIN + PING + PING + COMMIT, Transaction(closed, 4))
         _, exc = await closed.one()
         assert isinstance(exc, LinkLost)
+
+
+class Closes:
+    """A server that answers some commands of each connection with OK, and says with the last of them that it ends."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+        self.connections = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        left = self.answers
+        while left > 0:
+            commands = (await reader.read(1 << 16)).count(b"*")
+            if not commands:
+                break
+            left -= commands
+            writer.write(b"+OK\r\n" * commands)
+        writer.write_eof()  # no more: a reset, which answers what is written to a closed connection, would tell it too
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+
+@pytest.mark.parametrize("answers", range(1, 6))
+async def test_a_connection_that_ends_while_it_is_made_is_noticed_at_once(answers: int) -> None:
+    """Whoever has it at that moment, redis-py or the link that takes it over: another is made, or the call fails."""
+    closes = Closes(answers)
+    server = await asyncio.start_server(closes, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    manager = TaskManager(broker_url=f"redis://127.0.0.1:{port}")
+    connecting = asyncio.create_task(manager.broker.connect())
+    try:
+        await until(lambda: connecting.done() or closes.connections > 1, seconds=10)  # REPLY_SECONDS are 15
+    finally:
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        await manager.on_shutdown()
+        server.close()
+    if connecting.done() and not connecting.cancelled():
+        assert isinstance(connecting.exception(), BrokerConnectionError)
