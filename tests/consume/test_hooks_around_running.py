@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ async def test_a_run_in_place(broker_url: str, name: str) -> None:
 
 async def test_a_cpu_bound_run_has_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Around its process, in that of the manager."""
-    monkeypatch.setattr("sys.orig_argv", ["python", faces_app.__file__, "serve"])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, faces_app.__file__, "serve"])
     hook = Seen()
     async with TaskManager(broker_url="memory://") as manager:
         faces_app.registered(manager)
