@@ -14,6 +14,7 @@ the list of them.
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..errors import TaskUsageError
 from ._machine import Listeners
 from .states import STATES
 
@@ -57,29 +58,43 @@ class Hooks:
             other.around_running(hook)
 
     async def call_queueing(self, run: Any, send: Go) -> None:
-        """Send a run within the hooks around queueing."""
-        for hook in reversed(self.queueing):
-            send = _within(hook, run, send)
-        await send()
+        """Send a run within the hooks around queueing.
+
+        Raises:
+            TaskUsageError: a hook did not await ``go()`` exactly once.
+        """
+        await _call(self.queueing, run, send)
 
     async def call_running(self, function: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
-        """Call a task's function with its run, or its list of runs, within the hooks around running. Return what it
-        returns; None if a hook does not let it run."""
+        """Call a task's function with its run, or its list of runs, within the hooks around running. Return its result.
+
+        Raises:
+            TaskUsageError: a hook did not await ``go()`` exactly once.
+        """
         result: Any = None
 
         async def go() -> None:
             nonlocal result
             result = await function(argument)
 
-        step: Go = go
-        for hook in reversed(self.running):
-            step = _within(hook, argument, step)
-        await step()
+        await _call(self.running, argument, go)
         return result
 
 
-def _within(hook: Around, run: Any, go: Go) -> Go:
-    async def step() -> None:
-        await hook(run, go)
+async def _call(hooks: tuple[Around, ...], argument: Any, go: Go) -> None:
+    if not hooks:
+        await go()
+        return
+    hook, *inner = hooks
+    calls = 0
 
-    return step
+    async def once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise TaskUsageError(f"hook {hook!r} awaited go() twice: await it once")
+        await _call(tuple(inner), argument, go)
+
+    await hook(argument, once)
+    if not calls:
+        raise TaskUsageError(f"hook {hook!r} returned without go(): await go(), or raise to refuse the run")

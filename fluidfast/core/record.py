@@ -2,48 +2,21 @@
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
-
-from .states import TaskPriority, TaskState
 
 __all__ = ["dump", "dump_json"]
 
 
-class Recorded(Protocol):
-    """The fields of a ``TaskRun`` that are its record."""
-
-    id: str
-    priority: TaskPriority
-    params: Any
-    rate_limit_attempt: int
-    retry_attempt: int
-    from_run_id: str | None
-    root_run_id: str | None
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def state(self) -> TaskState: ...
-    @property
-    def queued(self) -> datetime | None: ...
-    @property
-    def start(self) -> datetime | None: ...
-    @property
-    def end(self) -> datetime | None: ...
-    @property
-    def execute_after(self) -> datetime | None: ...
-
-
 def dump(
-    run: Recorded,
+    run: Any,
     *,
     mode: str = "python",
     include: Collection[str] | None = None,
     exclude: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a run as a dict; see ``TaskRun.model_dump``."""
+    """Return the record of a ``TaskRun`` as a dict; see ``TaskRun.model_dump``."""
     as_json = mode == "json"
 
     def moment(value: datetime | None) -> Any:
@@ -76,6 +49,6 @@ def dump(
     }
 
 
-def dump_json(run: Recorded, *, include: Collection[str] | None = None, exclude: Collection[str] | None = None) -> str:
+def dump_json(run: Any, *, include: Collection[str] | None = None, exclude: Collection[str] | None = None) -> str:
     """Return ``dump(mode="json")`` as JSON text."""
     return msgspec.json.encode(dump(run, mode="json", include=include, exclude=exclude)).decode()

@@ -57,7 +57,6 @@ class Due:
     """Of an interval: its time in microseconds since the epoch."""
     init: TaskRun[Any, Any] | None = None
     queued: TaskRun[Any, Any] | None = None
-    payload: bytes = b""
 
 
 class ScheduleTasks(Worker):
@@ -223,7 +222,9 @@ class ScheduleTasks(Worker):
                     raise RuntimeError(f"making its run raised {type(exc).__name__}") from exc
             assert due.init is not None
             assert due.queued is not None
-            is_ours = await self.task_manager.intake.send_once(due.init, due.queued, lambda: self._push(due))
+            is_ours = await self.task_manager.intake.send_once(
+                due.init, due.queued, lambda payload: self._push(due, payload)
+            )
         except BrokerError as exc:
             self._failed(exc)
             return not isinstance(exc, BrokerConnectionError)
@@ -236,24 +237,24 @@ class ScheduleTasks(Worker):
             self.fired += 1
         return True
 
-    async def _push(self, due: Due) -> bool:
+    async def _push(self, due: Due, payload: bytes) -> bool:
         """Queue the run of a due time, if nobody has. Return True if it is ours."""
         assert due.queued is not None
         try:
-            return await self._push_first(due, due.queued.prio)
+            return await self._push_first(due, due.queued.prio, payload)
         except NotDurableError as exc:  # it is queued, and by us
             logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
             return True
 
-    async def _push_first(self, due: Due, priority: int) -> bool:
+    async def _push_first(self, due: Due, priority: int, payload: bytes) -> bool:
         broker = self.task_manager.broker
         if not due.at:
-            return await broker.push_once(due.key, due.remember_seconds, priority, due.payload)
+            return await broker.push_once(due.key, due.remember_seconds, priority, payload)
         mark = mark_of(due.task)
         after = self._fired.get(mark, 0)
         self._fired[mark] = due.at  # also if it is queued and an error says that it is not as safe as it should be
         try:
-            is_ours, fired = await broker.push_after(mark, after, due.at, due.remember_seconds, priority, due.payload)
+            is_ours, fired = await broker.push_after(mark, after, due.at, due.remember_seconds, priority, payload)
         except NotDurableError:
             raise
         except BaseException:
@@ -271,7 +272,7 @@ class ScheduleTasks(Worker):
         if delay > 0:
             run.execute_after = datetime.now(UTC) + timedelta(seconds=delay)
         due.init = run.model_copy()
-        due.payload = manager.broker.codec.submit(run)
+        manager.broker.codec.submit(run)  # it is queued from now on; one that cannot be written is refused here
         due.queued = run
 
     # -- what the broker remembers

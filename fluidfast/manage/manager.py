@@ -24,7 +24,7 @@ from ..errors import ConfigError, TaskAbortedError, TaskUsageError
 from ..execute.cpubound import run_in_subprocess
 from ..execute.executor import execute
 from ..produce.backpressure import Backpressure
-from ..produce.bulk import QueueSummary, queue_each, queue_many
+from ..produce.bulk import QueueSummary, queue_many
 from ..produce.intake import Intake
 from ..produce.producer import Producer, shown_as_queue
 from ..texts import error_text
@@ -346,8 +346,7 @@ class TaskManager(QueueFront):
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
         found = self.broker.task_from_registry(task)
-        how = queue_each if self.hooks.queueing else queue_many
-        return await how(
+        return await queue_many(
             self.intake, found, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
         )
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ..core._run import TaskRun
 from ..core.states import PRIORITIES, TaskPriority, TaskState
 from ..core.task import Task
-from ..errors import ParamsError, TaskError
+from ..errors import TaskError
 from ._outbox import Confirmation
 from .intake import Intake
 from .producer import MAX_BATCH
 
-__all__ = ["QueueSummary", "queue_each", "queue_many"]
+__all__ = ["QueueSummary", "queue_many"]
 
 IN_FLIGHT = 4
 
@@ -84,11 +83,32 @@ async def queue_many(
         await intake.admit(len(payloads), size)
         if announce is not None:
             announce(payloads, TaskState.init)
+        if intake.hooks.queueing:
+            await send_each(payloads)
+            return
         in_flight.append(producer.submit_batch(number, payloads))
         sent.append((payloads, size, ids))
         while len(in_flight) >= IN_FLIGHT:
             await confirm_oldest()
         await asyncio.sleep(0)  # a broker that confirms at once must not keep the loop from everybody else
+
+    async def send_each(payloads: list[bytes]) -> None:
+        """Send runs one by one, since hooks see each of them."""
+        runs = [codec.decode(payload, intake.manager, intake.manager.dispatcher.listeners) for payload in payloads]
+        answers = await asyncio.gather(*map(intake.post, runs, payloads), return_exceptions=True)
+        queued = [n for n, answer in enumerate(answers) if not isinstance(answer, BaseException)]
+        summary.queued += len(queued)
+        summary.bytes += sum(len(payloads[n]) for n in queued)
+        if summary.run_ids is not None:
+            summary.run_ids += [runs[n].id for n in queued]
+        summary.seconds = monotonic() - started
+        if announce is not None:
+            announce([payloads[n] for n in queued], TaskState.queued)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        if progress is not None:
+            progress(summary)
 
     failure: BaseException | None = None
     try:
@@ -132,68 +152,6 @@ async def queue_many(
                 summary.seconds = monotonic() - started
                 failure.summary = summary  # type: ignore[attr-defined]
     summary.seconds = monotonic() - started
-    return summary
-
-
-async def queue_each(
-    intake: Intake,
-    task: Task[Any],
-    items: Iterable[Any] | AsyncIterable[Any],
-    *,
-    priority: TaskPriority | str | None = None,
-    on_error: str = "raise",
-    return_ids: bool = False,
-    progress: Callable[[QueueSummary], object] | None = None,
-) -> QueueSummary:
-    """Queue a run for each item, for a manager with hooks around queueing.
-
-    The hooks see each run, so it makes and sends each one by itself, ``MAX_BATCH`` at a time.
-    """
-    codec, manager = intake.broker.codec, intake.manager
-    summary = QueueSummary(run_ids=[] if return_ids else None)
-    started = monotonic()
-    trouble: list[Exception] = []
-    made: list[TaskRun[Any, Any]] = []
-    index = -1
-
-    async def send() -> None:
-        answers = await asyncio.gather(*map(intake.send, made), return_exceptions=True)
-        sent = [run for run, answer in zip(made, answers, strict=True) if answer is None]
-        made.clear()
-        summary.queued += len(sent)
-        if summary.run_ids is not None:
-            summary.run_ids += [run.id for run in sent]
-        summary.seconds = monotonic() - started
-        for answer in answers:
-            if answer is not None:
-                raise answer
-        if progress is not None:
-            progress(summary)
-
-    try:
-        try:
-            async for chunk in chunks(items, trouble):
-                for item in chunk:
-                    index += 1
-                    try:
-                        made.append(codec.create_with(task, priority, "", item, manager, manager.dispatcher.listeners))
-                    except ParamsError as exc:
-                        if on_error == "raise":
-                            exc.index = index
-                            raise
-                        summary.errors.append((index, exc))
-                    if len(made) >= MAX_BATCH:
-                        await send()
-        finally:
-            if made:
-                await send()  # those before an item that does not fit are queued
-        if trouble:
-            raise trouble[0]
-    except BaseException as exc:
-        exc.summary = summary  # type: ignore[attr-defined]
-        raise
-    finally:
-        summary.seconds = monotonic() - started
     return summary
 
 

@@ -9,7 +9,7 @@ from ..core._run import TaskRun
 from ..core._time import now_micros
 from ..core.events import TaskDispatcher
 from ..core.hooks import Hooks
-from ..core.states import TaskPriority, TaskState
+from ..core.states import STATES, TaskPriority, TaskState
 from ..core.task import Task
 from ..errors import TaskUsageError
 from ._outbox import Confirmation
@@ -19,8 +19,8 @@ from .producer import Producer
 __all__ = ["Intake", "Maker", "Posted"]
 
 Posted = Confirmation[Any] | asyncio.Future[None]
-INIT_BIT = 1 << 0
-QUEUED_BIT = 1 << 1
+INIT_BIT = 1 << STATES.index(TaskState.init)
+QUEUED_BIT = 1 << STATES.index(TaskState.queued)
 
 
 class Maker(Protocol):
@@ -126,16 +126,17 @@ class Intake:
         """Queue a payload with the config's delivery. The caller has called hooks and fired events."""
         if admit:
             await self.admit(1, len(payload))
-        if self.broker.push(priority, payload):
-            return
-        producer = self.producer
-        loop = asyncio.get_running_loop()
         if not self.buffers:
-            await producer.submit(loop, priority, payload, None)
-            return
-        producer.accept(loop, priority, payload)
-        if producer.crowded:
-            await producer.make_room()
+            await self._confirmed(priority, payload)
+        elif not self.broker.push(priority, payload):
+            self.producer.accept(asyncio.get_running_loop(), priority, payload)
+            if self.producer.crowded:
+                await self.producer.make_room()
+
+    async def _confirmed(self, priority: int, payload: bytes) -> None:
+        """Queue a payload, and return when the broker has confirmed it."""
+        if not self.broker.push(priority, payload):
+            await self.producer.submit(asyncio.get_running_loop(), priority, payload, None)
 
     async def admit(self, count: int, size: int) -> None:
         """Wait until so many runs more, of ``size`` bytes together, may wait on the broker.
@@ -147,25 +148,27 @@ class Intake:
             await self.backpressure.admit(count, size)
 
     def post(self, run: TaskRun[Any, Any], payload: bytes) -> Posted:
-        """Send a run that was written and admitted. Return a future: it is done when the broker has confirmed it, and
-        raises what ``send`` raises. It tells nobody that the run is queued."""
+        """Send a run that was written and admitted. Return a future, done when the broker has confirmed the run; it
+        raises the same as ``send``. The caller fires the event ``queued``."""
         if self.hooks.queueing:
-            send = self.hooks.call_queueing(run, lambda: self.hand_over(run.prio, payload, admit=False))
-            return asyncio.ensure_future(send)
+            return asyncio.ensure_future(
+                # a hook may have changed the run
+                self.hooks.call_queueing(run, lambda: self._confirmed(run.prio, self.broker.codec.encode(run)))
+            )
         return self.producer.submit(self.producer.running_loop(), run.prio, payload, run)
 
     async def send_once(
-        self, made: TaskRun[Any, Any], run: TaskRun[Any, Any], push: Callable[[], Awaitable[bool]]
+        self, made: TaskRun[Any, Any], run: TaskRun[Any, Any], push: Callable[[bytes], Awaitable[bool]]
     ) -> bool:
-        """Queue a run that others queue too, by ``push``, which returns whether it was this one. Return the same.
+        """Queue a run that others queue too. ``push`` sends its payload and returns True if this one came first.
 
-        ``made``: the run as it was before it was written. Listeners are told only of a run that is ours.
+        Return the same. Fire the events ``init``, of ``made``, and ``queued``, of ``run``, only if this one came first.
         """
         ours = False
 
         async def go() -> None:
             nonlocal ours
-            ours = await push()
+            ours = await push(self.broker.codec.encode(run))
 
         await self.hooks.call_queueing(run, go)
         if ours:

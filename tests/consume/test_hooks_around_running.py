@@ -90,6 +90,19 @@ async def test_a_run_of_a_consumer(
     assert consumer.deps.log == logged
 
 
+async def test_a_hook_that_forgets_to_go_on_fails_the_run(broker_url: str, no_leaked_keys: Any) -> None:
+    no_leaked_keys.allow("*-tasks-*", "*-ff:failed", "*-ff:kept")
+
+    async def forgets(run: TaskRun, go: Go) -> None: ...
+
+    consumer = TaskConsumer(broker_url=broker_url)
+    consumer.register_task(waits)
+    consumer.hooks.around_running(forgets)
+    async with consumer:
+        run = await consumer.queue_and_wait("waits", timeout=20)
+    assert run.state == "failure"
+
+
 @pytest.mark.parametrize("name", ["waits", "plain", "many"])
 async def test_a_run_in_place(broker_url: str, name: str) -> None:
     hook = Seen()

@@ -14,6 +14,7 @@ from kits.command_kit import run as run_command
 
 from fluidfast import TaskConsumer, TaskManager, TaskRun, TaskScheduler, every, task
 from fluidfast.core.hooks import Go
+from fluidfast.errors import TaskUsageError
 from fluidfast.http import task_manager_fastapi
 from fluidfast.manage.firing import ScheduleTasks
 
@@ -108,6 +109,66 @@ async def test_bulk_stops_at_a_run_that_is_refused(manager: TaskManager, seen: S
         await manager.queue_many("note", [{"n": n} for n in (1, 13, 2)])
     assert caught.value.summary.queued == 2  # type: ignore[attr-defined]  # they are sent together
     assert await waiting(manager) == 2
+
+
+async def test_the_sum_of_a_bulk_counts_what_was_queued(manager: TaskManager, seen: Seen) -> None:
+    told: list[Any] = []
+    manager.dispatcher.register_handler("queued", lambda run: told.append(run.params["n"]))
+    with pytest.raises(PermissionError) as caught:
+        await manager.queue_many("note", [{"n": n} for n in (1, 13, 22)], return_ids=True)
+    summary = caught.value.summary  # type: ignore[attr-defined]
+    payloads = [item.payload for item in (await manager.broker.claim("c", 10)).items]
+    assert (summary.queued, summary.bytes, told) == (2, sum(map(len, payloads)), [1, 22])
+    assert {manager.broker.codec.decode(payload, manager).id for payload in payloads} == set(summary.run_ids)
+
+
+@pytest.mark.parametrize("way", ["one", "bulk", "file", "schedule"])
+async def test_a_hook_may_change_the_run(manager: TaskManager, way: str) -> None:
+    """Such as by what a trace needs to go on in the consumer."""
+
+    async def mark(run: TaskRun, go: Go) -> None:
+        run.extra = {"mark": b"7"}
+        await go()
+
+    manager.hooks.around_queueing(mark)
+    if way == "one":
+        await manager.queue("note", n=1)
+    elif way == "bulk":
+        await manager.queue_many("note", [{"n": 1}])
+    else:
+        run = manager.create_task_run("note", n=1)
+        if way == "file":
+            await manager.intake.post(run, manager.intake.write(run))
+        else:
+            made = run.model_copy()
+            manager.broker.codec.submit(run)
+
+            async def push(payload: bytes) -> bool:
+                return await manager.broker.push_once("key", 10, run.prio, payload)
+
+            assert await manager.intake.send_once(made, run, push)
+    [item] = (await manager.broker.claim("c", 10)).items
+    assert manager.broker.codec.decode(item.payload, manager).extra == {"mark": b"7"}
+
+
+async def test_a_hook_has_to_go_on_once(manager: TaskManager) -> None:
+    async def forgets(run: TaskRun, go: Go) -> None: ...
+
+    manager.hooks.around_queueing(forgets)
+    with pytest.raises(TaskUsageError, match="without go"):
+        await manager.queue("note")
+    assert await waiting(manager) == 0
+
+
+async def test_a_hook_that_goes_on_twice_queues_one(manager: TaskManager) -> None:
+    async def twice(run: TaskRun, go: Go) -> None:
+        await go()
+        await go()
+
+    manager.hooks.around_queueing(twice)
+    with pytest.raises(TaskUsageError, match="twice"):
+        await manager.queue("note")
+    assert await waiting(manager) == 1
 
 
 async def test_runs_from_code_without_an_event_loop(manager: TaskManager, seen: Seen) -> None:
