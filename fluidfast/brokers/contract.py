@@ -153,8 +153,8 @@ Channel = Callable[[EnqueueBatch, Confirm], None]
 
 def run_id_of(slot: str) -> str:
     """Return the run's id in the name of a slot under ``max_concurrency`` (``FENCE RUN-ID``)."""
-    fence, _, run_id = slot.partition(" ")
-    return run_id or fence
+    fence, space, run_id = slot.partition(" ")
+    return run_id if fence and space else slot
 
 
 Exhume = tuple[str, bytes, int | None, bytes]

@@ -21,7 +21,8 @@ from kits.manager_kit import consuming
 from kits.servers import RedisServer
 from kits.waiting import until, within
 
-from fluidfast import TaskConsumer, TaskManager, TaskRun, task
+from fluidfast import TaskBroker, TaskConsumer, TaskManager, TaskRun, task
+from fluidfast.brokers.redis.broker import RedisTaskBroker
 from fluidfast.errors import WorkerStartError
 
 pytestmark = [  # loops end here without a shutdown, as those of a web framework's requests do
@@ -365,6 +366,32 @@ def test_a_child_begins_with_an_empty_memory_broker() -> None:
 
     assert forked(child) == 0
     assert sum(asyncio.run(manager.broker.queue_length()).values()) == 1
+
+
+def test_a_child_prolongs_no_lease_of_its_parent(redis_url: str) -> None:
+    """Not even of a claim whose answer had not come when it was forked: the parent may be gone for long."""
+    broker = TaskBroker.from_url(redis_url)
+    assert isinstance(broker, RedisTaskBroker)
+
+    async def forked_while_it_claims() -> int:
+        await broker.connect()
+        link = await broker.client.link()
+        call = link.call
+        codes: list[int] = []
+
+        def child() -> None:
+            assert not broker.inboxes.claiming
+
+        def call_and_fork(command: bytes) -> Any:
+            codes.append(forked(child))
+            return call(command)
+
+        link.call = call_and_fork  # type: ignore[method-assign]
+        await broker.claim("a", 1)
+        await broker.close()
+        return codes[0]
+
+    assert asyncio.run(forked_while_it_claims()) == 0
 
 
 def test_what_is_on_its_way_in_the_parent_is_not_lost_in_the_child(redis_url: str) -> None:

@@ -1,5 +1,4 @@
-"""The broker contract on Redis or Valkey (6.2 or newer): ``redis_servers`` finds the server, ``redis_link`` talks to
-it.
+"""The broker contract on Redis or Valkey (6.2 or newer): ``servers`` finds the server, ``link`` talks to it.
 
 Verbs are Lua scripts (``lua/``), so that a run moves from one place to the next in one step. They go over one ``Link``
 that all of a process's managers of this broker share; what blocks has links of its own; the rest (task info, locks,
@@ -23,9 +22,7 @@ from ...core._time import keep_for_good, new_id
 from ...core.places import has_place
 from ...core.states import LETTERS, PRIORITIES, TaskPriority
 from ...core.task import Task
-from ...errors import (
-    BrokerURLError,
-)
+from ...errors import BrokerURLError
 from ...texts import printable
 from .._leases import paired
 from ..base import TaskBroker
@@ -39,13 +36,14 @@ from ..contract import (
     Kind,
     Settlement,
     header,
+    run_id_of,
 )
 from ..url import BrokerURL, number_option
 from ._resp import pack
 from .channel import RedisChannel
 from .client import REPLY_SECONDS, RedisClient, milliseconds
 from .inspect import RedisInspection, glob_escaped
-from .keys import DEFAULT_NAME, Keys, run_id_of
+from .keys import DEFAULT_NAME, Keys
 from .link import Link, LinkLost, ServerReply
 from .lock import BrokerLock
 from .rights import CONSUMER, PRODUCER
@@ -287,13 +285,15 @@ class RedisTaskBroker(RedisInspection):
             await self.client.redis(action)
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
+        are_safe = True
         for part in cut(entries, 2):
             flat: list[Any] = [DELAY_MS]
             for seconds, priority, payload in part:
                 flat += (milliseconds(seconds), LETTERS[priority].encode() + payload)
             _, durable = await self.client.durably("delay", self._declare.delay(new_id()), *flat)
-            if not durable:
-                raise self.client.not_durable(len(part))
+            are_safe = are_safe and durable
+        if not are_safe:
+            raise self.client.not_durable(len(entries))
 
     # -- consuming
 
@@ -323,7 +323,7 @@ class RedisTaskBroker(RedisInspection):
             # Each try asks for less than the one before: a try that reaches the server late takes nothing back.
             limit = min(count, max(1, count >> lost))
             return command(
-                "claim", declared, consumer, batch, limit, max_bytes >> lost, lease, letters,
+                "claim", declared, consumer, batch, limit, max(1, max_bytes >> lost), lease, letters,
                 int(idle) + 2 * int(waits),
             )  # fmt: skip
 
@@ -603,8 +603,6 @@ class RedisTaskBroker(RedisInspection):
         except asyncio.CancelledError:
             link.abort()  # it blocks still, and nobody takes its answer
             raise
-
-    # -- what is there
 
     # -- tasks and managers
 

@@ -44,6 +44,10 @@ RECONNECT_SECONDS = 30.0
 """A verb waits so long at most for a server that was there before and does not come back, or does not answer."""
 REPLY_SECONDS = 15.0
 """The client ends a connection on which the server answers nothing for so long; a new one may take as long to open."""
+CANCEL_AGAIN_SECONDS = 0.5
+"""A call of redis-py that has swallowed its cancellation is cancelled once more after so long."""
+CLEANUP_SECONDS = 2.0
+"""How long ``close`` waits for such calls."""
 DENIED = ("ACL failure in script", "The user executing the script can't")
 """The server's words about a command within a script that the user may not use: Redis 7.2 and Valkey, older ones."""
 TRANSIENT = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "MOVED ", "ASK ", "UNBLOCKED ")
@@ -90,6 +94,7 @@ class RedisClient:
         self._blocked: set[Link] = set()
         self._reply_link: Link | None = None
         self._durable_link: Link | None = None
+        self._abandoned: set[asyncio.Future[Any]] = set()  # calls of redis-py whose callers were cancelled
         has_place(self)
 
     def new_server(self) -> ServerFinder:
@@ -141,6 +146,7 @@ class RedisClient:
         self._was_connected = False
         self._blocked.clear()
         self._reply_link = self._durable_link = None
+        self._abandoned = set()
         self._watch = None
         self._tried.clear()
 
@@ -148,7 +154,7 @@ class RedisClient:
         """In the child of a fork: the connections are the parent's."""
         keep_for_good(
             self._link, self._loop, self._connecting, self._watch, set(self._blocked), self._reply_link,
-            self._durable_link, self.server, self.redis_cli.connection_pool, self._entering,
+            self._durable_link, self.server, self.redis_cli.connection_pool, self._entering, self._abandoned,
         )  # fmt: skip
         self._entering = threading.Lock()
         self._inherited = self._inherited or self._loop is not None
@@ -170,7 +176,7 @@ class RedisClient:
         connection = self.server.connection()
         try:
             async with asyncio.timeout(REPLY_SECONDS):
-                link: Link = await cancellable(open_link(connection), connection._close)
+                link: Link = await self._cancellable(open_link(connection), connection._close)
         except asyncio.CancelledError:
             connection._close()  # type: ignore[no-untyped-call]
             raise
@@ -368,7 +374,7 @@ class RedisClient:
 
         async def once() -> Any:
             try:
-                return await cancellable(action())
+                return await self._cancellable(action())
             except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 raise BrokerAuthError(f"broker {self.url}: {exc}") from exc
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
@@ -387,6 +393,40 @@ class RedisClient:
         finally:
             if self._connecting is not opened:  # closed meanwhile: its connection went back to the pool behind that
                 await self.server.client.connection_pool.disconnect(inuse_connections=False)
+
+    async def _cancellable(self, call: Awaitable[Any], undo: Callable[[], object] | None = None) -> Any:
+        """Await a call of redis-py in a task of its own, and be cancelled at once if the caller is.
+
+        redis-py sends through ``asyncio.wait_for``, which may swallow a cancellation in Python 3.11: the call then goes
+        on to its next wait, for as long as that takes. ``undo`` is called when it has ended after all.
+        """
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            self._abandon(task, undo)
+            raise
+        return task.result()
+
+    def _abandon(self, call: "asyncio.Future[Any]", undo: Callable[[], object] | None) -> None:
+        abandoned = self._abandoned
+        loop = call.get_loop()
+
+        def cancel() -> None:
+            if not call.done():
+                call.cancel()
+                loop.call_later(CANCEL_AGAIN_SECONDS, cancel)
+
+        def over(ended: "asyncio.Future[Any]") -> None:
+            abandoned.discard(ended)
+            if not ended.cancelled() and ended.exception() is None and isinstance(ended.result(), Link):
+                ended.result().abort()  # nobody waits for it any more
+            if undo is not None:
+                undo()
+
+        abandoned.add(call)
+        call.add_done_callback(over)
+        cancel()
 
     async def blocking_link(self) -> Link:
         """Open a connection for calls that block. Raises as ``patiently``."""
@@ -484,6 +524,8 @@ class RedisClient:
 
     async def close(self) -> None:
         """End the connections. The client may be used again."""
+        if self._abandoned:  # they may still ask for connections
+            await asyncio.wait(self._abandoned, timeout=CLEANUP_SECONDS)
         self._connecting = asyncio.Lock()  # a caller that connects under the old one gets an error
         watch, self._watch = self._watch, None
         if watch is not None:
@@ -504,29 +546,6 @@ async def open_link(connection: Any) -> Link:
     """Connect, and hand the connection to a link in the same step: the link hears of all that comes behind."""
     await connection.connect()
     return Link(connection)
-
-
-async def cancellable(call: Awaitable[Any], undo: Callable[[], object] | None = None) -> Any:
-    """Await a call of redis-py in a task of its own, and be cancelled at once if the caller is.
-
-    redis-py sends through ``asyncio.wait_for``, which may swallow a cancellation in Python 3.11: the call then goes on
-    to its next wait, for as long as that takes. ``undo`` is called when it has ended after all.
-    """
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait((task,))
-    except asyncio.CancelledError:
-
-        def over(ended: "asyncio.Future[Any]") -> None:
-            if not ended.cancelled() and ended.exception() is None and isinstance(ended.result(), Link):
-                ended.result().abort()  # nobody waits for it any more
-            if undo is not None:
-                undo()
-
-        task.cancel()
-        task.add_done_callback(over)
-        raise
-    return task.result()
 
 
 def milliseconds(seconds: float) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,7 +14,6 @@ from ...core.task import Task, TaskInfo, TaskInfoUpdate
 from ...texts import writable
 from ..base import TaskBroker
 from ..contract import (
-    PAGE_BYTES,
     PAGE_ENTRIES,
     Kind,
     Sifter,
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ASKED = 100
 """Consumers that are asked whether they run a task, at most: those that were seen last."""
-FIRST_PAGE = 8
-"""Entries of what gave up that are read before it is known how large they are."""
+REPLY_BYTES = 8 << 20
+"""Bytes of entries of what gave up in one reply, at most."""
 SCAN_KEYS = 1000
 """Keys that the server looks at in one step."""
 
@@ -120,24 +120,19 @@ class RedisInspection(TaskBroker):
         gone = await self.client.redis(lambda: self.redis_cli.hget(self.keys.kept, f"{kind}:gone"))
         # places where an entry was taken out are passed over one by one, as long as there are any
         at, skip = (0, offset) if int(gone or 0) else (offset, 0)
-        entries: list[bytes] = []
-        step = FIRST_PAGE
-        while (left := limit + skip - len(entries)) > 0:
-            size = min(left, step)
-            page = await self._dead_page(kind, at, size, oldest)
-            at += len(page)
-            entries += [entry for entry in page if entry]
-            if len(page) < size:
-                break
-            step = max(1, min(PAGE_ENTRIES, PAGE_BYTES * len(page) // (sum(map(len, page)) or 1)))
-        return [parted(entry) for entry in entries[skip:]]
-
-    async def _dead_page(self, kind: Kind, at: int, size: int, oldest: bool) -> list[bytes]:
-        """Read ``size`` entries behind ``at`` others. A command and no script, so that a user who only reads may."""
         key = self.keys.gave_up(kind)
-        first, last = (-at - size, -at - 1) if oldest else (at, at + size - 1)
-        page: list[bytes] = await self.client.redis(lambda: self.redis_cli.lrange(key, first, last))
-        return page[::-1] if oldest else page
+        length = int(await self.client.redis(lambda: self.redis_cli.llen(key)))
+        # Commands and no script, so that a user who only reads may; so few at a time that a reply is bounded, however
+        # large they are.
+        step = max(1, min(PAGE_ENTRIES, REPLY_BYTES // self.options.max_payload_bytes))
+        entries: list[bytes] = []
+        while (size := min(limit + skip - len(entries), step, length - at)) > 0:
+            # places from the oldest: those that give up meanwhile come in front of the newest
+            low = at if oldest else length - at - size
+            page: list[bytes] = await self.client.redis(partial(self.redis_cli.lrange, key, -low - size, -low - 1))
+            at += size
+            entries += [entry for entry in (reversed(page) if oldest else page) if entry]
+        return [parted(entry) for entry in entries[skip:]]
 
     async def delayed_length(self) -> int:
         return int(await self.client.redis(lambda: self.redis_cli.zcard(self.keys.delayed)))

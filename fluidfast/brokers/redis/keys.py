@@ -7,14 +7,11 @@ invisible to it. ``ScriptKeys`` puts them together for each script.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...core.states import PRIORITIES, TaskPriority
+from ..contract import Settlement, run_id_of
 
-if TYPE_CHECKING:
-    from ..contract import Settlement
-
-__all__ = ["DEFAULT_NAME", "Declared", "Keys", "ScriptKeys", "run_id_of"]
+__all__ = ["DEFAULT_NAME", "Declared", "Keys", "ScriptKeys"]
 
 DEFAULT_NAME = "redis-task-broker"
 
@@ -55,7 +52,7 @@ class Keys:
 
     @property
     def nothing(self) -> str:
-        """A key that holds nothing, but while a script tries on it which commands its user may call.
+        """A key that is empty between calls: scripts test their user's rights on it.
 
         Every script declares it first. A Cluster node that is moving the slot to another one answers such a call with
         ASK or TRYAGAIN, since it does not have all of the keys, and so runs no script on half of them.
@@ -170,7 +167,7 @@ class ScriptKeys:
 
         self.keys = keys
         self._inbox = f"{keys.prefix}-ff:inbox:"
-        self._lease = f"{keys.prefix}-ff:lease:"
+        self._lease = keys.lease("")
         self._lease_bytes = self._lease.encode()
         self._nothing = made(keys.nothing)
         self._leases, self._delayed, self._strikes, self._suspect = made(
@@ -221,7 +218,7 @@ class ScriptKeys:
     def adopt(self, consumer: str, batch: str, priority: TaskPriority) -> Declared:
         return (*self._nothing, self._lease + batch, self._leases, f"{self._inbox}{consumer}:{priority}")
 
-    def settle(self, settlement: "Settlement") -> Declared:
+    def settle(self, settlement: Settlement) -> Declared:
         s, keys = settlement, self.keys
         declared: list[str | bytes] = [*self._nothing, self._lease + s.batch, self._leases]
         if s.retries:
@@ -267,9 +264,3 @@ class ScriptKeys:
 
     def exhume(self, kind: str) -> Declared:
         return (*self._nothing, self.keys.gave_up(kind), self.keys.kept, self.keys.sifts, *self._queues)
-
-
-def run_id_of(slot: str) -> str:
-    """The run id in a slot's name, ``FENCE RUN-ID`` (see ``TaskBroker.acquire``)."""
-    fence, space, run_id = slot.partition(" ")
-    return run_id if fence and space else slot

@@ -22,9 +22,9 @@ __all__ = ["Link", "LinkLost", "ServerReply", "Sink", "Transaction", "give"]
 
 POLL_MISSES = 4
 POLL_PAUSE = 0.1
-"""Answers in a row that did not come in time, and how long, in seconds, none is looked for after them."""
+"""After so many late answers in a row, the link stops polling for so many seconds."""
 LOOK_SECONDS = 0.001
-"""How long it is looked for one at most in an await, which keeps the event loop from everything else."""
+"""Seconds that one await may poll, at most: meanwhile the event loop does nothing else."""
 
 
 def several_cores() -> bool:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 MAX_ARGUMENTS = 3999
 """KEYS and ARGV of one call, at most: Lua passes on just under 8000 values, and some servers fewer. Callers cut."""
 ROOM = MAX_ARGUMENTS - 99
-"""Of them, those for what a call has any number of."""
+"""Arguments left for lists of any length."""
 
 NAMES = (
     "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",

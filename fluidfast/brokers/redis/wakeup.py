@@ -66,6 +66,7 @@ class Inboxes:
         """Forget the calls of an event loop that was left."""
         self.adopting = None
         self.adoptions.clear()
+        self.claiming.clear()  # else the child of a fork would prolong its parent's leases
         self.asking.clear()
 
     def close(self) -> None:

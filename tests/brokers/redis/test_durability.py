@@ -310,3 +310,13 @@ def test_bad_options() -> None:
         TaskManager(broker_url="redis://localhost?durability_seconds=0")
     with pytest.raises(ConfigError, match="durability"):
         TaskManager(durability="paper")
+
+
+async def test_many_delayed_runs_are_all_kept_if_no_replica_is_there(redis_url: str) -> None:
+    """They are several calls of the script."""
+    broker = RedisTaskBroker.from_url(with_options(redis_url, durability="replica", durability_seconds=0.01))
+    with pytest.raises(NotDurableError, match="5000 runs are queued"):
+        await broker.delay([(60.0, 1, b"%d" % n) for n in range(5000)])
+    assert await broker.delayed_length() == 5000
+    await broker.clear()
+    await broker.close()

@@ -50,6 +50,10 @@ async def slow_note(ctx: TaskRun[Any, Any]) -> None:
     ran.append(ctx.params.get("n"))
 
 
+@task(max_concurrency=1)
+async def limited(ctx: TaskRun[Any, Any]) -> None: ...
+
+
 @pytest.fixture(autouse=True)
 def _nothing_ran() -> None:
     ran.clear()
@@ -582,6 +586,22 @@ class TestClaimAskedAgain:
         assert await broker.settle(Settlement(claim.batch, whole=True))
         assert await take(broker) == [b"%d" % i for i in range(2, 10)]
 
+    async def test_one_run_is_given_however_small_the_bound_has_become(self, broker: RedisTaskBroker) -> None:
+        await put(broker, b"one", b"two")
+        link = await broker.client.link()
+        call = link.call
+
+        def cut(command: bytes) -> Any:
+            """Neither gets through."""
+            link.abort()
+            return call(command)
+
+        link.call = cut  # type: ignore[method-assign]
+        claim = await within(broker.claim("a", 5, max_bytes=1))
+        assert [item.payload for item in claim.items] == [b"one"]
+        assert await broker.settle(Settlement(claim.batch, whole=True))
+        assert await take(broker) == [b"two"]
+
     async def test_more_than_the_connection_survives(
         self, broker: RedisTaskBroker, redis_server: RedisServer, redis_url: str
     ) -> None:
@@ -1028,6 +1048,60 @@ async def test_a_server_that_hangs_has_its_connection_ended(
         server.resume()
         await within(queueing)
         assert (await manager.broker.queue_length())["medium"] == 2
+
+
+async def test_a_cancelled_call_leaves_no_connection_behind_the_close(start_server: StartServer) -> None:
+    """However far it had come."""
+    server = start_server()
+    brokers: list[TaskBroker] = []
+    with redis.Redis.from_url(server.url) as client:
+        for turns in range(1, 60):
+            broker = TaskBroker.from_url(with_options(server.url, fleet="mixed"))
+            brokers.append(broker)  # else the collector ends what is left
+            await broker.connect()
+            call = asyncio.ensure_future(broker.acquire(limited, f"fence:m1 {turns}"))
+            for _ in range(turns % 30):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            await broker.close()
+        await until(lambda: len(client.client_list()) == 1)
+
+
+class TestPagesOfTheDead:
+    async def test_a_reply_is_bounded(self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes: list[int] = []
+        lrange = broker.redis_cli.lrange
+
+        async def measured(*args: Any) -> Any:
+            found = await lrange(*args)
+            sizes.append(sum(map(len, found)))
+            return found
+
+        monkeypatch.setattr(broker.redis_cli, "lrange", measured)
+        entries = [f"{n} why\n".encode() + (b"large" * 200_000 if n < 20 else b"small") for n in range(30)]
+        await broker.redis_cli.lpush(broker.keys.dead, *entries)
+        assert [header for header, _ in await broker.dead(100)] == [f"{n} why" for n in range(29, -1, -1)]
+        assert max(sizes) <= 8 << 20
+        await broker.redis_cli.delete(broker.keys.dead)
+
+    @pytest.mark.parametrize("oldest", [False, True])
+    async def test_none_is_given_twice(
+        self, broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch, oldest: bool
+    ) -> None:
+        """While more of them give up."""
+        lrange = broker.redis_cli.lrange
+
+        async def pushes(*args: Any) -> Any:
+            found = await lrange(*args)
+            await broker.redis_cli.lpush(broker.keys.dead, b"99 later\nx")
+            return found
+
+        monkeypatch.setattr(broker.redis_cli, "lrange", pushes)
+        await broker.redis_cli.lpush(broker.keys.dead, *(b"%d why\nx" % n for n in range(40)))
+        expected = range(40) if oldest else range(39, -1, -1)
+        assert [header for header, _ in await broker.dead(40, oldest=oldest)] == [f"{n} why" for n in expected]
+        await broker.redis_cli.delete(broker.keys.dead)
 
 
 @pytest.mark.parametrize("after", [0, 2000], ids=["before its first answer", "while the scripts are loaded"])

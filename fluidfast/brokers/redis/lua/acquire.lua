@@ -7,9 +7,9 @@
 --       6 how many slots of dead workers are to be freed, then they
 --       then, if mixed, a MessagePack list: ids of runs of this task that aio-fluid's keys name, but not those of the
 --       slots to be freed. Those that are not ours take slots too
--- returns 1 if the slot is held, 0 if all are taken, -1 if all are taken and a run of the same id has one of them. In a
---         mixed fleet one run of an id is all there is room for, since aio-fluid counts ids. Or, and then the slot is not
---         held, a list of slots of dead workers: with them, call again
+-- returns 1: the slot is held. 0: all are taken
+--         -1: all are taken, one of them by a run of the same id (in a mixed fleet any run of the id: aio-fluid counts ids)
+--         a list of slots of dead workers: nothing is held, call again with them
 -- called by  RedisTaskBroker._acquire
 local slots, visible = KEYS[2], KEYS[3]
 local function id_of(slot)
