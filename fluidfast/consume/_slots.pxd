@@ -51,8 +51,8 @@ cdef class Slots:
     cpdef int take(self, Lease lease) except -1
     cdef int pace(self, Lease lease) except -1
     cpdef int wake(self) except -1
-    cdef int set_deadline(self, Slot slot, double deadline) except -1
-    cdef int put(self, Slot slot, object held) except -1
+    cpdef int limit(self, Slot slot, double deadline) except -1
+    cpdef int occupy(self, Slot slot, object held) except -1
     cpdef int vacate(self, Slot slot) except -1
     cdef object executor_of(self, object function)
     cdef object start(self, Slot slot, Claimed held, double now)

@@ -26,7 +26,7 @@ from time import monotonic
 from ..brokers.contract import MAX_CLAIM
 from ..core.context import SLOT
 from ..errors import TaskRunError
-from ..execute.executor import SET_TO_FAILURE, refuse_unrun
+from ..execute.executor import SET_TO_FAILURE, checked, refuse_unrun
 from ..core.task import is_async
 
 __all__ = ["YIELD_SECONDS", "Slot", "Slots"]
@@ -199,21 +199,15 @@ cdef class Slots:
             slot.task = task
         task.add_done_callback(partial(self._ended, slot))
 
-    def limit(self, Slot slot not None, double deadline) -> None:
+    cpdef int limit(self, Slot slot, double deadline) except -1:
         """Let what runs in a slot have until this monotonic time."""
-        self.set_deadline(slot, deadline)
-
-    cdef int set_deadline(self, Slot slot, double deadline) except -1:
         slot.deadline = slot.cancel_at = deadline
         if deadline < self.sweep_at:
             self._timeouts.sweep_by(deadline)
         return 0
 
-    def occupy(self, Slot slot not None, held) -> None:
-        """Put a group into a slot, which it has not started in yet. ``vacate`` is to follow."""
-        self.put(slot, held)
-
-    cdef int put(self, Slot slot, object held) except -1:
+    cpdef int occupy(self, Slot slot, object held) except -1:
+        """Put a run, or a group, into a slot, which it has not started in yet. ``vacate`` is to follow."""
         self.running += 1
         slot.deadline = FOREVER  # until it starts
         slot.held = held
@@ -267,7 +261,7 @@ cdef class Slots:
             if lease.lost:
                 self._ledger.drop(held)
                 continue
-            self.put(slot, held)
+            self.occupy(slot, held)
             try:
                 asks = held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds
                 if not asks or await self._admission.may_start(slot, held):
@@ -302,7 +296,7 @@ cdef class Slots:
         """A run is running from here on; gives what is to be awaited with it."""
         cdef TaskRun run = held.run
         task = run.task
-        self.set_deadline(slot, now + <double>task.timeout_seconds)
+        self.limit(slot, now + <double>task.timeout_seconds)
         self.advance(run)
         slot.logs = task.logger.isEnabledFor(INFO)
         if slot.logs:
@@ -310,7 +304,9 @@ cdef class Slots:
         executor = self.executor_of(task.executor)
         if executor is None:
             executor = partial(self._functions.call, slot, task)
-        return partial(self._hooks.call_running, executor) if self._listeners.mask & AROUND_RUNNING else executor
+        if self._listeners.mask & AROUND_RUNNING:
+            return partial(self._hooks.call_running, partial(checked, executor))
+        return executor
 
     def started(self, Claimed held not None) -> None:
         """Note that a run of a group is running from here on."""

@@ -58,17 +58,22 @@ class Admission:
             granted = await self._broker.acquire(run.task, held.slot)
         except BrokerError as exc:
             logger.warning("%s: no slot for %s, trying again: %s", self._life.who, run.shown_name, exc)
-            outcomes.again(held, AGAIN_SECONDS, outcomes.as_claimed(held))
+            self._again(held)
             return False
         if granted:
             self._settler.limited[held.slot] = run.name
             return True
         retry = retry_when_limited(outcomes.as_claimed(held), self._upkeep.now())
         if retry is None and granted is None:  # its own slot, of a worker that is gone, or that of a run of its id
-            outcomes.again(held, AGAIN_SECONDS, outcomes.as_claimed(held))
+            self._again(held)
         elif retry is None:
             self._slots.end(held, TaskState.rate_limited)
         else:
             run.logger.info("%s - rate limited - again in %.1f s", run.shown_id, retry.delay)
             outcomes.again(held, retry.delay, retry.run)
         return False
+
+    def _again(self, held: Claimed) -> None:
+        """It is queued once more, as it came."""
+        self._settler.again(held, AGAIN_SECONDS, held.run.prio, held.payload)
+        self._upkeep.promote_in(AGAIN_SECONDS)

@@ -64,7 +64,7 @@ class Claiming:
 
     def consumes(self) -> bool:
         """Whether the consumer is to claim anything."""
-        return self._slots.concurrency > 0 and getattr(self._manager.config, "consume_tasks", True)
+        return self._slots.concurrency > 0 and self._manager.config.consume_tasks
 
     async def loop(self) -> None:
         """Claim, until the consumer is asked to stop."""
@@ -209,11 +209,11 @@ class Claiming:
                 settler.bury(item, str(exc))
             except (UnknownTaskError, PayloadError) as exc:
                 lease.unstarted -= 1
-                logger.error("%s: a run cannot be read and goes to the dead: %s", self._life.who, exc)
+                logger.error("%s: a run cannot be decoded and moves to the dead letters: %s", self._life.who, exc)
                 settler.discard(item, str(exc))
             except BaseException as exc:  # reading waits for nothing, so nobody can have cancelled it
                 lease.unstarted -= 1
-                logger.error("%s: a run cannot be read and goes to the dead", self._life.who, exc_info=exc)
+                logger.error("%s: a run cannot be decoded and moves to the dead letters", self._life.who, exc_info=exc)
                 settler.discard(item, describe(exc))
             else:
                 if run.execute_after is not None and (after := run.execute_after.timestamp() * 1e6) > now:

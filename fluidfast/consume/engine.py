@@ -66,7 +66,7 @@ class Engine(Worker):
             broker, life.who, lost=lambda lease: self.timeouts.lose(lease, "could not be settled"),
             finished=lambda: self.claiming.lease_closed(),
         )  # fmt: skip
-        # a lease of more than a third of its time ago may be ours no more, and is looked at before its runs start
+        # a lease older than a third of its time may be lost, and is checked before its runs start
         self.slots = slots = Slots(concurrency, settler, listeners, broker, broker.options.lease_seconds / 3)
         self.upkeep = upkeep = Upkeep(broker, life.who)
         self.functions = functions = PlainFunctions(slots, settler, life, give_up=self._give_up)
@@ -142,6 +142,7 @@ class Engine(Worker):
 
     def fall_silent(self) -> None:
         """Say nothing to the broker from here on. For the child of a fork, in which this engine is the parent's."""
+        self._life.ended = True
         self.settler.fall_silent()
 
     # -- life
@@ -175,7 +176,7 @@ class Engine(Worker):
             # without a drain before, this is where what runs cleans up
             _, hung = await asyncio.wait(ending, timeout=END_SECONDS if slots.draining else CLEANUP_SECONDS)
             if hung:  # a handler that does not let itself be cancelled
-                logger.warning("%s: leaves %d tasks behind that do not end", self.worker_name, len(hung))
+                logger.warning("%s: %d tasks ignored cancellation and were abandoned", self.worker_name, len(hung))
             if not slots.draining:
                 await self._let_go()
             await self.settler.close(END_SECONDS)  # with what has ended only now

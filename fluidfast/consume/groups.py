@@ -11,7 +11,7 @@ from ..brokers._leases import Claimed
 from ..core.events import is_current
 from ..core.hooks import Hooks
 from ..core.task import Task, is_async
-from ..execute.executor import refuse_unrun
+from ..execute.executor import checked
 from ._slots import Slot, Slots
 from .held import Collector, Group
 from .life import Life
@@ -105,8 +105,7 @@ class Groups:
         try:
             runs = [held.run for held in helds]
             function = task.executor if is_async(task.executor) else partial(self._functions.call, slot, task)
-            failed = await (self._hooks.call_running(function, runs) if self._hooks.running else function(runs))
-            refuse_unrun(failed)
+            failed = await self._hooks.call_running(partial(checked, function), runs)
         except BaseException as exc:
             for held in reversed(helds):  # the last claimed goes back first, if they go back
                 self._outcomes.broke(slot, held, exc)

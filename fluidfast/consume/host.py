@@ -1,6 +1,6 @@
 """``Host``: the part of a manager that an engine works for."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..brokers.base import TaskBroker
 from ..core.config import TaskManagerConfig
@@ -15,7 +15,6 @@ class Host(Protocol):
 
     broker: TaskBroker
     config: TaskManagerConfig
-    deps: Any
     dispatcher: TaskDispatcher
     hooks: Hooks
 

@@ -1,7 +1,7 @@
 """The keeper: a thread that prolongs a consumer's leases, so that a handler which blocks the event loop keeps what
 it holds.
 
-It also sees that the event loop does not get on, and then has what was set aside for the consumer go to others.
+It also notices that the event loop is blocked, and then lets others have what was set aside for this consumer.
 
 It keeps nothing for ever: what has been overdue for longer than a lease, although its timeout should have ended it, is
 prolonged no more, and then another consumer gets it.
@@ -97,7 +97,7 @@ class LeaseKeeper:
                 # several more tries fit into what is left of the lease
                 period = min(self._period, 0.5)
                 if not failing:
-                    logger.warning("leases cannot be prolonged, trying again: %s", exc)
+                    logger.warning("cannot renew leases, trying again: %s", exc)
                 failing = True
             due = monotonic() + period
             self._look_at_the_loop()

@@ -129,10 +129,10 @@ class Outcomes:
             payload = self._broker.codec.encode(run)
         except TaskError as exc:  # what it counts made it larger than it may be
             held.run.logger.error(
-                "%s - cannot be tried again, it goes to the dead: %s", held.run.shown_id, error_text(exc)
+                "%s - cannot be retried and moves to the dead letters: %s", held.run.shown_id, error_text(exc)
             )
             self._slots.end(held, TaskState.failure)
-            self._settler.bury(held, f"cannot be tried again: {error_text(exc, SHOWN)}")
+            self._settler.bury(held, f"cannot be retried: {error_text(exc, SHOWN)}")
             return
         self._settler.again(held, delay, run.prio, payload)
         self._upkeep.promote_in(delay)

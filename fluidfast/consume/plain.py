@@ -104,8 +104,8 @@ class PlainFunctions:
             if not slots.concurrency and self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(HUNG_SECONDS, self._all_hang)
         logger.warning(
-            "%s: task %s - its function goes on in its thread, which cannot be stopped; threads that hang: %s (room "
-            "for %d beside the slots, of which %d are left)",
+            "%s: task %s has ended, but its function is still running in its thread, which cannot be stopped; hung "
+            "threads: %s (%d are tolerated; %d slots are left)",
             self._life.who, printable(job.task.name), self._threads.hung_by_task(), HUNG_ROOM, slots.concurrency,
         )  # fmt: skip
 
@@ -114,7 +114,7 @@ class PlainFunctions:
         if job.slot:
             self._settler.free([(job.task.name, job.slot)])
         logger.info(
-            "%s: task %s - its function has returned after %.1f s; threads that hang: %s",
+            "%s: task %s: its function has returned after %.1f s; hung threads: %s",
             self._life.who, printable(job.task.name), monotonic() - job.began, self._threads.hung_by_task() or "none",
         )  # fmt: skip
         if not self._stuck:

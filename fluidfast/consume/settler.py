@@ -103,7 +103,7 @@ class Settler(Ledger):
             address = msgspec.json.decode(run.extra["reply"], type=str)
             payload = run.queue_dump_json()
         except (TaskError, msgspec.DecodeError) as exc:
-            logger.warning("%s: who waits for %s cannot be told: %s", self._who, run.shown_name, exc)
+            logger.warning("%s: cannot send the result of %s to its caller: %s", self._who, run.shown_name, exc)
         else:
             settlement.replies.append((address, payload))
 

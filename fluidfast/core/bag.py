@@ -9,7 +9,7 @@ __all__ = ["Bag"]
 class Bag(dict[str, Any]):
     """``bag["a"]`` and ``bag.a`` are the same."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __getattr__(self, name: str) -> Any:
         try:

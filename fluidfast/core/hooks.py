@@ -11,6 +11,7 @@ running that raises fails the run, as if the task's function had. The runs of a 
 the list of them.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -62,8 +63,15 @@ class Hooks:
 
         Raises:
             TaskUsageError: a hook did not await ``go()`` exactly once.
+            RuntimeError: something that a hook awaited was cancelled, and not the caller.
         """
-        await _call(self.queueing, run, send)
+        try:
+            await _call(self.queueing, run, send)
+        except asyncio.CancelledError as exc:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            raise RuntimeError(f"a hook around queueing {run.name} raised CancelledError") from exc
 
     async def call_running(self, function: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
         """Call a task's function with its run, or its list of runs, within the hooks around running. Return its result.

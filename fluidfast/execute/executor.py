@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import TaskAbortedError, TaskRunError
 from ..texts import printable
 from .cpubound import confirm_executed
 
-__all__ = ["Retry", "call", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
+__all__ = ["Retry", "call", "checked", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
 
 UNRUN = frozenset(("coroutine", "generator", "async_generator"))
 """Type names of unrun results. Compiled functions return other types with the same names."""
@@ -37,9 +37,7 @@ async def call(executor: TaskExecutor, argument: Any) -> Any:
     A coroutine function runs here, any other in a thread of the event loop's pool, with a copy of the context.
     """
     if is_async(executor):
-        result = await executor(argument)
-        refuse_unrun(result)
-        return result
+        return await checked(executor, argument)
     loop = asyncio.get_running_loop()
     result = await loop.run_in_executor(None, functools.partial(copy_context().run, call_in_thread, executor, argument))
     if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
@@ -58,6 +56,13 @@ def call_in_thread(executor: TaskExecutor, argument: Any) -> Any:
         return executor(argument)
     except (StopIteration, GeneratorExit) as exc:
         raise RuntimeError(f"the task's function raised {type(exc).__name__}") from exc
+
+
+async def checked(executor: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
+    """Call a function. Raises as it does, and as ``refuse_unrun``."""
+    result = await executor(argument)
+    refuse_unrun(result)
+    return result
 
 
 def refuse_unrun(result: Any) -> None:

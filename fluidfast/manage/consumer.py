@@ -108,7 +108,8 @@ class TaskConsumer(TaskManager, Workers):
             consumer.register_task(task)
         consumer.plugins += manager.plugins
         consumer.launcher = manager.launcher
-        consumer._async_contexts += [closing(manager), *manager._async_contexts]
+        consumer._async_contexts.insert(0, closing(manager))  # after the async handlers, which may queue runs with it
+        consumer._async_contexts += manager._async_contexts
         manager.pass_events_to(consumer)
         return consumer
 
@@ -256,20 +257,30 @@ class TaskConsumer(TaskManager, Workers):
         try:
             run = task if isinstance(task, TaskRun) else self.create_task_run(task)
             delay = max(0.0, due - monotonic()) if due else 0.0
-            if not delay and self.intake.backpressure.active and self._sync_queue.is_running():
-                async with asyncio.timeout(AGAIN_SECONDS):
-                    await self.intake.admit(1, len(self.broker.codec.encode(run)))
+            if not delay and self._sync_queue.is_running() and not await self._has_room(run):
+                self._sync_queue.send(message)
+                return
             await self.intake.send(run, delay, admit=False)
             if delay:
                 self.engine.promote_in(delay)
-        except (BrokerConnectionError, QueueFullError, TimeoutError) as exc:
+        except (BrokerConnectionError, QueueFullError) as exc:
             # there is no caller to hold or to tell: it is kept here until there is room, or until the shutdown
-            if not isinstance(exc, TimeoutError):
-                logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
-                await asyncio.sleep(AGAIN_SECONDS)
+            logger.warning("%s: cannot queue a run, trying again: %s", self.worker_name, exc)
+            await asyncio.sleep(AGAIN_SECONDS)
             self._sync_queue.send(message)
         except Exception:
             logger.exception("%s: sync_queue(%r) failed", self.worker_name, task)
+
+    async def _has_room(self, run: TaskRun[Any, Any]) -> bool:
+        """Whether the broker has room for a run, now or within AGAIN_SECONDS. Raises as ``admit``."""
+        if not self.intake.backpressure.active:
+            return True
+        try:
+            async with asyncio.timeout(AGAIN_SECONDS):
+                await self.intake.admit(1, len(self.broker.codec.encode(run)))
+        except TimeoutError:
+            return False
+        return True
 
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
         """Call an async handler with a snapshot of each run that reaches a state: ``"success"``, ``"success.mytag"``.

@@ -213,38 +213,35 @@ class ScheduleTasks(Worker):
 
     async def _fire(self, due: Due) -> bool:
         """Fire one due time. Return False if the broker is unavailable."""
+        if due.queued is None:
+            try:
+                self._make_run(due)
+            except BaseException:  # of randomize, or of the params: a plain call, so nobody can have cancelled it
+                self._due.pop(due.key, None)
+                logger.exception("%s: cannot make a run of task %s", self.worker_name, due.task.name)
+                return True
+        assert due.init is not None
+        assert due.queued is not None
         try:
-            if due.queued is None:
-                try:
-                    self._make_run(due)
-                except (asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt) as exc:
-                    # of randomize, or of the params: this waits for nothing, so nobody can have cancelled it
-                    raise RuntimeError(f"making its run raised {type(exc).__name__}") from exc
-            assert due.init is not None
-            assert due.queued is not None
-            is_ours = await self.task_manager.intake.send_once(
-                due.init, due.queued, lambda payload: self._push(due, payload)
-            )
+            await self.task_manager.intake.send_once(due.init, due.queued, lambda payload: self._push(due, payload))
         except BrokerError as exc:
             self._failed(exc)
             return not isinstance(exc, BrokerConnectionError)
         except Exception:
-            self._due.pop(due.key, None)
-            logger.exception("%s: cannot make a run of task %s", self.worker_name, due.task.name)
-            return True
+            logger.exception("%s: a hook around queueing task %s failed", self.worker_name, due.task.name)
         self._due.pop(due.key, None)
-        if is_ours:
-            self.fired += 1
         return True
 
     async def _push(self, due: Due, payload: bytes) -> bool:
         """Queue the run of a due time, if nobody has. Return True if it is ours."""
         assert due.queued is not None
         try:
-            return await self._push_first(due, due.queued.prio, payload)
+            is_ours = await self._push_first(due, due.queued.prio, payload)
         except NotDurableError as exc:  # it is queued, and by us
             logger.warning("%s: fired %s: %s", self.worker_name, due.key, exc)
-            return True
+            is_ours = True
+        self.fired += is_ours
+        return is_ours
 
     async def _push_first(self, due: Due, priority: int, payload: bytes) -> bool:
         broker = self.task_manager.broker

@@ -159,22 +159,18 @@ class Intake:
 
     async def send_once(
         self, made: TaskRun[Any, Any], run: TaskRun[Any, Any], push: Callable[[bytes], Awaitable[bool]]
-    ) -> bool:
+    ) -> None:
         """Queue a run that others queue too. ``push`` sends its payload and returns True if this one came first.
 
-        Return the same. Fire the events ``init``, of ``made``, and ``queued``, of ``run``, only if this one came first.
+        Fire the events ``init``, of ``made``, and ``queued``, of ``run``, only if this one came first.
         """
-        ours = False
 
         async def go() -> None:
-            nonlocal ours
-            ours = await push(self.broker.codec.encode(run))
+            if await push(self.broker.codec.encode(run)):
+                made._emit()
+                run._emit()
 
         await self.hooks.call_queueing(run, go)
-        if ours:
-            made._emit()
-            run._emit()
-        return ours
 
     # -- many
 

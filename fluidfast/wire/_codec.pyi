@@ -90,8 +90,6 @@ class Codec:
             PayloadTooLargeError: the payload is larger than ``max_bytes``.
             TaskRunError: an id cannot be encoded.
         """
-    def encode_many(self, runs: Iterable[TaskRun[Any, Any]]) -> list[bytes]:
-        """Return the payloads of runs, in order. Raises as ``encode``, at the first that cannot be encoded."""
     def submit(self, run: TaskRun[Any, Any]) -> bytes:
         """Set the state ``queued``, without events, and return the payload. Raises as ``encode``."""
     def decode(self, payload: bytes, manager: Any, listeners: Listeners | None = None) -> TaskRun[Any, Any]:

@@ -311,10 +311,6 @@ cdef class Codec:
             )
         return payload
 
-    def encode_many(self, runs) -> list:
-        """The payloads of many runs, in order. Raises as ``encode``, at the first that cannot be written."""
-        return [self.encode(run) for run in runs]
-
     cpdef bytes submit(self, TaskRun run):
         """A run that is being queued: puts it in state ``queued``, tells nobody yet, gives its payload.
 

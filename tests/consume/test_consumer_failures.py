@@ -306,7 +306,7 @@ class TestRetry:
         await until(consumer.broker.dead_length)
         ((head, found),) = await consumer.broker.dead()
         assert found == payload
-        assert "cannot be tried again" in head
+        assert "cannot be retried" in head
         assert events[-1] == (name, "failure")
         assert notes.started == ([0] if why == "failed" else [1])
         await consumer.queue("note", n=2)

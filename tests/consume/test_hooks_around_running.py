@@ -35,7 +35,17 @@ async def breaks(ctx: TaskRun) -> None:
     raise ValueError("it breaks")
 
 
-TASKS = (waits, plain, many, breaks)
+@task
+async def forgets_await(ctx: TaskRun) -> Any:
+    return waits.executor(ctx)
+
+
+@task(batch=10)
+async def many_forget(runs: list[TaskRun]) -> Any:
+    return waits.executor(runs[0])
+
+
+TASKS = (waits, plain, many, breaks, forgets_await, many_forget)
 
 
 class Seen:
@@ -76,6 +86,8 @@ def a_consumer(url: str, hook: Seen) -> TaskConsumer:
         ("many", {}, "success", ("1 many", "went"), [("many", 1)]),
         ("breaks", {}, "failure", ("breaks", "ValueError"), []),
         ("waits", {"refused": True}, "failure", ("waits", "PermissionError"), []),
+        ("forgets_await", {}, "failure", ("forgets_await", "TaskRunError"), []),
+        ("many_forget", {}, "failure", ("1 many_forget", "TaskRunError"), []),
     ],
 )
 async def test_a_run_of_a_consumer(

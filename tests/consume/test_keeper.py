@@ -208,7 +208,7 @@ async def test_a_hung_handler_does_not_hold_up_the_shutdown(broker_url: str, cap
         await within(hung.entered.wait())
         try:
             await within(consumer.shutdown(), 10)
-            assert "leaves 1 tasks behind" in caplog.text
+            assert "1 tasks ignored cancellation" in caplog.text
             async with consuming(url, hung.task) as other:
                 await until(lambda: other.engine.finished == 1)
             assert hung.runs == [0, 0]
@@ -393,8 +393,8 @@ def test_it_goes_on_after_errors(caplog: pytest.LogCaptureFixture) -> None:
         fake.calls(6)
     assert fake.lost == [["a"]]
     assert [record.getMessage() for record in caplog.records] == [
-        "leases cannot be prolonged, trying again: gone",
-        "leases cannot be prolonged, trying again: odd",
+        "cannot renew leases, trying again: gone",
+        "cannot renew leases, trying again: odd",
     ]
 
 

@@ -253,10 +253,10 @@ async def test_others_run_beside_threads_that_hang(
         for name in ("good", "in_loop"):
             assert str((await within(consumer.queue_and_wait(name))).state) == "success"
         assert (await consumer.engine.status())["threads_hung"] == 6
-        assert "threads that hang: hang 6 (room for 32 beside the slots, of which 2 are left)" in caplog.text
+        assert "hung threads: hang 6 (32 are tolerated; 2 slots are left)" in caplog.text
         with caplog.at_level(logging.INFO, "fluidfast"):
             gate.open.set()
-            await until(lambda: "threads that hang: none" in caplog.text)
+            await until(lambda: "hung threads: none" in caplog.text)
         assert (await consumer.engine.status())["threads_hung"] == 0
 
 
@@ -436,7 +436,7 @@ def test_idle_threads_are_no_handlers_that_do_not_end(app: Path, redis_url: str)
 def test_a_function_that_hangs_does_not_keep_the_worker(app: Path, redis_url: str) -> None:
     queue(redis_url, 1, "hang")
     with Running("worker", "app:manager", cwd=app) as worker:
-        worker.wait_for("its function goes on in its thread")
+        worker.wait_for("its function is still running in its thread")
         worker.signal(signal.SIGTERM)
         assert worker.end() == 0
         assert "1 handlers do not end" in worker.stderr

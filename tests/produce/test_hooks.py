@@ -146,7 +146,7 @@ async def test_a_hook_may_change_the_run(manager: TaskManager, way: str) -> None
             async def push(payload: bytes) -> bool:
                 return await manager.broker.push_once("key", 10, run.prio, payload)
 
-            assert await manager.intake.send_once(made, run, push)
+            await manager.intake.send_once(made, run, push)
     [item] = (await manager.broker.claim("c", 10)).items
     assert manager.broker.codec.decode(item.payload, manager).extra == {"mark": b"7"}
 
@@ -174,6 +174,7 @@ async def test_a_hook_that_goes_on_twice_queues_one(manager: TaskManager) -> Non
 async def test_runs_from_code_without_an_event_loop(manager: TaskManager, seen: Seen) -> None:
     await asyncio.to_thread(manager.sync.queue, "note", n=1)
     await asyncio.to_thread(manager.sync.queue_many, "note", [{"n": 2}])
+    await asyncio.to_thread(manager.sync.close)
     assert seen.after == [1, 2]
 
 
@@ -203,6 +204,95 @@ async def test_a_run_of_a_schedule(broker_url: str) -> None:
         assert await waiting(scheduler) == 1
         await scheduler.broker.clear_queue()
         await scheduler.broker.close()
+
+
+@pytest.fixture
+async def clock(broker_url: str) -> AsyncIterator[ScheduleTasks]:
+    async with TaskManager(broker_url=broker_url):  # memory:// lives as long as somebody holds it
+        scheduler = TaskScheduler(broker_url=broker_url, consume_tasks=False)
+        scheduler.register_task(hourly)
+        clock = ScheduleTasks(scheduler)
+        clock.look(datetime.now(UTC))
+        yield clock
+        await scheduler.broker.clear_queue()
+        await scheduler.broker.close()
+
+
+@pytest.mark.parametrize("way", ["one", "schedule"])
+async def test_events_are_fired_within_the_hook(clock: ScheduleTasks, way: str) -> None:
+    order: list[str] = []
+    manager = clock.task_manager
+
+    async def hook(run: TaskRun, go: Go) -> None:
+        order.append("before")
+        await go()
+        order.append("after")
+
+    manager.hooks.around_queueing(hook)
+    for state in ("init", "queued"):
+        manager.dispatcher.register_handler(state, lambda run: order.append(run.state))
+    await (manager.queue("hourly") if way == "one" else clock.fire())
+    assert order == ["before", "init", "queued", "after"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_schedule_survives_a_hook_that_fails(
+    clock: ScheduleTasks, late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    manager = clock.task_manager
+
+    async def cancelled(run: TaskRun, go: Go) -> None:
+        if late:
+            await go()
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    manager.hooks.around_queueing(cancelled)
+    manager.dispatcher.register_handler("queued", lambda run: told.append(run.name))
+    await clock.fire()
+    await clock.fire()
+    assert (clock.fired, told, await waiting(manager)) == (late, ["hourly"] * late, late)
+    assert caplog.text.count("a hook around queueing task hourly failed") == 1
+
+
+async def test_a_hook_that_is_cancelled_with_its_caller(manager: TaskManager) -> None:
+    entered = asyncio.Event()
+
+    async def slow(run: TaskRun, go: Go) -> None:
+        entered.set()
+        await asyncio.sleep(60)
+        await go()
+
+    manager.hooks.around_queueing(slow)
+    caller = asyncio.ensure_future(manager.queue("note"))
+    await entered.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+@pytest.mark.parametrize("error", [TimeoutError, asyncio.CancelledError, ValueError])
+async def test_sync_queue_gives_up_a_run_that_a_hook_refuses(
+    broker_url: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+
+    async def refuses(run: TaskRun, go: Go) -> None:
+        seen.append(run.name)
+        if len(seen) == 1:
+            raise error
+        await go()
+
+    consumer = TaskConsumer(broker_url=broker_url)
+    consumer.register_task(note)
+    consumer.hooks.around_queueing(refuses)
+    async with consumer:
+        consumer.sync_queue("note")
+        consumer.sync_queue(consumer.create_task_run("note", run_id="second"))
+    assert seen == ["note", "note"]
+    assert caplog.text.count("sync_queue('note') failed") == 1
 
 
 async def test_a_run_over_http(manager: TaskManager, seen: Seen) -> None:
@@ -254,6 +344,28 @@ async def test_hooks_of_a_plain_manager_come_to_its_consumer(broker_url: str) ->
         await consumer.queue_and_wait("note", n=1, timeout=20)
         await manager.queue("note", n=2)
     assert first.after == later.after == [1, 2]
+
+
+async def test_the_last_async_handler_may_queue_with_the_plain_manager(broker_url: str) -> None:
+    """It runs while the consumer shuts down, and what it queues is sent before the manager is closed."""
+    manager = TaskManager(broker_url=broker_url, delivery="buffered")
+    manager.register_task(note)
+    ended, shutting = asyncio.Event(), asyncio.Event()
+
+    async def queues_another(run: TaskRun) -> None:
+        ended.set()
+        await shutting.wait()
+        await manager.queue("note", n=2)
+
+    manager.register_async_handler("success", queues_another)
+    consumer = TaskConsumer.of(manager)
+    async with TaskManager(broker_url=broker_url) as other:  # memory:// lives as long as somebody holds it
+        async with consumer:
+            await manager.queue("note", n=1)
+            await ended.wait()
+            asyncio.get_running_loop().call_later(0.3, shutting.set)
+        assert await waiting(other) == 1
+        await other.broker.clear_queue()
 
 
 async def test_handlers_come_and_go_and_the_hook_stays(manager: TaskManager, seen: Seen) -> None:
