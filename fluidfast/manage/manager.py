@@ -340,8 +340,8 @@ class TaskManager(QueueFront):
             summary = await manager.queue_many(send, ({"to": name} for name in names))
 
         Raises:
-            As ``queue``. The exception's ``summary`` counts the runs confirmed before it, ``index`` is the position
-            of the item that does not fit. A CancelledError has the summary too.
+            TaskError: as ``queue``. The exception's ``summary`` counts the runs confirmed before it, ``index`` is
+                the position of the item that does not fit. A CancelledError has the summary too.
         """
         if on_error not in ("raise", "collect"):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
