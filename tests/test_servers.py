@@ -137,8 +137,8 @@ def test_a_fixed_port_that_is_taken_is_an_error_and_not_a_server_of_somebody_els
 def test_a_port_that_is_lost_in_the_race_is_replaced(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start_server()
     offers = [first.port, first.port]
-    free = sys.modules["kits.servers"]._free_port
-    monkeypatch.setattr("kits.servers._free_port", lambda: offers.pop() if offers else free())
+    free = sys.modules["kits.servers"].free_port
+    monkeypatch.setattr("kits.servers.free_port", lambda: offers.pop() if offers else free())
     second = start_server()
     assert not offers
     assert second.port != first.port

@@ -61,14 +61,19 @@ class Running:
     """A command that runs beside the test: ``with Running(...) as process``. Its output goes to files."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, stdin: int | IO[bytes] = subprocess.DEVNULL, **variables: str
+        self,
+        *arguments: str,
+        cwd: Path,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        program: tuple[str, ...] = COMMAND,
+        **variables: str,
     ) -> None:
-        self.name = f"{arguments[0]}-{time.monotonic_ns()}"
+        self.name = f"{arguments[0] if program is COMMAND else 'program'}-{time.monotonic_ns()}"
         self.out = cwd / f"{self.name}.out"
         self.err = cwd / f"{self.name}.err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*COMMAND, *arguments], cwd=cwd, env=environment(**variables), stdin=stdin, stdout=out, stderr=err
+                [*program, *arguments], cwd=cwd, env=environment(**variables), stdin=stdin, stdout=out, stderr=err
             )
 
     def __enter__(self) -> Self:

@@ -295,7 +295,7 @@ class RedisServer:
         try:
             while True:
                 attempts -= 1
-                self._port = fixed_port or _free_port()
+                self._port = fixed_port or free_port()
                 try:
                     self._launch()
                     self._wait_until_ready()
@@ -478,7 +478,7 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _free_port() -> int:
+def free_port() -> int:
     for port in random.sample(PORTS, 100):
         with socket.socket() as probing:
             probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import redis
 
-from kits.servers import HOST, RedisServer, ServerBinary, _answers, _free_port, _quoted
+from kits.servers import HOST, RedisServer, ServerBinary, _answers, _quoted, free_port
 from kits.waiting import until
 
 Start = Callable[..., RedisServer]
@@ -211,7 +211,7 @@ class Authority:
 
 def tls_options(certificate: tuple[Path, Path], authority: Authority, *, clients: bool = False) -> dict[str, Any]:
     """Options that make a server listen with TLS too; ``tls_port`` is where. ``clients``: they need certificates."""
-    port = _free_port()
+    port = free_port()
     return {
         "tls_port": port,
         "extra": (

@@ -1,0 +1,62 @@
+"""Examples in tests: a copy of the folder, as a reader makes it, and the command lines of its README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .command_kit import ROOT, Running, run
+
+EXAMPLES = ROOT / "examples"
+SHELL = ("/bin/sh", "-c")
+
+
+class Example:
+    """A copy of an example's folder. ``run`` and ``start`` take the command lines of its README, and no others."""
+
+    def __init__(self, name: str, directory: Path, **variables: str) -> None:
+        self.folder = directory / name
+        shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
+        self.lines = shell_lines((self.folder / "README.md").read_text())
+        # `python` of a README is this interpreter
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.variables = {"PATH": path, **variables}
+
+    def run(self, line: str, *, replacing: dict[str, str] | None = None, **variables: str) -> str:
+        """Run a line of the README to its end, and return its output. It must succeed.
+
+        ``replacing``: what is different here, such as the port of a server, or the size of a file.
+        """
+        done = self.try_line(line, replacing=replacing, **variables)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        return done.stdout
+
+    def try_line(
+        self, line: str, *, replacing: dict[str, str] | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """As ``run``, for a line that may fail."""
+        line = self._known(line, replacing)
+        return run(line, cwd=self.folder, program=SHELL, **self.variables, **variables)
+
+    def start(self, line: str, *, replacing: dict[str, str] | None = None, **variables: str) -> Running:
+        """Start a line of the README that goes on until a signal: ``with example.start(...) as worker``."""
+        line = self._known(line, replacing)
+        return Running(f"exec {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
+
+    def _known(self, line: str, replacing: dict[str, str] | None) -> str:
+        assert line in self.lines, f"{self.folder.name}/README.md has no line {line!r}; it has {self.lines}"
+        for old, new in (replacing or {}).items():
+            assert old in line, (old, line)
+            line = line.replace(old, new)
+        return line
+
+
+def shell_lines(text: str) -> list[str]:
+    """The command lines in the ``sh`` blocks of a document, without comments. A backslash at an end goes on."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    lines = re.sub(r"\\\n\s*", "", "".join(blocks)).splitlines()
+    return [line.partition("  # ")[0].strip() for line in lines if line.strip()]
