@@ -16,13 +16,16 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from kits.declared import only_declared_keys
 from kits.servers import RedisServer, ServerBinary, ServerNotFound, find_servers, leaked_keys, select_servers
+
+if TYPE_CHECKING:
+    from kits.postgres import PostgresServer
 
 FOUND = pytest.StashKey[dict[str, ServerBinary]]()
 SHARDED = "-sharded"
@@ -168,6 +171,27 @@ def start_server(pytestconfig: pytest.Config, server_kind: str) -> Iterator[Call
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the session shares, without fsync."""
+    from kits.postgres import PostgresServer  # which imports psycopg: most runs need neither
+
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database of this test's alone."""
+    import psycopg
+
+    name = f"t_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.url_of(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

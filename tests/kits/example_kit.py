@@ -45,7 +45,7 @@ class Example:
     def start(self, line: str, *, replacing: dict[str, str] | None = None, **variables: str) -> Running:
         """Start a line of the README that goes on until a signal: ``with example.start(...) as worker``."""
         line = self._known(line, replacing)
-        return Running(f"exec {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
+        return Running(f"exec env {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
 
     def _known(self, line: str, replacing: dict[str, str] | None) -> str:
         assert line in self.lines, f"{self.folder.name}/README.md has no line {line!r}; it has {self.lines}"
@@ -53,6 +53,12 @@ class Example:
             assert old in line, (old, line)
             line = line.replace(old, new)
         return line
+
+
+def started(*workers: Running) -> None:
+    """Wait until these workers run: before that, a SIGTERM kills them."""
+    for worker in workers:
+        worker.wait_for(" at a time")
 
 
 def shell_lines(text: str) -> list[str]:
