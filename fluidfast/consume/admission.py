@@ -64,7 +64,7 @@ class Admission:
             self._settler.limited[held.slot] = run.name
             return True
         retry = retry_when_limited(outcomes.as_claimed(held), self._upkeep.now())
-        if retry is None and granted is None:  # its own slot, of a worker that is gone, or that of a run of its id
+        if retry is None and granted is None:  # a dead worker, or a run of the same id, holds its slot
             self._again(held)
         elif retry is None:
             self._slots.end(held, TaskState.rate_limited)

@@ -15,7 +15,9 @@ class Group:
 
     def __init__(self, helds: list[Claimed]) -> None:
         self.helds = helds
-        self.lease = Lease("", 0)  # of their own are several, and what happens to one of them does not stop the others
+        self.lease = Lease(
+            "", 0
+        )  # a placeholder: the runs belong to several leases; losing one does not stop the others
 
 
 class Collector:

@@ -29,8 +29,9 @@ STALLED_SECONDS = 1.0
 class LeaseKeeper:
     """Calls ``renew(*held())`` every ``period_seconds``, and ``lost`` with what it gives, in a thread of its own.
 
-    ``held`` and ``lost`` are called in that thread; where ``held`` gives None, nothing is prolonged. So is ``stalled``,
-    again and again while the event loop is blocked; ``soon`` gets a function that the loop is to call.
+    ``held``, ``lost`` and ``stalled`` are called in that thread. When ``held`` returns None, nothing is renewed.
+    ``stalled`` is called again and again while the event loop is blocked. ``soon`` gets a function that the loop is to
+    call.
     """
 
     def __init__(

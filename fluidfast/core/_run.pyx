@@ -11,6 +11,7 @@ from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
 from libc.math cimport rint
 from libc.stdint cimport uint8_t
 
+import inspect
 import types
 from datetime import date, datetime, timedelta, timezone
 
@@ -163,6 +164,13 @@ cdef TaskRun make_run(str id, object task, int prio, object params, object manag
     return run
 
 
+def parameters(
+    *, id, task, priority=None, params=None, task_manager=None, state=None, queued=None, start=None, end=None,
+    execute_after=None, rate_limit_attempt=0, retry_attempt=0, from_run_id="", root_run_id=""
+):
+    """The parameters of ``TaskRun``."""
+
+
 cdef class TaskRun(RunState):
     """One run of a task.
 
@@ -174,6 +182,8 @@ cdef class TaskRun(RunState):
         TaskUsageError: the priority is not even text.
         TaskRunError: a state that is none.
     """
+
+    __signature__ = inspect.signature(parameters)  # an extension type has none of its own
 
     def __init__(
         self, *, id, task, priority=None, params=None, task_manager=None, state=None, queued=None, start=None, end=None,

@@ -11,6 +11,9 @@ from ..produce.producer import done, refused
 
 __all__ = ["QueueFront"]
 
+cdef enum:
+    AROUND_QUEUEING = 1 << N_STATES  # see core/hooks.py
+
 
 cdef class QueueFront:
     """The base of the manager, which has the slower ways."""
@@ -19,7 +22,7 @@ cdef class QueueFront:
     cpdef bint hands_over(self) except -1:
         """Whether queueing a run is no more than handing over its payload: nobody listens, no hook
         is called around it, nothing may hold it up."""
-        return not (self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED | 1 << N_STATES))
+        return not (self._backpressure.active or self._listeners.mask & (1 << INIT | 1 << QUEUED | AROUND_QUEUEING))
 
     @cython.nonecheck(True)
     def queue(self, task, priority=None, *, run_id="", from_task_run=None, params=None, **kwargs):

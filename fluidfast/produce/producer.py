@@ -191,7 +191,7 @@ class Producer(Outbox):
         return sending
 
     def _take_over(self, sequence: int, priority: int, payload: bytes, waiter: Confirmation[Any]) -> None:
-        """Take over a batch of one that left by the fast path, and whose answer has not come yet."""
+        """Take over a batch of one that left by the short way (``Lane.alone``), and whose answer has not come yet."""
         sending = self._sent_alone(sequence, priority, payload, waiter)
         lane = self._lane
         assert lane is not None

@@ -1,8 +1,10 @@
 """``TaskRun``: the record that it is, and the handle that a running task gets."""
 
+import ast
 import asyncio
 import dataclasses
 import gc
+import inspect
 import json
 import logging
 import sys
@@ -12,6 +14,7 @@ import typing
 import weakref
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -771,3 +774,22 @@ class TestInThePlaceOfOneThatIsGone:
             assert all(type(run) is Own and len(run.more) == 10 for run in owns)
             assert all(type(run) is TaskRun for run in others)
             del owns, others
+
+
+def test_the_signature_is_that_of_the_stub() -> None:
+    stub = ast.parse(Path(sys.modules[TaskRun.__module__].__file__ or "").with_name("_run.pyi").read_text())
+    [init] = (
+        function
+        for cls in stub.body
+        if isinstance(cls, ast.ClassDef) and cls.name == "TaskRun"
+        for function in cls.body
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__"
+    )
+    given_by_name = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+    required = {arg.arg for arg, value in given_by_name if value is None}
+    signature = inspect.signature(TaskRun)
+    assert list(signature.parameters) == [arg.arg for arg in init.args.kwonlyargs]
+    assert {name for name, one in signature.parameters.items() if one.default is one.empty} == required
+    given = signature.bind(id="r1", task=plain)
+    given.apply_defaults()
+    assert TaskRun(**given.kwargs).id == "r1"

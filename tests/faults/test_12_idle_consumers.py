@@ -17,7 +17,7 @@ from fluidfast import TaskManager
 from fluidfast.commands.trials.ledger import ATTEMPTED, FINISHED, NOTE, STARTED, Oracle
 
 WARM_SECONDS = 0.5
-IN_SCRIPTS = ("hgetall", "hget", "llen", "rpop", "time", "zadd", "zrangebyscore", "zrem", "zscore", "exists")
+IN_SCRIPTS = ("hgetall", "hget", "hset", "llen", "rpop", "time", "zadd", "zrangebyscore", "zrem", "zscore", "exists")
 """What idle consumers do within scripts; what they send is the rest: EVALSHA, BLMOVE, SET, ZRANGE."""
 
 

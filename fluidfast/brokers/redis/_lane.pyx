@@ -206,7 +206,7 @@ cdef class Lane(ShortWay):
                 self.spent = 0
             return CONFIRMED
         link.watched = None
-        if count < 0:                   # which takes longer still
+        if count < 0:                   # no answer in time: this took longer than it is worth
             self.head_start.took(now - began + self.spent)
             self.spent = 0
         if count > 0:

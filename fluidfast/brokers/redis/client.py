@@ -41,7 +41,7 @@ __all__ = ["RECONNECT_SECONDS", "REPLY_SECONDS", "RedisClient", "is_durable", "m
 logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 30.0
-"""A verb waits so long at most for a server that was there before and does not come back, or does not answer."""
+"""A broker operation waits at most this long for a server that was there before and is away, or does not answer."""
 REPLY_SECONDS = 15.0
 """The client ends a connection on which the server answers nothing for so long; a new one may take as long to open."""
 CANCEL_AGAIN_SECONDS = 0.5

@@ -34,7 +34,7 @@ if redis.call('EXISTS', unpack(KEYS, 6, 7 + served)) > 0 then
   struck = redis.call('EXISTS', suspect, marks) > 0
   if struck then
     suspects = redis.call('LLEN', suspect)
-    redis.call('HGET', marks, '')
+    redis.call('HGET', marks, '')  -- a right that is missing is refused here, before anything is taken
   end
 end
 
