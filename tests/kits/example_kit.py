@@ -42,10 +42,15 @@ class Example:
         line = self._known(line, replacing)
         return run(line, cwd=self.folder, program=SHELL, **self.variables, **variables)
 
-    def start(self, line: str, *, replacing: dict[str, str] | None = None, **variables: str) -> Running:
-        """Start a line of the README that goes on until a signal: ``with example.start(...) as worker``."""
+    def start(
+        self, line: str, *, under: str = "env", replacing: dict[str, str] | None = None, **variables: str
+    ) -> Running:
+        """Start a line of the README that goes on until a signal: ``with example.start(...) as worker``.
+
+        ``under``: a command that starts it, such as ``unshare --pid --fork``.
+        """
         line = self._known(line, replacing)
-        return Running(f"exec env {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
+        return Running(f"exec {under} {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
 
     def _known(self, line: str, replacing: dict[str, str] | None) -> str:
         assert line in self.lines, f"{self.folder.name}/README.md has no line {line!r}; it has {self.lines}"
