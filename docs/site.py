@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -77,3 +78,33 @@ def on_post_build(config: MkDocsConfig, **_: Any) -> None:
     found = [f"{path.relative_to(site)}: {match[0]}" for path in pages for match in FETCHED.finditer(path.read_text())]
     if found:
         raise PluginError("pages fetch from other hosts:\n" + "\n".join(found[:20]))
+
+
+ITEM = re.compile(r"``[^`]+``(?:, ``[^`]+``)*: ")
+
+
+class Items(griffe.Extension):
+    """Shows the lines ````name``: text`` of a docstring as a list, which Markdown would join to one paragraph."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring of an object."""
+        if obj.docstring is not None:
+            obj.docstring.value = with_items(obj.docstring.value)
+
+
+def with_items(text: str) -> str:
+    """Return a docstring with its descriptions of names as a list."""
+    lines: list[str] = []
+    within = False
+    for line in text.splitlines():
+        if ITEM.match(line):
+            if not within and lines and lines[-1]:
+                lines.append("")
+            within = True
+            line = f"- {line}"
+        elif within and (not line or line.startswith(" ")):
+            within = False
+        elif within:
+            line = f"  {line}"
+        lines.append(line)
+    return "\n".join(lines)

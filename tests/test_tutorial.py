@@ -1,4 +1,4 @@
-"""The tutorial of the README: the standard library, indexed by two workers on a real server, against a plain loop."""
+"""The larger example of docs/learn: the standard library, indexed by two workers, against a plain loop."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ async def test_who_leaves_while_an_inbox_may_get_something_stays_known(redis_url
 
 @pytest.mark.parametrize("priority", [MEDIUM, LOW])
 async def test_what_lay_in_the_inbox_of_the_dead_comes_back_as_soon_as_a_lease(redis_url: str, priority: int) -> None:
-    """After its lease and two looks, as the README says: what blocks its worker at once is still in the inbox."""
+    """After its lease and two looks, as delivery.md says: what blocks its worker at once is still in the inbox."""
     lease = 1.0
     dead, alive = open_broker(redis_url, lease), open_broker(redis_url, lease)
     waiting = asyncio.create_task(dead.wait("dead", 60))
