@@ -1,7 +1,7 @@
-"""The broker contract: few verbs, each with what it promises when it fails. Two brokers keep it, memory and Redis.
+"""``TaskBroker``, the contract of a broker: few operations, each with its promise for the case that it fails.
 
-A payload that ``enqueue`` confirmed is, until it is settled, on a queue, under a lease, or delayed: in exactly one of
-those places, whatever dies in between.
+Until it is settled, a payload that a channel confirmed is in exactly one place: on a queue, under a lease, or delayed.
+This holds whatever dies in between. ``tests/brokers/contract`` tests the contract on every broker.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from ..core.task import Task, TaskInfo, checked, place_of, same_function
 from ..errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
 from ..texts import quoted
 from ..wire._codec import Codec
-from .contract import Channel, Claim, EnqueueBatch, Exhume, Kind, Settlement, Sifter, TaskManagersStatus
+from .contract import Channel, Claim, DeadAction, EnqueueBatch, Kind, Settlement, Sifter, TaskManagersStatus
 from .url import BOUND, DURABILITIES, BrokerOptions, BrokerURL
 
 __all__ = ["BUILT_IN", "TaskBroker", "TaskRegistry"]
 
 MAX_REAP_SECONDS = 15.0
-"""A consumer sweeps at least this often, for consumers with shorter leases."""
+"""A consumer sweeps at least this often, in seconds, since others may have shorter leases."""
 
 
 BUILT_IN = {
@@ -71,7 +71,7 @@ class TaskRegistry(dict[str, Task[Any]]):
         super().__setitem__(name, task)
 
     def periodic(self) -> Iterable[Task[Any]]:
-        """The tasks that have a schedule."""
+        """Yield the tasks that have a schedule."""
         return (task for task in self.values() if task.schedule is not None)
 
 
@@ -80,7 +80,7 @@ def is_running(loop: asyncio.AbstractEventLoop | None) -> bool:
 
 
 class TaskBroker(ABC):
-    """Keeps payloads safe and leases them to consumers; keeps what changes about tasks.
+    """Stores payloads and leases them to consumers; stores what changes about tasks.
 
     Attributes: ``url`` (``BrokerURL``), ``options`` (``BrokerOptions``), ``registry`` (``TaskRegistry``), ``codec``.
     """
@@ -88,9 +88,9 @@ class TaskBroker(ABC):
     default_name = "fluidfast"
     url_options: tuple[str, ...] = ()
     consumes = False
-    """A consumer sets this before it connects, for ``connect`` to see that it can."""
-    never_takes: ClassVar[bool] = False
-    """``push`` always gives False, and need not be asked."""
+    """A consumer sets this before it connects, so that ``connect`` checks a consumer's rights."""
+    push_never_takes: ClassVar[bool] = False
+    """``push`` always returns False, so callers skip it."""
 
     def __init__(self, url: BrokerURL | str) -> None:
         self.url = url if isinstance(url, BrokerURL) else BrokerURL(str(url))
@@ -101,20 +101,20 @@ class TaskBroker(ABC):
         )
 
         self.is_in_use: Callable[[asyncio.AbstractEventLoop | None], bool] = is_running
-        """Whether connections that belong to this event loop may not be left for those of another one."""
+        """Whether somebody still uses the connections of this event loop, so that another loop may not replace them."""
 
     # -- which broker
 
     def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that the connections belong to, if there are any."""
+        """Return the event loop that the connections belong to, or None without connections."""
         return None
 
     @classmethod
     def from_url(cls, url: str | BrokerURL = "") -> "TaskBroker":
-        """The broker of a URL; ``""``: of the environment, or ``memory://``.
+        """Return the broker of a URL. ``""``: the URL of the environment, else ``memory://``.
 
         Raises:
-            BrokerURLError: the scheme is unknown, or an option is.
+            BrokerURLError: the scheme or an option is unknown.
         """
         parsed = url if isinstance(url, BrokerURL) else BrokerURL(str(url) or settings.get_settings().broker_url)
         factory = _factories.get(parsed.scheme)
@@ -133,35 +133,35 @@ class TaskBroker(ABC):
 
     @property
     def name(self) -> str:
-        """Brokers of one name on one server are one."""
+        """The prefix of its keys. Brokers of one name on one server share their queues."""
         return self.options.name
 
     # -- producing
 
     @abstractmethod
     def push(self, priority: int, payload: bytes) -> bool:
-        """Queue a payload at once, where that needs no waiting. False: it does, use a channel."""
+        """Queue a payload if that needs no waiting. Return False if it does: then use a channel."""
 
     def waiting(self) -> int | None:
-        """Runs waiting, where that is known without asking; None: it is not."""
+        """Return the number of queued runs if it is known without asking the server, else None."""
         return None
 
     @abstractmethod
     async def channel(self) -> Channel:
-        """A live way in for batches. Raises BrokerConnectionError."""
+        """Return a live connection for batches of new runs. Raises BrokerConnectionError."""
 
     @abstractmethod
     async def forget(self, producer: str) -> None:
-        """This producer sends nothing more."""
+        """Drop the deduplication mark of a producer that is done."""
 
     @abstractmethod
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
-        """Keep payloads (seconds from now, priority number, payload) until they are due. Raises BrokerError."""
+        """Store payloads until they are due: seconds from now, priority number, payload. Raises BrokerError."""
 
     # -- consuming
 
     def look_seconds(self, consumer: str) -> float:
-        """How long it may ``wait``, again and again, before it claims to be sure that there is nothing."""
+        """Return how many seconds a consumer may ``wait``, again and again, before it claims to check the queues."""
         return 5.0
 
     @abstractmethod
@@ -175,102 +175,102 @@ class TaskBroker(ABC):
         waits: bool = False,
         tasks: Sequence[str] = (),
     ) -> Claim:
-        """Take up to ``limit`` payloads under a new lease, high priority first, FIFO within one.
+        """Claim up to ``limit`` payloads under a new lease, high priority first, FIFO within a priority.
 
-        ``max_bytes`` bounds their sum, but one is always given. ``idle``: the consumer runs nothing. ``waits``: it will
-        ``wait`` if it is given nothing. ``tasks``: whose
-        enabled flag is wanted. If the reply is lost the same claim is asked again and gives the same payloads.
+        ``max_bytes``: the most bytes of all payloads together; one payload is always given. ``idle``: the consumer runs
+        nothing. ``waits``: it will ``wait`` if the claim is empty. ``tasks``: names whose enabled flag to return. If
+        the reply is lost, the claim is repeated and returns the same payloads.
         """
 
     @abstractmethod
     async def settle(self, settlement: Settlement) -> bool:
-        """Say what became of runs. False: the batch holds no lease any more and nothing was changed."""
+        """Settle the outcomes of runs. Return False if the batch has lost its lease; then nothing was changed."""
 
     @abstractmethod
     async def release(self, batch: str, fields: Sequence[str]) -> int:
-        """Give back what was claimed and not started, in the order given, to where it came from.
+        """Give runs that were claimed and not started back to their queues, in this order. Return their number.
 
         A suspect stays one.
         """
 
     @abstractmethod
     async def renew(self, consumer: str, batches: Sequence[str], slots: Sequence[tuple[str, str]] = ()) -> list[str]:
-        """Prolong leases (and slots: task, slot). Gives the batches that hold none any more."""
+        """Renew leases, and slots (task, slot). Return the batches that have lost their lease."""
 
     @abstractmethod
     def renewer(self, consumer: str) -> Callable[[Sequence[str], Sequence[tuple[str, str]]], list[str]]:
-        """``renew`` as a blocking call for a thread, with a connection of its own."""
+        """Return ``renew`` as a blocking call for a thread, with a connection of its own."""
 
-    def yielder(self, consumer: str) -> Callable[[], object] | None:
-        """For a thread, while the event loop does not get on: what was set aside for this consumer is for others.
+    def releaser(self, consumer: str) -> Callable[[], object] | None:
+        """Return a blocking call that gives the runs reserved for this consumer back to their queues.
 
-        A blocking call that may come at any time. None: nothing is ever set aside.
+        A thread calls it, at any time, while the event loop is blocked. None: this broker never reserves runs.
         """
         return None
 
     @abstractmethod
     async def reap(self) -> int:
-        """Sweep once for what dead consumers held; gives how many runs were taken back.
+        """Sweep once for the runs of dead consumers. Return how many runs went back to their queues.
 
-        A lease is taken back by the second sweep that sees it expired, half of that lease after the first or later.
+        The second sweep that finds a lease expired, at least half of that lease after the first, takes it back.
         """
 
     def reap_seconds(self) -> float:
-        """How long a consumer waits until its next sweep."""
+        """Return the seconds until a consumer's next sweep."""
         return max(0.05, min(self.options.lease_seconds / 2, MAX_REAP_SECONDS))
 
     @abstractmethod
     async def promote(self) -> float | None:
-        """Queue what is due. Gives seconds until the next one is due, or None if nothing is delayed."""
+        """Queue delayed runs that are due. Return the seconds until the next one is due, or None if there is none."""
 
     @abstractmethod
     async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> Claim | None:
-        """Until there may be something to claim, or ``timeout`` seconds have passed.
+        """Wait until there may be something to claim, at most ``timeout`` seconds.
 
-        A broker that has set something aside for the consumer may give it as a claim does, with the flags of ``tasks``,
-        unless they are None; what else there is has to be claimed.
+        If the broker has reserved runs for the consumer, it may return them as a claim, with the flags of ``tasks``,
+        unless ``tasks`` is None. The consumer has to claim all others.
         """
 
-    async def idle_no_more(self, consumer: str) -> None:
-        """The consumer has no free slot: nothing is to be set aside for it until it waits again."""
+    async def stop_reserving(self, consumer: str) -> None:
+        """Stop reserving runs for this consumer until it waits again."""
         return None
 
     @abstractmethod
-    async def farewell(self, consumer: str) -> None:
-        """The consumer leaves for good: nothing waits for it any more."""
+    async def deregister(self, consumer: str) -> None:
+        """Deregister a consumer that ends, and give the runs reserved for it back to their queues."""
 
     @abstractmethod
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:
         """Take a slot under the task's ``max_concurrency``.
 
-        ``slot`` names it: ``FENCE RUN-ID``, the run's batch and field and then its id (``Claimed.slot``), so that runs
-        of one id have a slot each. False: all are taken. None: all are taken, and a run of the same id has one, which
-        may be this very run at a worker that is gone: it will be free.
+        ``slot`` is its name: ``FENCE RUN-ID``, the run's batch and field and then its id (``Claimed.slot``), so that
+        runs of one id have a slot each. Return True if it was free. False: all are taken. None: all are taken, one of
+        them by a run of the same id, which may be this very run at a dead worker; that slot will become free.
         """
 
     @abstractmethod
     async def free(self, slots: Sequence[tuple[str, str]]) -> None:
-        """Give back slots under ``max_concurrency`` (task, slot) without a settlement.
+        """Free slots under ``max_concurrency`` (task, slot) without a settlement.
 
         Raises:
-            BrokerError: they may be taken until their lease has run out.
+            BrokerError: they may stay taken until their lease expires.
         """
 
     # -- waiting for results
 
     @abstractmethod
     async def replies(self, address: str, timeout: float) -> list[bytes]:
-        """Payloads of finished runs that were answered to this address; empty after ``timeout`` seconds.
+        """Return the payloads of finished runs that were sent to this address; empty after ``timeout`` seconds.
 
-        They are removed once they are here. If the connection ends before, the next call gives them again; one that
-        was given may come twice. An address has one reader at a time.
+        They are removed from the broker after they have arrived. If the connection ends before that, the next call
+        returns them again, so a payload may come twice. An address has one reader at a time.
         """
 
     async def consumers_of(self, task_name: str) -> tuple[int, int] | None:
-        """How many consumers are alive, and how many of them run this task. None: that cannot be told cheaply.
+        """Return the number of live consumers, and of those that run this task. None: finding out would be expensive.
 
         Raises:
-            BrokerError: the broker does not say.
+            BrokerError: the broker did not answer.
         """
         return None
 
@@ -279,45 +279,47 @@ class TaskBroker(ABC):
     @property
     @abstractmethod
     def task_queue_names(self) -> tuple[str, ...]:
-        """Names of the queues that this broker's consumers serve."""
+        """The names of the queues that this broker's consumers serve."""
 
     @abstractmethod
     async def queue_length(self) -> dict[str, int]:
-        """Runs waiting, by priority."""
+        """Return the number of queued runs by priority."""
 
     async def queue_bytes(self) -> int | None:
-        """Bytes that the waiting runs take, about; None: the broker does not know."""
+        """Return about how many bytes the queued runs take, or None if the broker does not know."""
         return None
 
     @abstractmethod
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
-        """Remove what waits (in these priorities; none: in all). Gives how many were removed, by priority."""
+        """Remove queued runs of these priorities, or of all. Return their number by priority."""
 
     @abstractmethod
     async def clear(self) -> int:
-        """Remove everything that this broker keeps. Gives how many keys that were."""
+        """Remove everything that this broker stores. Return the number of keys."""
 
     @abstractmethod
     async def dead(
         self, limit: int = 100, offset: int = 0, *, oldest: bool = False, kind: Kind = "dead"
     ) -> list[tuple[str, bytes]]:
-        """Read runs that gave up: header (milliseconds since the epoch, a space, the reason), payload. Newest first, or
-        oldest first; ``offset`` of them are passed over."""
+        """Read dead letters, or failed runs: header (milliseconds since the epoch, a space, the reason) and payload.
+
+        Newest first, or ``oldest`` first, after the first ``offset`` of them.
+        """
 
     @abstractmethod
     async def dead_length(self, kind: Kind = "dead") -> int:
-        """Count the runs that gave up."""
+        """Count the dead letters, or the failed runs."""
 
     @abstractmethod
     async def dead_trimmed(self, kind: Kind = "dead") -> int:
-        """Count the entries that were dropped so far, because there were too many."""
+        """Count the entries that were trimmed so far, because there were too many."""
 
     @abstractmethod
     def sifter(self, kind: Kind = "dead") -> "Sifter":
-        """Return a way through the runs that gave up, to take some of them out."""
+        """Return an iterator over the dead letters, or failed runs, that can take some of them out."""
 
-    async def exhume(self, actions: Sequence[Exhume], kind: Kind = "dead") -> int:
-        """Remove entries of ``dead``, and queue those that have a priority. Gives how many were there."""
+    async def take_dead(self, actions: Sequence[DeadAction], kind: Kind = "dead") -> int:
+        """Remove entries of ``dead``, and requeue those with a priority. Return how many were there."""
         left = list(actions)
         taken = 0
         async with self.sifter(kind) as sifter:
@@ -330,7 +332,7 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def delayed_length(self) -> int:
-        """Runs that wait for their time."""
+        """Return the number of delayed runs."""
 
     @abstractmethod
     async def leased_length(self) -> int:
@@ -343,7 +345,7 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:
-        """Info of the named tasks that are registered; of all, if none is named."""
+        """Return the info of these tasks, as far as they are registered; without names, of all."""
 
     @abstractmethod
     async def update_task(self, task: Task[Any], params: Mapping[str, Any]) -> TaskInfo:
@@ -351,50 +353,50 @@ class TaskBroker(ABC):
 
     @abstractmethod
     async def set_manager_status(self, manager_id: str, data: dict[str, Any], ttl: int) -> None:
-        """Say how a manager is; forgotten after ``ttl`` seconds."""
+        """Store the status of a manager for ``ttl`` seconds."""
 
     @abstractmethod
     async def get_all_manager_statuses(self) -> TaskManagersStatus:
-        """How the running managers are."""
+        """Return the statuses of the running managers."""
 
     @abstractmethod
     async def current_task_runs(self, task_name: str) -> int:
-        """Runs of a task with ``max_concurrency`` that hold a slot now."""
+        """Return how many runs of a task with ``max_concurrency`` hold a slot now."""
 
     @abstractmethod
     async def set_task_aborted(self, run_id: str, reason: str) -> None:
-        """Remember for a minute why a run was aborted."""
+        """Store for a minute why a run was aborted."""
 
     @abstractmethod
     async def get_task_aborted(self, run_id: str) -> str | None:
-        """Why a run was aborted, or None."""
+        """Return why a run was aborted, or None."""
 
     @abstractmethod
     def lock(self, name: str, timeout: float | None = None) -> Any:
-        """An async context manager: one holder at a time of this name. Opens by itself after ``timeout`` seconds."""
+        """Return an async context manager with one holder of this name at a time, for ``timeout`` seconds at most."""
 
     @abstractmethod
     async def first(self, key: str, seconds: float) -> bool:
-        """True for the first caller with this key within ``seconds``, over all processes."""
+        """Return True to the first caller with this key within ``seconds``, over all processes."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of connections. May be called twice; the broker may be used again."""
+        """Close the connections. A second call does nothing, and the broker may be used again."""
 
     async def connect(self) -> None:
-        """See that the server is there, and that it can do what the options demand.
+        """Check that the server is available, and can do what the options demand.
 
         Raises:
-            BrokerConnectionError: it is not there.
+            BrokerConnectionError: it is unavailable.
             BrokerAuthError: the user lacks a right.
-            DurabilityUnsupportedError: it cannot.
+            DurabilityUnsupportedError: it cannot confirm that runs are safe as ``durability`` demands.
         """
         return None
 
     # -- the same for every broker
 
     def new_uuid(self) -> str:
-        """A new run id: 32 hex digits."""
+        """Return a new run id: 32 hex digits."""
         return new_id()
 
     def register_task(self, task: Task[Any], *, replace: bool = False) -> None:
@@ -409,7 +411,7 @@ class TaskBroker(ABC):
         self.registry.add(task, replace=replace)
 
     def task_from_registry(self, task: str | Task[Any]) -> Task[Any]:
-        """The task of a name; a task object is registered and given back.
+        """Return the task of a name. A task object is registered and returned.
 
         Raises:
             UnknownTaskError: no task has this name.

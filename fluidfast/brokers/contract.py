@@ -20,8 +20,8 @@ __all__ = [
     "Channel",
     "Claim",
     "Confirm",
+    "DeadAction",
     "EnqueueBatch",
-    "Exhume",
     "Kind",
     "Settlement",
     "Sifter",
@@ -83,7 +83,7 @@ def consumers_among(tasks: "Iterable[Collection[str] | None]", task_name: str) -
 
 @dataclass(slots=True)
 class Claim:
-    """The runs that one claim gave. The batch is the fence: without its lease, nothing can be settled under it.
+    """The runs of one claim. The batch is the fence: without its lease, nothing can be settled under it.
 
     ``enabled``: the flag of each task that the claim named. ``alone``: a suspect, to be run with nothing beside it.
     ``suspects``: how many wait for a consumer that runs nothing. ``at``: the broker's time in microseconds, by which
@@ -123,7 +123,7 @@ class Settlement:
 
 @dataclass(slots=True)
 class EnqueueBatch:
-    """Payloads on their way in. ``producer`` and ``sequence`` make sending it twice the same as once.
+    """Payloads to queue. ``producer`` and ``sequence`` make sending it twice the same as once.
 
     ``groups``: payloads by priority number, MAX_ENQUEUED of them at most, since all are pushed in one step.
     A producer's sequence numbers rise, and its batches are sent in their order. ``behind``: the sequence number of the
@@ -142,7 +142,7 @@ class EnqueueBatch:
 
 
 Confirm = Callable[[int, Exception | None], None]
-"""Takes the outcome of a batch: the number of runs that wait in all (-1: not asked) and None; or 0 and an error.
+"""Called with the outcome of a batch: the number of queued runs in all (-1: not asked) and None; or 0 and an error.
 
 ConnectionLostError: the connection ended before the answer. Another BrokerError: the server refused, and kept nothing
 of the batch."""
@@ -157,16 +157,15 @@ def run_id_of(slot: str) -> str:
     return run_id if fence and space else slot
 
 
-Exhume = tuple[str, bytes, int | None, bytes]
-"""An entry's header and payload, the priority number of the queue that it goes to (None: it goes away), and the payload
-that goes there."""
+DeadAction = tuple[str, bytes, int | None, bytes]
+"""An entry's header and payload, the priority number to requeue it with (None: purge it), and the payload to push."""
 
 
 class Sifter(ABC):
-    """Goes through a list of runs that gave up, a page at a time, oldest first, and takes some out.
+    """Reads the dead letters, or failed runs, a page at a time, oldest first, and takes some out.
 
-    It gives each entry that was there when it was entered, once, whatever others take out or add meanwhile. An async
-    context manager.
+    An async context manager. It returns each entry that was there when it was entered, once, whatever others take out
+    or add meanwhile.
     """
 
     @abstractmethod
@@ -180,8 +179,8 @@ class Sifter(ABC):
         """Return the next page of entries; ``[]`` at the end."""
 
     @abstractmethod
-    async def take(self, actions: Sequence[Exhume]) -> int:
-        """Remove entries of this page, and queue those that have a priority. Gives how many were there still."""
+    async def take(self, actions: Sequence[DeadAction]) -> int:
+        """Remove entries of this page, and requeue those with a priority. Return how many were still there."""
 
 
 def header(reason: str) -> str:

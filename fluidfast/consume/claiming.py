@@ -79,7 +79,7 @@ class Claiming:
                         claim = await claiming
                         del claiming  # it holds what it gave
                     elif not self.consumes():
-                        await self._broker.idle_no_more(self._life.id)  # what is pushed is for others
+                        await self._broker.stop_reserving(self._life.id)  # what is pushed is for others
                         if await self._life.wait_stop(1.0):
                             return
                         continue
@@ -173,7 +173,7 @@ class Claiming:
         if room.done():
             return
         # Every slot is taken for longer than a moment: what is pushed now is for others.
-        await self._broker.idle_no_more(self._life.id)
+        await self._broker.stop_reserving(self._life.id)
         if not room.done() and slots.want() == 0 and not slots.draining:
             await asyncio.wait([room], timeout=1.0)
 
@@ -194,7 +194,7 @@ class Claiming:
         if claim.at:
             upkeep.set_now(claim.at)
         now = upkeep.now()
-        helds: list[Claimed] = []
+        claimed: list[Claimed] = []
         names: set[str] = set()
         last: Task[Any] | None = None
         for item in claim.items:
@@ -221,7 +221,7 @@ class Claiming:
                     settler.again(item, delay := (after - now) / 1e6, run.prio, item.payload)
                     upkeep.promote_in(delay)
                     continue
-                helds.append(item)
+                claimed.append(item)
                 if run.task is not last:  # runs of one task come in a row
                     last = run.task
                     names.add(run.name)
@@ -236,9 +236,9 @@ class Claiming:
                     known.setdefault(name, True)
         ready = slots.ready
         if last is not None and len(names) == 1 and known.get(last.name, True) and not last.batch:
-            ready.extend(helds)
-            helds = []
-        for held in helds:
+            ready.extend(claimed)
+            claimed = []
+        for held in claimed:
             if known.get(held.run.name, True):
                 if held.run.task.batch:
                     self._groups.collect(held)
@@ -266,25 +266,25 @@ class Claiming:
         while slots.ready:
             ready = slots.ready.pop()
             if isinstance(ready, Group):
-                taken += reversed(ready.helds)
-                slots.collected -= len(ready.helds)
+                taken += reversed(ready.claimed)
+                slots.collected -= len(ready.claimed)
             else:
                 taken.append(ready)
         back: dict[str, list[Claimed]] = {}
         for held in taken:
             back.setdefault(held.lease.batch, []).append(held)
         # The last claimed goes back first, so that the first claimed is the next to be taken.
-        for batch, helds in back.items():
-            helds.reverse()
-            lease = helds[0].lease
+        for batch, claimed in back.items():
+            claimed.reverse()
+            lease = claimed[0].lease
             lease.partial = True
-            lease.left -= len(helds)
-            lease.unstarted -= len(helds)
+            lease.left -= len(claimed)
+            lease.unstarted -= len(claimed)
             try:
-                await self._broker.release(batch, [held.field for held in helds])
+                await self._broker.release(batch, [held.field for held in claimed])
             except BrokerError as exc:
                 logger.warning(
-                    "%s: cannot give back %d runs, their lease will run out: %s", self._life.who, len(helds), exc
+                    "%s: cannot give back %d runs, their lease will run out: %s", self._life.who, len(claimed), exc
                 )
             if lease.left <= 0 and not lease.sending:
                 self._settler.close_lease(lease)

@@ -162,10 +162,10 @@ class Engine(Worker):
         try:
             await self._wait_stop()
             await self._drain()
-            # before the farewell: what it prolongs then would be known again, and nobody would ever say goodbye
+            # before it deregisters: a later renewal would register it again, and nobody would ever deregister it
             keeper.stop()
             await keeper.join(broker.options.lease_seconds)
-            await self._say_farewell()
+            await self._deregister()
         finally:
             consumer_ended()
             life.ended = True
@@ -195,7 +195,7 @@ class Engine(Worker):
         """Give back at once what has not started: the event loop ends, and nobody waits for a drain."""
         try:
             async with asyncio.timeout(END_SECONDS):
-                await self.broker.idle_no_more(self.id)
+                await self.broker.stop_reserving(self.id)
                 await self.claiming.release_ready()
         except (BrokerError, TimeoutError) as exc:
             logger.warning("%s: cannot give back what it has not started: %s", self.worker_name, exc or "no answer")
@@ -214,7 +214,7 @@ class Engine(Worker):
             await asyncio.wait([claiming], timeout=0.1)
         try:
             async with asyncio.timeout(END_OF_WAITING_SECONDS):
-                await self.broker.idle_no_more(self.id)  # else what is given back wakes ourselves
+                await self.broker.stop_reserving(self.id)  # else what is given back wakes ourselves
         except (BrokerError, TimeoutError) as exc:
             logger.warning("%s: cannot end its waiting: %s", self.worker_name, exc or "no answer")
         await self.claiming.release_ready()
@@ -239,9 +239,9 @@ class Engine(Worker):
         if not await self.settler.settle_all(monotonic() + 5):
             logger.warning("%s: could not settle everything; it will be delivered again", self.worker_name)
 
-    async def _say_farewell(self) -> None:
+    async def _deregister(self) -> None:
         try:
-            await self.broker.farewell(self.id)
+            await self.broker.deregister(self.id)
         except BrokerError as exc:
             logger.warning("%s: %s", self.worker_name, exc)
 

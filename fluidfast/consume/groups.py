@@ -52,17 +52,17 @@ class Groups:
         if collector is None:
             collector = self._collectors[task.name] = Collector()
             slots.collectable += task.batch * min(slots.concurrency, 4)
-        collector.helds.append(held)
+        collector.claimed.append(held)
         slots.collected += 1
-        if len(collector.helds) >= task.batch:
+        if len(collector.claimed) >= task.batch:
             self._close(collector)
         elif collector.timer is None:
             collector.timer = asyncio.get_running_loop().call_later(task.batch_wait, self._close, collector)
 
     def _close(self, collector: Collector) -> None:
         """Close the group: start its gathered runs, and add no more."""
-        if helds := collector.take():
-            self._slots.ready.append(Group(helds))
+        if claimed := collector.take():
+            self._slots.ready.append(Group(claimed))
             self._slots.wake()
 
     def take_gathered(self) -> list[Claimed]:
@@ -78,38 +78,38 @@ class Groups:
         slots = self._slots
         slots.occupy(slot, group)
         try:
-            for held in group.helds:
+            for held in group.claimed:
                 slots.take(held.lease)
                 if held.lease.lost:
                     self._settler.drop(held)
-            await self._run(slot, [held for held in group.helds if not held.lease.lost])
+            await self._run(slot, [held for held in group.claimed if not held.lease.lost])
         except BaseException as exc:
             if isinstance(exc, GeneratorExit) and not is_current(slot.task):
                 raise
             logger.error("%s: a batch could not be handled", self._life.who, exc_info=exc)
-            for held in group.helds:
+            for held in group.claimed:
                 if not held.run.is_done:
                     self._settler.drop(held)
         finally:
-            slots.collected -= len(group.helds)
+            slots.collected -= len(group.claimed)
             slots.vacate(slot)
 
-    async def _run(self, slot: Slot, helds: list[Claimed]) -> None:
-        if not helds:
+    async def _run(self, slot: Slot, claimed: list[Claimed]) -> None:
+        if not claimed:
             return
-        task: Task[Any] = helds[0].run.task
+        task: Task[Any] = claimed[0].run.task
         self._slots.limit(slot, monotonic() + task.timeout_seconds)
-        for held in helds:
+        for held in claimed:
             self._slots.started(held)
         failed: Any = None
         try:
-            runs = [held.run for held in helds]
+            runs = [held.run for held in claimed]
             function = task.executor if is_async(task.executor) else partial(self._functions.call, slot, task)
             failed = await self._hooks.call_running(partial(checked, function), runs)
         except BaseException as exc:
-            for held in reversed(helds):  # the last claimed goes back first, if they go back
+            for held in reversed(claimed):  # the last claimed goes back first, if they go back
                 self._outcomes.broke(slot, held, exc)
             return
         errors = failed if isinstance(failed, Mapping) else {}
-        for held in helds:
+        for held in claimed:
             self._outcomes.conclude(held, errors.get(held.run.id))

@@ -11,10 +11,10 @@ __all__ = ["Collector", "Group", "claimed_when"]
 class Group:
     """Runs of a task that takes a batch, executed as one."""
 
-    __slots__ = ("helds", "lease")
+    __slots__ = ("claimed", "lease")
 
-    def __init__(self, helds: list[Claimed]) -> None:
-        self.helds = helds
+    def __init__(self, claimed: list[Claimed]) -> None:
+        self.claimed = claimed
         self.lease = Lease(
             "", 0
         )  # a placeholder: the runs belong to several leases; losing one does not stop the others
@@ -23,10 +23,10 @@ class Group:
 class Collector:
     """Runs of a task that takes a batch, until there are enough of them or the first has waited for long enough."""
 
-    __slots__ = ("helds", "timer")
+    __slots__ = ("claimed", "timer")
 
     def __init__(self) -> None:
-        self.helds: list[Claimed] = []
+        self.claimed: list[Claimed] = []
         self.timer: asyncio.TimerHandle | None = None
 
     def take(self) -> list[Claimed]:
@@ -34,11 +34,11 @@ class Collector:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        helds, self.helds = self.helds, []
-        return helds
+        claimed, self.claimed = self.claimed, []
+        return claimed
 
 
 def claimed_when(slot: Slot) -> tuple[float, int]:
     """Orders what runs by when it was taken off its queue."""
-    held = slot.held.helds[0] if isinstance(slot.held, Group) else slot.held
+    held = slot.held.claimed[0] if isinstance(slot.held, Group) else slot.held
     return (0.0, 0) if held is None else (held.lease.claimed_at, int(held.field[1:]))

@@ -150,7 +150,7 @@ class Timeouts:
             lost,
             period_seconds=self._lease_seconds / 3,
             soon=loop.call_soon_threadsafe,
-            stalled=self._broker.yielder(self._life.id),
+            stalled=self._broker.releaser(self._life.id),
         )
         return keeper
 
@@ -170,7 +170,7 @@ class Timeouts:
                 continue
             if not reason:  # the loop has not even cancelled it
                 return None
-            hung += [one.lease.batch for one in (held.helds if isinstance(held, Group) else (held,))]
+            hung += [one.lease.batch for one in (held.claimed if isinstance(held, Group) else (held,))]
         if hung:  # it does not let itself be cancelled
             batches = [batch for batch in batches if batch not in hung]
             loop.call_soon_threadsafe(self.lose_batches, hung)

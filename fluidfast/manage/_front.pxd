@@ -7,6 +7,6 @@ cdef class QueueFront:
     cdef public object _backpressure
     cdef public Listeners _listeners
     cdef public bint _buffers
-    cdef public bint _never_takes       # the broker takes nothing by ``push``
+    cdef public bint _push_never_takes       # the broker takes nothing by ``push``
 
     cpdef bint hands_over(self) except -1

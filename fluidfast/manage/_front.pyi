@@ -15,7 +15,7 @@ class QueueFront:
     _backpressure: Backpressure
     _listeners: Listeners
     _buffers: bool
-    _never_takes: bool
+    _push_never_takes: bool
 
     def hands_over(self) -> bool:
         """Return True if a run can go straight to the producer: there are no handlers, hooks or limits for it."""

@@ -57,7 +57,7 @@ cdef class QueueFront:
             payload = codec.submit(run)
         except Exception as exc:
             return refused(exc)
-        if not self._never_takes and self.broker.push(run.prio, payload):
+        if not self._push_never_takes and self.broker.push(run.prio, payload):
             return done(run)
         try:
             loop = self._producer._running_loop()

@@ -104,7 +104,7 @@ class TaskManager(QueueFront):
             self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
         )
         self._backpressure = Backpressure(self.broker, self._producer, self.config)
-        self._never_takes = self.broker.never_takes
+        self._push_never_takes = self.broker.push_never_takes
         self._buffers = self.config.delivery == "buffered"
         self.hooks = Hooks(self.dispatcher.listeners)
         self.intake = Intake(self, self.broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)

@@ -355,12 +355,12 @@ async def test_room_that_is_made_while_the_broker_is_told_that_there_is_none() -
     consumer = TaskConsumer(broker_url="memory://room", max_concurrent_tasks=1)
     told = 0
 
-    async def idle_no_more(_: str) -> None:
+    async def stop_reserving(_: str) -> None:
         nonlocal told
         told += 1
         await asyncio.sleep(0.04)
 
-    consumer.broker.idle_no_more = idle_no_more  # type: ignore[method-assign]
+    consumer.broker.stop_reserving = stop_reserving  # type: ignore[method-assign]
     for _ in range(5):
         await consumer.queue(long)
     await consumer.startup()

@@ -240,12 +240,12 @@ async def promote(scene: Scene) -> Prepared:
     return act, Counter(map(identity, payloads))
 
 
-async def exhume(scene: Scene) -> Prepared:
+async def take_dead(scene: Scene) -> Prepared:
     payloads = scene.payloads(1)
     scene.client.lpush(scene.broker.keys.dead, b"1 why\n" + payloads[0])
 
     async def act() -> None:
-        await scene.broker.exhume([("1 why", payloads[0], 1, payloads[0])])
+        await scene.broker.take_dead([("1 why", payloads[0], 1, payloads[0])])
 
     return act, Counter(map(identity, payloads))
 
@@ -258,7 +258,7 @@ VERBS = [
     Verb("delay", delay),
     Verb("release", release),
     Verb("promote", promote),
-    Verb("exhume", exhume),
+    Verb("take_dead", take_dead),
     Verb("renew", renew),
     Verb("enqueue 12", enqueue_many),
     Verb("enqueue alone", enqueue_alone),

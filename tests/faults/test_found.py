@@ -37,7 +37,7 @@ async def test_a_consumer_that_nobody_knows_any_more_is_known_before_it_blocks(
         client.delete(broker.keys.consumers)
         assert not (await broker.claim("c", 10, waits=True)).items
         assert client.zscore(broker.keys.consumers, "c") is not None
-    await broker.farewell("c")
+    await broker.deregister("c")
     await broker.clear()
     await broker.close()
 

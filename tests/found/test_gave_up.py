@@ -247,7 +247,7 @@ async def test_so_many_bytes_are_kept(broker: TaskBroker, kind: Any) -> None:
     assert kept[0][:3] == b"029"
     assert await broker.dead_trimmed(kind) == 30 - len(kept)
     assert await noted(broker, kind) == await real(broker, kind) <= 10_000
-    assert len(kept) == await broker.exhume([(*entry, None, b"") for entry in await broker.dead(kind=kind)], kind)
+    assert len(kept) == await broker.take_dead([(*entry, None, b"") for entry in await broker.dead(kind=kind)], kind)
     assert await noted(broker, kind) == 0
 
 

@@ -105,7 +105,7 @@ async def test_in_a_mixed_fleet_an_id_runs_once_at_a_time(redis_url: str, no_lea
     assert not await client.exists(key)
     assert await broker.acquire(two, "batch:m2 same")
     await broker.free([("gated", "batch:m2 same")])
-    await broker.farewell("a")
+    await broker.deregister("a")
     await broker.close()
 
 

@@ -102,7 +102,7 @@ async def test_a_rolling_change_of_the_setting(redis_url: str) -> None:
         assert await sweeper.reap() == 0
         assert await one.settle(Settlement(claim.batch, whole=True))
         await one.close()
-    await sweeper.farewell("same")
+    await sweeper.deregister("same")
     await sweeper.close()
 
 
@@ -144,7 +144,7 @@ async def test_what_is_moved_to_an_inbox_is_moved_to_one_that_is_known(redis_url
     await put(broker, b"x")
     await within(waiting)
     assert await places(broker) == {"inbox": 1}
-    await broker.farewell("c")
+    await broker.deregister("c")
     assert await take_all(broker) == [b"x"]
     await broker.close()
 
@@ -156,7 +156,7 @@ async def test_who_leaves_while_an_inbox_may_get_something_stays_known(redis_url
         await broker.wait("c", 0.01)
         if lost:
             broker._wakeups["c"].lost_at = monotonic()
-        await broker.farewell("c")
+        await broker.deregister("c")
         assert (await broker.redis_cli.zscore(broker.keys.consumers, "c") is not None) == lost
         await broker.redis_cli.lpush(broker.keys.inbox("c", "low"), b"late")  # type: ignore[misc]
         if lost:

@@ -124,8 +124,8 @@ async def test_a_producer_is_told_when_it_connects(server: Server, right: str, c
     await manager.on_shutdown()
 
 
-async def farewell(broker: RedisTaskBroker, consumer: str, for_good: int = 0) -> Any:
-    return await broker.client.script("farewell", broker.client.declare.farewell(consumer), consumer, for_good, "")
+async def deregister(broker: RedisTaskBroker, consumer: str, for_good: int = 0) -> Any:
+    return await broker.client.script("deregister", broker.client.declare.deregister(consumer), consumer, for_good, "")
 
 
 async def prepare(broker: RedisTaskBroker) -> tuple[Claim, Claim]:
@@ -169,14 +169,14 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
         broker.inboxes.adopt,
         broker.promote,
         broker.reap,
-        lambda: farewell(broker, "b"),
+        lambda: deregister(broker, "b"),
         lambda: broker.release(claim.batch, fields[3:]),
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=True),
         lambda: broker.claim("a", 15, idle=False, max_bytes=1000, tasks=("t",)),
         lambda: broker.claim("a", 15, idle=False, waits=True),
-        lambda: farewell(broker, "a"),
+        lambda: deregister(broker, "a"),
     ]
     refused = 0
     for call in calls:
@@ -198,7 +198,7 @@ async def test_no_script_loses_a_run(server: Server, right: str) -> None:
     half_a_lease_later(broker)
     await broker.reap()
     for consumer in "ab":
-        await farewell(broker, consumer, 1)
+        await deregister(broker, consumer, 1)
     await broker.promote()
     taken = set(await take_all(broker))
     left = {member[1:] for member in server.admin.zrange(broker.keys.delayed, 0, -1)}  # type: ignore[union-attr]
@@ -228,7 +228,7 @@ async def test_nor_where_a_key_is_of_another_type(server: Server, place: str) ->
         lambda: broker.settle(Settlement(claim.batch, done=fields[:1], retries=[(60.0, LOW, b"claimed 1")])),
         lambda: broker.settle(Settlement(claim.batch, done=fields[1:2], dead=[(fields[1], "why")])),
         lambda: broker.claim("a", 10, idle=False),
-        lambda: farewell(broker, "a"),
+        lambda: deregister(broker, "a"),
     ):
         try:
             await within(call())

@@ -157,7 +157,7 @@ async def test_an_entry_that_somebody_took_is_not_queued_twice(manager: TaskMana
     await bury(manager, [b'{"id":"r","task":"t","params":{}}'])
     [(header, payload)] = await manager.broker.dead()
     action = (header, payload, 1, payload)
-    assert await manager.broker.exhume([action, action]) == 1
+    assert await manager.broker.take_dead([action, action]) == 1
     assert await manager.broker.queue_length() == {"high": 0, "medium": 1, "low": 0}
 
 

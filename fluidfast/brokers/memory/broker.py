@@ -31,7 +31,7 @@ from ..contract import (
     WORKER_DIED,
     Channel,
     Claim,
-    Exhume,
+    DeadAction,
     Kind,
     Settlement,
     Sifter,
@@ -169,7 +169,7 @@ class MemorySifter(Sifter):
                 found.append(entry)
         return found
 
-    async def take(self, actions: Sequence[Exhume]) -> int:
+    async def take(self, actions: Sequence[DeadAction]) -> int:
         count = 0
         for head, payload, priority, again in actions:
             numbers = self.page.get((head, payload))
@@ -441,7 +441,7 @@ class MemoryTaskBroker(TaskBroker):
     def _something_waits(self) -> bool:
         return any(self.store.queue.length(p) for p in range(3) if self._mask >> p & 1)
 
-    async def farewell(self, consumer: str) -> None:
+    async def deregister(self, consumer: str) -> None:
         self.store.statuses.pop(consumer, None)
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:

@@ -225,7 +225,7 @@ class RedisTaskBroker(RedisInspection):
 
     # -- producing
 
-    never_takes = True
+    push_never_takes = True
 
     def push(self, priority: int, payload: bytes) -> bool:
         return False
@@ -447,10 +447,10 @@ class RedisTaskBroker(RedisInspection):
 
         return renew
 
-    def yielder(self, consumer: str) -> Callable[[], object] | None:
+    def releaser(self, consumer: str) -> Callable[[], object] | None:
         patience = max(0.5, self.options.lease_seconds / 3)
         client = self.client.server.sync_client(patience)
-        script, keys = load("farewell"), self._declare.farewell(consumer)
+        script, keys = load("deregister"), self._declare.deregister(consumer)
         wakeup = self._wakeups.setdefault(
             consumer, WakeUp(self.client, self.inboxes, consumer)
         )  # it may wait while we give back
@@ -517,16 +517,16 @@ class RedisTaskBroker(RedisInspection):
             wakeup = self._wakeups[consumer] = WakeUp(self.client, self.inboxes, consumer)
         return await wakeup.wait(timeout, tasks)
 
-    async def idle_no_more(self, consumer: str) -> None:
+    async def stop_reserving(self, consumer: str) -> None:
         """Nothing more is to be moved to this consumer's inbox until it waits again; what was, is for others."""
         if (wakeup := self._wakeups.get(consumer)) is not None and (wakeup.pending or wakeup.moved):
             await wakeup.unblock()
             await self.inboxes.adopt()
             wakeup.claimed("*")  # with one that did not end in time
-            await self.client.script("farewell", self._declare.farewell(consumer), consumer, 0, "")
+            await self.client.script("deregister", self._declare.deregister(consumer), consumer, 0, "")
             wakeup.moved = False
 
-    async def farewell(self, consumer: str) -> None:
+    async def deregister(self, consumer: str) -> None:
         wakeup = self._wakeups.pop(consumer, None)
         no_more = True
         if wakeup is not None:
@@ -537,7 +537,7 @@ class RedisTaskBroker(RedisInspection):
                 await wakeup.close()
         await self.inboxes.adopt()
         # One whose inbox may yet get something stays known until its lease has run out: that is then taken back.
-        await self.client.script("farewell", self._declare.farewell(consumer), consumer, int(no_more), "")
+        await self.client.script("deregister", self._declare.deregister(consumer), consumer, int(no_more), "")
         self.inboxes.unsure.discard(consumer)
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:

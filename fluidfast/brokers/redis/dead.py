@@ -7,7 +7,7 @@ from typing import Any, Self
 from ...core._time import new_id
 from ...core.states import LETTERS
 from ...errors import BrokerError
-from ..contract import PAGE_BYTES, PAGE_ENTRIES, Exhume, Kind, Sifter
+from ..contract import PAGE_BYTES, PAGE_ENTRIES, DeadAction, Kind, Sifter
 from .client import RedisClient
 
 __all__ = ["RedisSifter", "parted"]
@@ -23,7 +23,7 @@ def parted(entry: bytes) -> tuple[str, bytes]:
     return header.decode("utf-8", "surrogateescape"), payload
 
 
-def slices(actions: Sequence[Exhume], page: Mapping[tuple[str, bytes], bytes]) -> Iterator[list[Any]]:
+def slices(actions: Sequence[DeadAction], page: Mapping[tuple[str, bytes], bytes]) -> Iterator[list[Any]]:
     """Yield the arguments of one step after the other."""
     flat: list[Any] = []
     size = 0
@@ -71,12 +71,14 @@ class RedisSifter(Sifter):
                 self.page = dict(zip(parts, there, strict=True))  # one without a newline is taken as it is, too
                 return parts
 
-    async def take(self, actions: Sequence[Exhume]) -> int:
+    async def take(self, actions: Sequence[DeadAction]) -> int:
         count = 0
-        declared = self.client.declare.exhume(self.kind)
+        declared = self.client.declare.take_dead(self.kind)
         for flat in slices(actions, self.page):
             self.taken += 1
-            count += self.found(await self.client.script("exhume", declared, self.kind, self.cursor, self.taken, *flat))
+            count += self.found(
+                await self.client.script("take_dead", declared, self.kind, self.cursor, self.taken, *flat)
+            )
         return count
 
     def found(self, reply: Any) -> Any:

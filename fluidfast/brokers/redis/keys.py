@@ -255,12 +255,12 @@ class ScriptKeys:
         inboxes = (b"%b%b:%b" % (self._inbox.encode(), name, p.encode()) for name in consumers for p in PRIORITIES)
         return (*self._reap, *(self._lease_bytes + batch for batch in batches), *inboxes)
 
-    def farewell(self, consumer: str) -> Declared:
+    def deregister(self, consumer: str) -> Declared:
         inboxes = (f"{self._inbox}{consumer}:{priority}" for priority in PRIORITIES)
         return (*self._nothing, *self._consumers, *inboxes, *self._queues)
 
     def sift(self, kind: str) -> Declared:
         return (*self._nothing, self.keys.gave_up(kind), self.keys.sifts)
 
-    def exhume(self, kind: str) -> Declared:
+    def take_dead(self, kind: str) -> Declared:
         return (*self._nothing, self.keys.gave_up(kind), self.keys.kept, self.keys.sifts, *self._queues)

@@ -22,7 +22,7 @@ ROOM = MAX_ARGUMENTS - 99
 
 NAMES = (
     "enqueue", "delay", "promote", "claim", "peek", "adopt", "settle", "release", "renew", "reap", "acquire", "free",
-    "farewell", "sift", "exhume", "fire",
+    "deregister", "sift", "take_dead", "fire",
 )  # fmt: skip
 KEPT_HERE = b"-- kept.lua stands here\n"
 """The line that ``lua/kept.lua`` replaces, in scripts that write the lists of what gave up."""

@@ -35,8 +35,8 @@ from ..contract import (
     Channel,
     Claim,
     Confirm,
+    DeadAction,
     EnqueueBatch,
-    Exhume,
     Kind,
     Settlement,
     Sifter,
@@ -212,7 +212,7 @@ class ShardedRedisBroker(TaskBroker):
 
     # -- producing
 
-    never_takes = True
+    push_never_takes = True
 
     def push(self, priority: int, payload: bytes) -> bool:
         return False
@@ -391,12 +391,12 @@ class ShardedRedisBroker(TaskBroker):
 
         return renew
 
-    def yielder(self, consumer: str) -> Callable[[], object] | None:
-        yielders = [found for shard in self.shards if (found := shard.yielder(consumer)) is not None]
+    def releaser(self, consumer: str) -> Callable[[], object] | None:
+        releasers = [found for shard in self.shards if (found := shard.releaser(consumer)) is not None]
         threads = self._pool("yield")
 
         def give_all_back() -> object:
-            return [answer.result() for answer in [threads.submit(give) for give in yielders]]
+            return [answer.result() for answer in [threads.submit(give) for give in releasers]]
 
         return give_all_back
 
@@ -457,15 +457,15 @@ class ShardedRedisBroker(TaskBroker):
                 task.result()
         return first
 
-    async def idle_no_more(self, consumer: str) -> None:
+    async def stop_reserving(self, consumer: str) -> None:
         try:
             async with asyncio.timeout(LATE_SECONDS):
-                await self._each(lambda shard: shard.idle_no_more(consumer))
+                await self._each(lambda shard: shard.stop_reserving(consumer))
         except TimeoutError:  # the server of a shard is not there: the consumer asks again when it is busy again
             logger.debug("broker %s: a shard does not hear that %s is busy", self.url, consumer)
 
-    async def farewell(self, consumer: str) -> None:
-        await self._each(lambda shard: shard.farewell(consumer))
+    async def deregister(self, consumer: str) -> None:
+        await self._each(lambda shard: shard.deregister(consumer))
 
     async def acquire(self, task: Task[Any], slot: str) -> bool | None:
         return await self.home.acquire(task, slot)
@@ -612,7 +612,7 @@ class ShardedSifter(Sifter):
             self.at += 1
         return []
 
-    async def take(self, actions: Sequence[Exhume]) -> int:
+    async def take(self, actions: Sequence[DeadAction]) -> int:
         return await self.sifters[self.at].take(actions)
 
 

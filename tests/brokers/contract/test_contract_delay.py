@@ -111,7 +111,7 @@ async def test_what_becomes_due_wakes_who_waits(open_broker: Open) -> None:
     await until(promoted)
     assert await within(waiting) == [b"a"]
     assert monotonic() - start < 5
-    await two.farewell("c")
+    await two.deregister("c")
 
 
 async def test_a_retry_is_delayed(broker: TaskBroker) -> None:

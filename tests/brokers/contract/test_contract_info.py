@@ -229,7 +229,7 @@ class TestLife:
             taken += await take(broker, consumer="a")
         assert taken == [b"x", b"y"]
         await within(broker.wait("a", 0.05))
-        await broker.farewell("a")
+        await broker.deregister("a")
         await broker.close()
 
     async def test_clear(self, open_broker: Open) -> None:

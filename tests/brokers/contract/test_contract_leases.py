@@ -204,7 +204,7 @@ class TestFence:
         assert not await broker.settle(Settlement("nobody", whole=True, retries=[(0.0, MEDIUM, b"again")]))
         assert await broker.release("nobody", ["m1"]) == 0
         assert await broker.renew("a", ["nobody"]) == ["nobody"]
-        await broker.farewell("a")
+        await broker.deregister("a")
         assert await places(broker) == {}
 
 
@@ -247,7 +247,7 @@ class TestLease:
             assert await sweeper.reap() == 0
             await pass_time(0.05)
         assert await worker.settle(Settlement(claim.batch, whole=True))
-        await worker.farewell("a")
+        await worker.deregister("a")
 
     async def test_the_first_sweep_takes_nothing(self, quick: TaskBroker) -> None:
         claim = await claimed(quick, b"a")
@@ -264,7 +264,7 @@ class TestLease:
             await expired(quick, claim)
             assert await quick.renew("a", [claim.batch]) == []
         assert await quick.settle(Settlement(claim.batch, whole=True))
-        await quick.farewell("a")
+        await quick.deregister("a")
 
     async def test_one_that_is_settled_between_two_sweeps_is_not_taken(self, quick: TaskBroker) -> None:
         claim = await claimed(quick, b"a")
@@ -289,7 +289,7 @@ class TestLease:
         assert await quick.settle(Settlement(kept.batch, whole=True))
         again = await quick.claim("b", 1)
         assert await quick.settle(Settlement(again.batch, whole=True, survived=[again.items[0].field]))
-        await quick.farewell("a")
+        await quick.deregister("a")
 
     async def test_only_what_was_not_settled_is_taken_back(self, quick: TaskBroker) -> None:
         claim = await claimed(quick, b"a", b"b", b"c")
@@ -429,7 +429,7 @@ class TestSlots:
         assert await quick.current_task_runs("limited") == 1
         claim = await claimed(quick, b"x")
         await quick.settle(Settlement(claim.batch, whole=True, slots=[("limited", "next")]))
-        await quick.farewell("a")
+        await quick.deregister("a")
 
     async def test_a_slot_lives_as_long_as_it_is_renewed(self, open_broker: Open) -> None:
         worker = open_broker(lease_seconds=0.2)
@@ -440,7 +440,7 @@ class TestSlots:
             await pass_time(0.05)
         claim = await claimed(worker, b"x")
         await worker.settle(Settlement(claim.batch, whole=True, slots=[("limited", "run-1")]))
-        await worker.farewell("a")
+        await worker.deregister("a")
 
 
 @pytest.mark.parametrize("how", ["settle", "release", "reap"])
@@ -454,7 +454,7 @@ async def test_a_lease_that_holds_nothing_is_gone(quick: TaskBroker, how: str) -
     }
     await ways[how]()
     assert await quick.renew("b", [claim.batch]) == [claim.batch]
-    await quick.farewell("b")
+    await quick.deregister("b")
     if how != "settle":
         claim = await quick.claim("b", 1)
         assert await quick.settle(Settlement(claim.batch, whole=True, survived=[claim.items[0].field]))

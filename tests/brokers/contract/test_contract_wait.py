@@ -44,7 +44,7 @@ class Consumer:
     async def leave(self) -> None:
         self.task.cancel()
         await asyncio.wait([self.task])
-        await self.broker.farewell(self.name)
+        await self.broker.deregister(self.name)
 
 
 async def blocked(broker: TaskBroker, consumer: str, beside: int = 0) -> None:
@@ -83,7 +83,7 @@ async def test_what_is_there_already_is_not_waited_for(broker: TaskBroker) -> No
     await within(broker.wait("a", 60), SOON)
     assert monotonic() - start < SOON
     assert await take(broker, consumer="a") == [b"x"]
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def test_a_push_between_claim_and_wait_is_not_missed(broker: TaskBroker) -> None:
@@ -92,7 +92,7 @@ async def test_a_push_between_claim_and_wait_is_not_missed(broker: TaskBroker) -
         await put(broker, b"%d" % i)
         await within(broker.wait("a", 60), SOON)
         assert await take(broker, consumer="a") == [b"%d" % i]
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def test_the_wait_ends_after_its_timeout(broker: TaskBroker) -> None:
@@ -103,7 +103,7 @@ async def test_the_wait_ends_after_its_timeout(broker: TaskBroker) -> None:
     await put(broker, b"x")
     await within(broker.wait("a", 60), SOON)
     assert await take(broker, consumer="a") == [b"x"]
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 @pytest.mark.usefixtures("one_shard")
@@ -191,35 +191,35 @@ async def test_a_suspect_is_no_reason_not_to_wait(open_broker: Open) -> None:
         assert monotonic() - start >= 0.09
     claim = await broker.claim("a", 1)
     assert await broker.settle(Settlement(claim.batch, whole=True, survived=[claim.items[0].field]))
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 class TestWhatWasSetAside:
     """A broker may set a run aside for the one that it wakes. It is never lost, nor held back from the others."""
 
     @pytest.mark.usefixtures("one_shard")
-    async def test_farewell_gives_it_back_in_order(self, open_broker: Open) -> None:
+    async def test_deregister_gives_it_back_in_order(self, open_broker: Open) -> None:
         leaving, other = open_broker(), open_broker()
         waiting = asyncio.create_task(leaving.wait("leaving", 60))
         await blocked(leaving, "leaving")
         for priority in (LOW, MEDIUM, HIGH):
             await put(other, *(b"%d-%d" % (priority, i) for i in range(3)), priority=priority)
         await within(waiting)
-        await leaving.farewell("leaving")
+        await leaving.deregister("leaving")
         assert await places(other) == {"high": 3, "medium": 3, "low": 3}
         assert await take(other) == [b"%d-%d" % (priority, i) for priority in (HIGH, MEDIUM, LOW) for i in range(3)]
 
-    async def test_farewell_in_the_middle_of_a_wait(self, open_broker: Open) -> None:
+    async def test_deregister_in_the_middle_of_a_wait(self, open_broker: Open) -> None:
         leaving, other = open_broker(), open_broker()
         waiting = asyncio.create_task(leaving.wait("leaving", 60))
         await blocked(leaving, "leaving")
         waiting.cancel()
         await asyncio.wait([waiting])
-        await leaving.farewell("leaving")
+        await leaving.deregister("leaving")
         await put(other, b"x")
         assert await take(other) == [b"x"]
 
-    async def test_farewell_right_after_the_wait_began(self, broker: TaskBroker) -> None:
+    async def test_deregister_right_after_the_wait_began(self, broker: TaskBroker) -> None:
         for turns in range(12):
             waiting = asyncio.create_task(broker.wait("a", 60))
             for _ in range(turns):
@@ -227,7 +227,7 @@ class TestWhatWasSetAside:
             waiting.cancel()
             await asyncio.wait([waiting])
             start = monotonic()
-            await broker.farewell("a")
+            await broker.deregister("a")
             assert monotonic() - start < SOON
 
     async def test_a_consumer_that_has_no_slot_left_gives_it_back(self, open_broker: Open) -> None:
@@ -239,7 +239,7 @@ class TestWhatWasSetAside:
         await put(other, b"medium 1", b"medium 2")  # it has not said yet that it is busy
         claim = await busy.claim("busy", 1)
         assert [item.payload for item in claim.items] == [b"high"]
-        await busy.idle_no_more("busy")
+        await busy.stop_reserving("busy")
         assert await take(other) == [b"medium 1", b"medium 2"]
         await put(other, b"medium 3")
         assert await take(other) == [b"medium 3"]
@@ -263,10 +263,10 @@ class TestWhatWasSetAside:
         await within(busy.wait("busy", 60))
         claim = await busy.claim("busy", 1)
         assert [item.payload for item in claim.items] == [b"0"]
-        await busy.idle_no_more("busy")
+        await busy.stop_reserving("busy")
         assert await take(other) == [b"1", b"2"]
         assert await busy.settle(Settlement(claim.batch, whole=True))
-        await busy.farewell("busy")
+        await busy.deregister("busy")
 
     async def test_a_cancelled_waiter_passes_it_on(self, open_broker: Open) -> None:
         one, two = open_broker(), open_broker()
@@ -277,14 +277,14 @@ class TestWhatWasSetAside:
         await put(one, b"x")
         first.cancel()  # in the same turn of the loop as it is woken, on memory
         await asyncio.wait([first])
-        await one.farewell("one")
+        await one.deregister("one")
         await until(lambda: second.taken == [b"x"])
         await second.leave()
 
 
 async def test_idle_no_more_of_one_who_never_waited(broker: TaskBroker) -> None:
-    await broker.idle_no_more("a")
-    await broker.farewell("a")
+    await broker.stop_reserving("a")
+    await broker.deregister("a")
 
 
 async def test_waiting_is_idle(open_broker: Open) -> None:

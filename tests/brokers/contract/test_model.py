@@ -254,7 +254,7 @@ class BrokerMachine(RuleBasedStateMachine):
                     got += [item.payload for item in claim.items]
                     assert await self.broker.settle(Settlement(claim.batch, whole=True))
                 assert got == [payload for _, payload in expected]
-            await self.broker.farewell("worker")
+            await self.broker.deregister("worker")
             await self.broker.clear()
 
         self.do(drain())

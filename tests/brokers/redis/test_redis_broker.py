@@ -272,7 +272,7 @@ class TestURL:
         waiting = asyncio.create_task(broker.wait("a", 60))
         await put(broker, b"y")
         await within(waiting)
-        await broker.farewell("a")
+        await broker.deregister("a")
         await broker.clear()
         await broker.close()
 
@@ -444,7 +444,7 @@ class TestFull:
             return await broker.reap()
 
         assert await until(sweep) == 1  # the abandoned one
-        await broker.farewell("a")
+        await broker.deregister("a")
         assert await broker.settle(Settlement(claim.batch, whole=True))
         taken = []
         while some := await take(broker):
@@ -472,7 +472,7 @@ class TestFull:
         await put(broker, b"x")
         await within(waiting)
         assert await take(broker, consumer="a") == [b"x"]
-        await broker.farewell("a")
+        await broker.deregister("a")
         await broker.close()
 
     async def test_a_consumer_empties_it(self, server: RedisServer, client: Redis) -> None:
@@ -631,7 +631,7 @@ async def test_the_inbox_of_a_consumer_that_fell_silent_is_taken(redis_url: str,
     await put(alive, b"h", priority=HIGH)
     await put(alive, b"m1", b"m2")
     await within(waiting)
-    await dead.close()  # without a farewell
+    await dead.close()  # it does not deregister
     assert (await places(alive)).get("medium", 0) <= 1
     start = monotonic()
     taken = 0
@@ -726,7 +726,7 @@ class TestScriptsAreForgotten:
         assert await broker.reap() == 0
         await until(lambda: all_promoted(broker))
         await flush()
-        await broker.farewell("a")
+        await broker.deregister("a")
         assert await take(broker) == [b"d", b"e", b"f"]
 
     async def test_with_durability(self, start_server: StartServer) -> None:
@@ -919,7 +919,7 @@ class TestASwallowedCancel:
 
         monkeypatch.setattr(broker.client.server, "connection", connection)
         await self.ends_cancelled(broker.wait("a", 60), began)
-        await broker.farewell("a")
+        await broker.deregister("a")
 
     @pytest.mark.parametrize("result", [b"why", redis.exceptions.ConnectionError("reset")])
     async def test_by_redis_py(

@@ -40,9 +40,9 @@ FIXED: dict[str, Callable[[], tuple[str | bytes, ...]]] = {
     "reap": DECLARE.reap,
     "acquire": lambda: DECLARE.acquire("t", "b:m1 id"),
     "free": DECLARE.free,
-    "farewell": lambda: DECLARE.farewell("c"),
+    "deregister": lambda: DECLARE.deregister("c"),
     "sift": lambda: DECLARE.sift("dead"),
-    "exhume": lambda: DECLARE.exhume("dead"),
+    "take_dead": lambda: DECLARE.take_dead("dead"),
     "fire": lambda: DECLARE.fire("m", HIGH),
 }
 """KEYS of each script of which there is nothing that it may have any number of."""
@@ -85,7 +85,7 @@ def test_each_key_is_the_one_that_others_use() -> None:
     inboxes = [keys.inbox("c", priority) for priority in (HIGH, MEDIUM, LOW)]
     assert plain["enqueue"][1:] == [keys.producer("p"), *queues]
     assert plain["claim"][1:4] == [keys.lease("b"), keys.leases, keys.consumers]
-    assert plain["farewell"][1:] == [keys.consumers, keys.consumer_leases, *inboxes, *queues]
+    assert plain["deregister"][1:] == [keys.consumers, keys.consumer_leases, *inboxes, *queues]
     assert plain["acquire"][1:] == [keys.slots("t"), keys.task_run("t", "id")]
     claim = DECLARE.claim("c", "b", (LOW, HIGH), ("t", "u"))
     assert [key if isinstance(key, str) else key.decode() for key in claim[7:]] == [
@@ -160,7 +160,7 @@ async def every_script(b: RedisTaskBroker) -> None:
         for name in seen:
             seen[name] = seen[name]._replace(confirmed_at=0)
     assert await b.reap() == held
-    await b.farewell("a")
+    await b.deregister("a")
     suspects = (await b.claim("a", 1, idle=True)).suspects
     assert suspects == 0
 

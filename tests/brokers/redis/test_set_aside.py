@@ -42,7 +42,7 @@ async def open_broker(server: RedisServer, **options: Any) -> RedisTaskBroker:
 async def broker(server: RedisServer) -> AsyncIterator[RedisTaskBroker]:
     broker = await open_broker(server)
     yield broker
-    await broker.farewell("a")
+    await broker.deregister("a")
     await broker.close()
 
 
@@ -264,7 +264,7 @@ async def test_one_of_several_and_the_rest_is_claimed(broker: RedisTaskBroker) -
 
 async def test_given_back_by_the_thread_before_it_was_heard_of(broker: RedisTaskBroker) -> None:
     """The event loop did not get on, and another consumer may be running it by now."""
-    give_back = broker.yielder("a")
+    give_back = broker.releaser("a")
     assert give_back is not None
     waiting = await waits(broker)
     deaf(broker)
@@ -297,7 +297,7 @@ async def test_the_thread_comes_in_the_moment_of_the_start(
     broker: RedisTaskBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it comes, what it gives back is not started, and what has started it leaves alone."""
-    give_back = broker.yielder("a")
+    give_back = broker.releaser("a")
     assert give_back is not None
     for where in ("collect", "start"):
         waiting = await waits(broker)
@@ -322,7 +322,7 @@ async def test_the_thread_comes_in_the_moment_of_the_start(
 
 
 async def test_the_thread_leaves_alone_what_has_started(broker: RedisTaskBroker) -> None:
-    give_back = broker.yielder("a")
+    give_back = broker.releaser("a")
     assert give_back is not None
     waiting = await waits(broker)
     await put(broker, b"x")
@@ -461,7 +461,7 @@ async def test_what_an_old_connection_moves_is_looked_for(server: RedisServer) -
     assert 0 < broker.look_seconds("a") < 10
     wakeup_of(broker).lost_at -= broker.client.block_seconds + SURE_SECONDS
     assert broker.look_seconds("a") > 10
-    await broker.farewell("a")
+    await broker.deregister("a")
     await broker.close()
 
 
@@ -481,7 +481,7 @@ async def test_a_suspect_wakes_who_waits(server: RedisServer) -> None:
     claim = await broker.claim("a", 10)
     assert claim.alone
     assert await settled(broker, claim)
-    await broker.farewell("a")
+    await broker.deregister("a")
     await broker.close()
 
 
@@ -536,7 +536,7 @@ async def test_what_ends_its_worker_at_once_is_found(server: RedisServer) -> Non
 
     dying = await open_broker(server, lease_seconds=1)
     await started(dying, b"x")
-    await dying.close()  # without a farewell
+    await dying.close()  # it does not deregister
 
     async def taken_back() -> bool:
         return bool(await alive.reap())

@@ -144,12 +144,12 @@ async def test_threads_end_with_the_broker(url: str, broker: ShardedRedisBroker)
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("fluidfast-")]
 
-    give_back = broker.yielder("a")
+    give_back = broker.releaser("a")
     assert give_back is not None
     await asyncio.to_thread(broker.renewer("a"), [], [])
     await asyncio.to_thread(give_back)
     assert {name.rpartition("_")[0] for name in threads()} == {"fluidfast-leases", "fluidfast-yield"}
-    await broker.farewell("a")
+    await broker.deregister("a")
     await broker.close()
     await until(lambda: not threads())
 
@@ -371,7 +371,7 @@ async def test_a_push_on_any_shard_wakes(broker: ShardedRedisBroker, number: int
         note_claims(shard, n, asked)
     assert await take(broker, consumer="a") == [b"x"]
     assert asked == [number]  # it is known where
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 class Nothing:
@@ -488,7 +488,7 @@ async def test_one_shard_that_hangs_costs_no_lease_of_the_others(
 
 async def test_what_was_set_aside_on_any_shard_is_given_back(broker: ShardedRedisBroker) -> None:
     """By a thread, while the event loop does not get on."""
-    give_back = broker.yielder("a")
+    give_back = broker.releaser("a")
     assert give_back is not None
     waits = asyncio.create_task(broker.wait("a", 60))
     await until(lambda: all(len(shard._wakeups.get("a", Nothing).pending) == 3 for shard in broker.shards))
@@ -498,7 +498,7 @@ async def test_what_was_set_aside_on_any_shard_is_given_back(broker: ShardedRedi
     await until(lambda: places_are(broker, {"inbox": SHARDS}))
     await asyncio.to_thread(give_back)
     assert await places(broker) == {"medium": SHARDS}
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def test_what_wakes_is_given_by_one_shard_at_a_time(broker: ShardedRedisBroker) -> None:
@@ -523,7 +523,7 @@ async def test_what_wakes_is_given_by_one_shard_at_a_time(broker: ShardedRedisBr
             taken += len(await take(broker, consumer="a"))
         assert taken == count
         assert await places(broker) == {}
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def test_nothing_is_held_when_the_waiting_is_cancelled(
@@ -546,7 +546,7 @@ async def test_nothing_is_held_when_the_waiting_is_cancelled(
     await asyncio.wait([waits])
     assert waits.cancelled()
     await until(lambda: places_are(broker, {"medium": 1}))
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def places_are(broker: TaskBroker, wanted: dict[str, int]) -> bool:
@@ -572,7 +572,7 @@ async def test_the_keeper_prolongs_slots(broker: ShardedRedisBroker) -> None:
         return bool(now > before)
 
     await until(prolonged)
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 async def test_who_is_idle_gets_a_suspect_whichever_shard_has_it(url: str, broker: ShardedRedisBroker) -> None:
@@ -598,7 +598,7 @@ async def test_the_keeper_hears_which_were_lost(broker: ShardedRedisBroker) -> N
     renew = broker.renewer("a")
     assert await asyncio.to_thread(renew, [*batches, "nobody"], []) == ["nobody", batches[1]]
     assert await broker.renew("a", [*batches, "nobody", "9:x"]) == ["nobody", "9:x", batches[1]]
-    await broker.farewell("a")
+    await broker.deregister("a")
 
 
 # -- what there is once
@@ -703,15 +703,15 @@ async def test_dead_letters_of_all_shards(broker: ShardedRedisBroker) -> None:
     assert [payload for page in pages for _, payload in page] == newest
     entries = await broker.dead(2, 4)
     actions: list[tuple[str, bytes, int | None, bytes]] = [(head, body, LOW, b"again") for head, body in entries]
-    assert await broker.exhume([*actions, ("1 no", b"such", None, b"")]) == 2
-    assert await broker.exhume(actions) == 0
+    assert await broker.take_dead([*actions, ("1 no", b"such", None, b"")]) == 2
+    assert await broker.take_dead(actions) == 0
     assert await places(broker) == {"dead": 8, "low": 2}
 
 
 async def test_the_same_entry_on_two_shards_is_two(broker: ShardedRedisBroker) -> None:
     for shard in broker.shards[:2]:
         await broker.redis_cli.lpush(shard.keys.dead, b"1000 why\nx")
-    assert await broker.exhume([("1000 why", b"x", MEDIUM, b"x")]) == 1
+    assert await broker.take_dead([("1000 why", b"x", MEDIUM, b"x")]) == 1
     assert await places(broker) == {"dead": 1, "medium": 1}
 
 

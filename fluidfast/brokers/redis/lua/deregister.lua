@@ -5,7 +5,7 @@
 -- ARGV  1 consumer   2 "1": it leaves for good, and no call of it can move anything to an inbox any more
 --       3 letters of inboxes to leave alone
 -- returns how many went back
--- called by  RedisTaskBroker.farewell, RedisTaskBroker.idle_no_more, RedisTaskBroker.yielder
+-- called by  RedisTaskBroker.deregister, RedisTaskBroker.stop_reserving, RedisTaskBroker.releaser
 local n = 0
 for i, letter in ipairs({'h', 'm', 'l'}) do
   local inbox = KEYS[3 + i]
