@@ -45,10 +45,6 @@ def test_a_signup_reaches_the_worker(example: Example) -> None:
         api.end()
 
 
-def test_its_own_tests_pass(example: Example) -> None:
-    assert "2 passed" in example.run("python -m pytest test_service.py")
-
-
 def test_the_compose_file_starts_the_same_processes(example: Example) -> None:
     services = yaml.safe_load((example.folder / "compose.yaml").read_text())["services"]
     assert services["worker"]["command"] == shlex.split(WORKER)

@@ -1,4 +1,4 @@
-"""Examples in tests: a copy of the folder, as a reader makes it, and the command lines of its README."""
+"""Readers in tests: they have a README or a page, copy its files, and run its command lines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ EXAMPLES = ROOT / "examples"
 SHELL = ("/bin/sh", "-c")
 
 
-class Example:
-    """A copy of an example's folder. ``run`` and ``start`` take the command lines of its README, and no others."""
+class Reader:
+    """Somebody who has a text with command lines. ``run`` and ``start`` take lines of that text, and no others."""
 
-    def __init__(self, name: str, directory: Path, **variables: str) -> None:
-        self.folder = directory / name
-        shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__"))
-        self.lines = shell_lines((self.folder / "README.md").read_text())
-        # `python` of a README is this interpreter
+    def __init__(self, name: str, text: str, folder: Path, variables: dict[str, str]) -> None:
+        self.name = name
+        self.folder = folder
+        self.lines = shell_lines(text)
+        self.python = sys.executable  # which is `python` in the text
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self.variables = {"PATH": path, **variables}
 
     def run(self, line: str, *, replacing: dict[str, str] | None = None, **variables: str) -> str:
-        """Run a line of the README to its end, and return its output. It must succeed.
+        """Run a line of the text to its end, and return its output. It must succeed.
 
         ``replacing``: what is different here, such as the port of a server, or the size of a file.
         """
@@ -45,7 +45,7 @@ class Example:
     def start(
         self, line: str, *, under: str = "env", replacing: dict[str, str] | None = None, **variables: str
     ) -> Running:
-        """Start a line of the README that goes on until a signal: ``with example.start(...) as worker``.
+        """Start a line of the text that goes on until a signal: ``with example.start(...) as worker``.
 
         ``under``: a command that starts it, such as ``unshare --pid --fork``.
         """
@@ -53,17 +53,41 @@ class Example:
         return Running(f"exec {under} {line}", cwd=self.folder, program=SHELL, **self.variables, **variables)
 
     def _known(self, line: str, replacing: dict[str, str] | None) -> str:
-        assert line in self.lines, f"{self.folder.name}/README.md has no line {line!r}; it has {self.lines}"
+        assert line in self.lines, f"{self.name} has no line {line!r}; it has {self.lines}"
         for old, new in (replacing or {}).items():
             assert old in line, (old, line)
             line = line.replace(old, new)
         return line
 
 
+class Example(Reader):
+    """A reader of an example's README, with a copy of its folder."""
+
+    def __init__(self, name: str, directory: Path, **variables: str) -> None:
+        folder = directory / name
+        shutil.copytree(EXAMPLES / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        super().__init__(f"{name}/README.md", (folder / "README.md").read_text(), folder, variables)
+
+
+class PageReader(Reader):
+    """A reader of a page of the documentation, who copies its files: the blocks of code that have a ``title``."""
+
+    def __init__(self, page: str, directory: Path, **variables: str) -> None:
+        text = (ROOT / page).read_text()
+        for name, contents in titled_blocks(text).items():
+            (directory / name).write_text(contents)
+        super().__init__(page, text, directory, variables)
+
+
 def started(*workers: Running) -> None:
     """Wait until these workers run: before that, a SIGTERM kills them."""
     for worker in workers:
         worker.wait_for(" at a time")
+
+
+def titled_blocks(text: str) -> dict[str, str]:
+    """The blocks of code of a document that are files, by name."""
+    return dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', text, re.M | re.S))
 
 
 def shell_lines(text: str) -> list[str]:
