@@ -1,17 +1,9 @@
-"""The command line of an application: ``ls``, ``exec``, ``serve`` and ``enable``. Needs the extra ``cli``.
+"""The command line of an application: ``ls``, ``exec``, ``serve``, ``enable``, ``worker``, ``queue`` and ``dead``.
 
     TaskManagerCLI("myapp.tasks:task_app")()
 
 is all that an application's ``__main__`` needs.
 """
-
-try:
-    import click
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-except ImportError as exc:
-    raise ImportError("the command line needs click and rich: pip install 'fluidfast[cli]'") from exc
 
 import asyncio
 import os
@@ -21,9 +13,18 @@ from collections.abc import Coroutine, Sequence
 from importlib import import_module
 from typing import Any
 
+import click
 import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ..brokers.base import TaskBroker
+from ..commands.dead import dead
+from ..commands.group import CommandGroup
+from ..commands.queue import queue
+from ..commands.target import FOUND, Target, of_application
+from ..commands.worker import worker
 from ..core.params import adapter_for, params_error, read_params
 from ..core.process import is_in_cpu_process, open_standard_streams
 from ..core.states import TaskState
@@ -45,7 +46,7 @@ APP = "fluidfast.cli.app"
 MANAGER = "fluidfast.cli.manager"
 
 
-class TaskManagerCLI(click.Group):
+class TaskManagerCLI(CommandGroup):
     """The command line of a task manager.
 
     ``task_manager_app``: a FastAPI application made by ``task_manager_fastapi``, a ``TaskManager``, a callable that
@@ -65,10 +66,20 @@ class TaskManagerCLI(click.Group):
         lazy_subcommands: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(commands=DEFAULT_COMMANDS if commands is None else commands, **kwargs)
+        chosen = DEFAULT_COMMANDS if commands is None else commands
+        super().__init__(commands=chosen, lazy_subcommands=lazy_subcommands, **kwargs)
         self.task_manager_app = task_manager_app
         self.log_config = log_config or {}
-        self.lazy_subcommands = lazy_subcommands or {}
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        if is_in_cpu_process() and "exec" in args:  # of a run of ``worker``, whose command line stands before it
+            at = args.index("exec")
+            args = args[: args.index("worker") if "worker" in args[:at] else at] + args[at:]
+        return super().make_context(info_name, args, *more, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.meta[FOUND] = Target("this application", lambda: task_manager_of(ctx))
+        return super().invoke(ctx)
 
     def get_task_manager_app(self) -> Any:
         """Return the FastAPI application. For a bare manager it makes one, which needs the extra ``http``.
@@ -97,17 +108,6 @@ class TaskManagerCLI(click.Group):
             click.ClickException: the import string names nothing.
         """
         return manager_of(resolved(self.task_manager_app))
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self.lazy_subcommands})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.lazy_subcommands:
-            return super().get_command(ctx, cmd_name)
-        command = imported(self.lazy_subcommands[cmd_name])
-        if not isinstance(command, click.Command):
-            raise click.ClickException(f"{self.lazy_subcommands[cmd_name]} is not a click command")
-        return command
 
 
 # -- what the command line is of
@@ -405,5 +405,7 @@ def enable(ctx: click.Context, task: str, disable: bool) -> None:
 
 execute = ExecuteTasks(name="exec", help="Execute a task here and now, and wait for it.")
 
-DEFAULT_COMMANDS: Sequence[click.Command] = (ls, execute, serve, enable)
+DEFAULT_COMMANDS: Sequence[click.Command] = (
+    ls, execute, serve, enable, *map(of_application, (worker, queue, dead)),
+)  # fmt: skip
 """The commands of a TaskManagerCLI; give it ``commands=[*DEFAULT_COMMANDS, mine]`` to add some."""

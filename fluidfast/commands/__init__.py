@@ -1,105 +1,82 @@
-"""The commands of ``python -m fluidfast``: ``bench``, ``chaos``, ``worker``, ``queue``, ``dead``.
+"""The command line: ``fluidfast``, and ``python -m fluidfast``, which is the same.
 
-They need the core dependencies only.
-
-Each command is a module with ``add(subparsers)``, which describes its options, and ``run(options)``, which gives the
-exit code. A mistake of the user's is a ``CommandError`` or a ``TaskError`` and ends as one line on stderr.
+Each command is a click command in a module of its own, imported when it is called. A mistake of the user's is a
+``CommandError`` or a ``TaskError`` and ends as one line on stderr.
 """
 
-import argparse
-import errno
-import os
 import platform
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+
+import click
 
 from .._version import __version__
 from ..core.process import is_in_cpu_process, open_standard_streams
-from ..errors import TaskError
-from . import child, dead, queue, worker
-from .display import HelpFormatter, one_line
+from .group import CommandError, CommandGroup
 from .loops import loop_name
-from .target import CommandError
-from .trials import bench, chaos
+from .target import target_of
 
-__all__ = ["CommandError", "main"]
-
-READER_IS_GONE = 128 + 13
-"""Exit code, as of a process that SIGPIPE ended."""
-
-DESCRIPTION = "A task scheduler: a broker stores runs, workers execute them."
+__all__ = ["CommandError", "cli", "main"]
 
 EPILOG = """\
-`python -m fluidfast COMMAND --help` shows the options and examples of a command. A manager without a broker_url uses
+`fluidfast COMMAND --help` shows the options and examples of a command. A manager without a broker_url uses
 FLUID_BROKER_URL, else memory://, which ends with its process.
+
+exit codes: 0 done, 1 an error or something that failed (one line on stderr), 2 wrong usage, 130 after Ctrl-C, 141 if
+the reader of the output went away
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    top = argparse.ArgumentParser(
-        prog="python -m fluidfast",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    versions = (
-        f"fluidfast {__version__} ({platform.python_implementation()} {platform.python_version()}, {loop_name()})"
-    )
-    top.add_argument("--version", action="version", version=versions)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (bench, chaos, worker, queue, dead):
-        command.add(commands)
-    return top
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        click.echo(f"fluidfast {__version__} ({python}, {loop_name()})")
+        ctx.exit()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Gives the exit code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C.
+@click.group(
+    cls=CommandGroup,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    lazy_subcommands={
+        "bench": f"{__name__}.trials.bench:bench",
+        "chaos": f"{__name__}.trials.chaos:chaos",
+        "completion": f"{__name__}.completion:completion",
+        "dead": f"{__name__}.dead:dead",
+        "queue": f"{__name__}.queue:queue",
+        "worker": f"{__name__}.worker:worker",
+    },
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version."
+)
+def cli() -> None:
+    """A task scheduler: a broker stores runs, workers execute them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command, and exit with its code: 0, 1 after an error, 2 for bad usage, 130 after Ctrl-C.
 
     If the reader of its output goes away (``| head``) it ends quietly, with 141, as a shell says of other commands.
     """
     open_standard_streams()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if is_in_cpu_process() and "exec" in given:
+        run_in_child(given)
+    else:
+        cli.main(given, prog_name="fluidfast")
+
+
+def run_in_child(given: list[str]) -> None:
+    """Execute one CPU-bound run of a worker: its command line with ``exec ...`` behind it."""
+    from .child import execute
+    from .worker import worker
+
+    at = given.index("exec")
     try:
-        try:
-            return command(sys.argv[1:] if arguments is None else list(arguments))
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where it can be said that it failed
-    except BrokenPipeError:
-        discard_output()
-        return READER_IS_GONE
-    except OSError as exc:
-        if exc.errno != errno.ENOSPC:
-            raise
-        discard_output()
-        print(f"fluidfast: error: cannot write the output: {exc.strerror}", file=sys.stderr)
-        return 1
-
-
-def command(given: Sequence[str]) -> int:
-    """Run one command, and say on stderr what is wrong with it."""
-    top = parser()
-    if not given:
-        top.print_help()
-        return 2
-    in_child = is_in_cpu_process() and "exec" in given
-    at = given.index("exec") if in_child else len(given)
-    options = top.parse_args(given[:at])
-    try:
-        code: int = child.run(options.manager, given[at + 1 :]) if in_child else options.run(options)
-        return code
-    except (CommandError, TaskError) as exc:
-        print(f"fluidfast: error: {one_line(exc)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("fluidfast: interrupted", file=sys.stderr)
-        return 130
-
-
-def discard_output() -> None:
-    """Let what is still to be written to stdout go nowhere: Python would try it, and fail, when it ends."""
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        with worker.make_context("worker", given[1:at]) as ctx:
+            execute.main(given[at + 1 :], "exec", obj=target_of(ctx))
+    except CommandError as exc:
+        exc.show()
+        sys.exit(exc.exit_code)

@@ -4,45 +4,49 @@ See ``fluidfast.execute.cpubound``, which starts it, and ``fluidfast.cli``, whic
 have a command line of their own.
 """
 
-import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
 from typing import Any
+
+import click
 
 from ..core.params import adapter_for, read_params
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
-from ..execute.executor import execute
+from ..execute.executor import execute as execute_run
 from ..settings import get_settings
 from ..texts import error_text
+from .group import CommandError
 from .loops import run_loop
-from .target import as_manager, load
+from .target import Target, as_manager
 
-__all__ = ["run"]
+__all__ = ["execute"]
 
 
-def run(manager: str, arguments: Sequence[str]) -> int:
-    """Execute the run that ``arguments``, those behind ``exec``, name; its params are on stdin."""
+@click.command("exec")
+@click.argument("task")
+@click.option("--log", is_flag=True)
+@click.option("--run-id", default="")
+@click.option("--params", type=click.Choice(["-"]), required=True)
+@click.pass_context
+def execute(ctx: click.Context, task: str, log: bool, run_id: str, params: str) -> None:
+    """Execute a run; its params are on stdin."""
+    target: Target = ctx.obj
     die_with_parent()
-    parser = argparse.ArgumentParser(prog="exec")
-    parser.add_argument("task")
-    parser.add_argument("--log", action="store_true")
-    parser.add_argument("--run-id", default="")
-    parser.add_argument("--params", choices=["-"], required=True)
-    options = parser.parse_args(arguments)
-    params = sys.stdin.buffer.read()
-    found = load(manager)
-    if options.log and not logging.getLogger().handlers:
+    body = sys.stdin.buffer.read()
+    found = target.find()
+    if log and not logging.getLogger().handlers:
         logging.basicConfig(level=get_settings().log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     try:
-        return run_loop(execute_one(found, manager, options.task, options.run_id, params))
-    except UnknownTaskError:
+        ctx.exit(run_loop(execute_one(found, target.text, task, run_id, body)))
+    except (click.exceptions.Exit, click.ClickException):
         raise
+    except UnknownTaskError as exc:
+        raise CommandError(str(exc)) from exc
     except Exception:
         traceback.print_exc()
-        return 1
+        ctx.exit(1)
 
 
 async def execute_one(found: Any, text: str, name: str, run_id: str, params: bytes) -> int:
@@ -52,7 +56,7 @@ async def execute_one(found: Any, text: str, name: str, run_id: str, params: byt
         made = manager.broker.codec.create_with(task, None, run_id, value, manager, manager.dispatcher.listeners)
         task_run = made.model_copy(update=record_of_this_process())
         try:
-            await execute(task_run, in_process=True)
+            await execute_run(task_run, in_process=True)
         except TaskAbortedError as exc:
             await manager.broker.set_task_aborted(task_run.id, error_text(exc))
             return ABORTED_EXIT

@@ -1,32 +1,35 @@
-"""Output of the commands: a progress bar on a terminal, aligned tables, help that fits, errors that are one line."""
+"""Output of the commands: progress on a terminal, tables that fit, errors that are one line."""
 
-import argparse
-import re
 import sys
-import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..texts import MAX_ERROR, error_text, printable
 
-__all__ = ["HelpFormatter", "Progress", "one_line", "ranges", "table"]
+if TYPE_CHECKING:  # the process of a CPU-bound run shows nothing, and starts sooner without it
+    from rich.console import Console
 
-WIDTH = 30
+__all__ = ["Progress", "one_line", "print_pairs", "print_table", "ranges"]
+
+SECONDS_BETWEEN = 0.1
+"""Least time between two drawings of a bar."""
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Wraps each paragraph to the terminal; examples, and lines that are indented, stay as they are written."""
+NAME_WIDTH = 24
+"""Columns that a name takes in a table, at most."""
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        filled = []
-        for paragraph in re.split(r"\n{2,}", text.strip("\n")):
-            if paragraph.startswith("example") or "\n  " in paragraph:
-                filled.append(textwrap.indent(paragraph, indent))
-            else:
-                filled.append(textwrap.fill(paragraph, width, initial_indent=indent, subsequent_indent=indent))
-        return "\n\n".join(filled)
+
+def console() -> "Console":
+    """The terminal, or the file or pipe that stdout is: 80 columns wide then, unless COLUMNS says otherwise."""
+    from rich.console import Console
+
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return Screen(highlight=False, markup=False, emoji=False)
 
 
 class Progress:
@@ -36,9 +39,30 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int = 0) -> None:
-        self.label, self.total = label, total
         self.started = self.shown = monotonic()
-        self.visible = sys.stderr.isatty()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._begin(label, total)
+
+    def _begin(self, label: str, total: int) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        columns: list[progress.ProgressColumn] = [progress.TextColumn(label.strip(), markup=False)]
+        if total:
+            columns += [progress.BarColumn(30), progress.TaskProgressColumn()]
+        columns.append(progress.TextColumn("{task.fields[note]}", markup=False))
+        if total:
+            columns += [progress.TimeRemainingColumn(compact=True), progress.TextColumn("left")]
+        self._bar = progress.Progress(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            auto_refresh=False,  # no thread beside what is measured
+            redirect_stdout=False,
+        )
+        self._task = self._bar.add_task(label, total=total or None, note="")
+        self._bar.start()
 
     def __enter__(self) -> Self:
         return self
@@ -51,27 +75,49 @@ class Progress:
     def show(self, done: int, note: str = "") -> None:
         """Draw ``done`` of the total, at most ten times a second."""
         now = monotonic()
-        if not self.visible or now - self.shown < 0.1:
+        if self._bar is None or now - self.shown < SECONDS_BETWEEN:
             return
         self.shown = now
-        filled = min(WIDTH, WIDTH * done // self.total) if self.total else 0
-        bar = f"[{'#' * filled}{'.' * (WIDTH - filled)}] {100 * done // self.total:3d} %  " if self.total else ""
-        note = note or f"{done:,}  {done / (now - self.started):,.0f}/s"
-        sys.stderr.write(f"\r\x1b[K{self.label}  {bar}{note}")
-        sys.stderr.flush()
+        self._bar.update(self._task, completed=done, note=note or f"{done:,}  {done / (now - self.started):,.0f}/s")
+        self._bar.refresh()
 
     def clear(self) -> None:
-        """Take the bar away."""
-        if self.visible:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        """Take the bar away for good."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
-def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Names to the left, values to the right."""
-    rows = list(rows)
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}   {value}".rstrip() for name, value in rows)
+def print_pairs(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names to the left, values to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console().print(table)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a line for each row. The last column gets what is left of the width, and the one before it at most 24."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", expand=True)
+    *others, last = headings
+    for number, heading in enumerate(others):
+        width = max(len(heading), *(cell_len(row[number]) for row in rows))
+        if number == len(others) - 1:
+            width = min(width, NAME_WIDTH)
+        table.add_column(heading, no_wrap=True, width=width)
+    table.add_column(last, no_wrap=True, ratio=1)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console().print(table)
 
 
 def one_line(error: BaseException | str, limit: int = MAX_ERROR) -> str:

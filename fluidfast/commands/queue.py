@@ -1,6 +1,5 @@
 """``queue``: queues one run for each line of a file."""
 
-import argparse
 import asyncio
 import os
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import click
 import msgspec
 
 from ..brokers.memory.broker import MemoryTaskBroker
@@ -19,12 +19,13 @@ from ..core.states import PRIORITIES, TaskPriority
 from ..core.task import Task
 from ..errors import BrokerConnectionError, NotDurableError, ParamsError, PayloadTooLargeError, TaskError
 from ..manage.manager import TaskManager
-from .display import HelpFormatter, Progress, one_line, ranges
+from .display import Progress, one_line, ranges
+from .group import CommandError, did_you_mean
 from .lines import LineReader
 from .loops import on_signals, run_loop
-from .target import HELP, CommandError, as_manager, did_you_mean, load
+from .target import HELP, as_manager, takes_target, target_of
 
-__all__ = ["add", "run"]
+__all__ = ["queue"]
 
 WINDOW = 1000
 """Runs that are sent and not confirmed, at most."""
@@ -37,41 +38,68 @@ Each line is a JSON object with the params of one run; empty lines are ignored. 
 object, or whose params do not fit the task. The command queues lines in order. When it stops early, it prints how many
 lines it queued, and the first line that it did not queue.
 
-exit code: 0 if it queued every line, 1 if not, 130 after Ctrl-C
+exit codes: 0 if it queued every line, 1 if not, 2 wrong usage, 130 after Ctrl-C
 
+\b
 examples:
-  python -m fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
-  python -m fluidfast queue app:manager send_mail --from mails.ndjson --on-error skip
-  ls *.png | jq -cR '{path: .}' | python -m fluidfast queue app:manager resize --from - --priority low
+  fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
+  fluidfast queue app:manager send_mail --from mails.ndjson --on-error skip
+  ls *.png | jq -cR '{path: .}' | fluidfast queue app:manager resize --from - \\
+      --priority low
+"""
+DESCRIPTION = """\
+Queue runs of a task: one per line of a file or of stdin, or a single run.
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "queue",
-        help="queue runs, one per line of a file",
-        description="Queue runs of a task: one per line of a file or of stdin, or a single run.",
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
-    parser.add_argument("task", metavar="TASK", help="the name of the task")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--from", dest="source", metavar="FILE", help="file with one JSON object per line; -: stdin")
-    source.add_argument("--params", default="{}", metavar="JSON", help="params of a single run (default: none)")
-    parser.add_argument(
-        "--priority", choices=[str(p) for p in PRIORITIES], help="priority of the runs (default: the task's)"
-    )
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line (default: stop)"
-    )
-    parser.set_defaults(run=run)
+def complete_tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The names of tasks that begin so."""
+    try:
+        target = target_of(ctx)
+        registry = as_manager(target.find(), target.text).registry
+    except Exception:  # a line that is being written
+        return []
+    return sorted(name for name in registry if name.startswith(incomplete))
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    return run_loop(queue(load(options.manager), options))
+@click.command(epilog=EPILOG, help=DESCRIPTION + HELP, short_help="Queue runs, one per line of a file.")
+@takes_target
+@click.argument("task", metavar="TASK", shell_complete=complete_tasks)
+@click.option(
+    "--from", "source", metavar="FILE", type=click.Path(), help="File with one JSON object per line; -: stdin."
+)
+@click.option("--params", metavar="JSON", help="Params of a single run.  [default: none]")
+@click.option(
+    "--priority", type=click.Choice([str(p) for p in PRIORITIES]), help="Priority of the runs.  [default: the task's]"
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    show_default=True,
+    help="What to do at a bad line.",
+)
+@click.pass_context
+def queue(
+    ctx: click.Context, task: str, source: str | None, params: str | None, priority: str | None, on_error: str
+) -> None:
+    if source is not None and params is not None:
+        raise click.UsageError("--from and --params exclude each other")
+    target = target_of(ctx)
+    found = target.find()
+    wanted = Wanted(task, source, params or "{}", TaskPriority(priority) if priority else None, on_error == "skip")
+    ctx.exit(run_loop(queue_runs(found, target.text, wanted)))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The command line."""
+
+    task: str
+    source: str | None
+    params: str
+    priority: TaskPriority | None
+    skip: bool
 
 
 class BadLine(Exception):
@@ -183,31 +211,30 @@ def json_kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-async def queue(found: Any, options: argparse.Namespace) -> int:
-    manager = as_manager(found, options.manager)
+async def queue_runs(found: Any, text: str, wanted: Wanted) -> int:
+    manager = as_manager(found, text)
     broker = manager.broker
-    task = manager.registry.get(options.task)
+    task = manager.registry.get(wanted.task)
     if task is None:
-        hint = did_you_mean(options.task, manager.registry) or f"; it has {', '.join(sorted(manager.registry))}"
-        raise CommandError(f"{options.manager} has no task {options.task!r}{hint}")
+        hint = did_you_mean(wanted.task, manager.registry) or f"; it has {', '.join(sorted(manager.registry))}"
+        raise CommandError(f"{text} has no task {wanted.task!r}{hint}")
     if isinstance(broker, MemoryTaskBroker):
         raise CommandError(
-            f"the broker of {options.manager} is {broker.url}, which exists in this process only: its runs would be "
+            f"the broker of {text} is {broker.url}, which exists in this process only: its runs would be "
             "lost when this command ends. Give the manager a broker_url, or set FLUID_BROKER_URL"
         )
-    priority = TaskPriority(options.priority) if options.priority else None
     account = Account()
-    sender = Sender(manager, task, priority, account)
+    sender = Sender(manager, task, wanted.priority, account)
     with ExitStack() as stack:
-        source = None if options.source is None else open_source(options.source, stack)
+        source = None if wanted.source is None else open_source(wanted.source, stack)
         await broker.connect()
         started = perf_counter()
-        what = f"{options.task!r} on {broker.url}"
+        what = f"{wanted.task!r} on {broker.url}"
         try:
             if source is None:
-                await queue_one(sender, options.params.encode())
+                await queue_one(sender, wanted.params.encode())
             else:
-                await queue_lines(sender, *source, skip=options.on_error == "skip")
+                await queue_lines(sender, *source, skip=wanted.skip)
         except asyncio.CancelledError:  # the second Ctrl-C: what is known is said all the same
             account.interrupted = True
             return report(account, what, perf_counter() - started)

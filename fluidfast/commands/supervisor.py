@@ -142,9 +142,10 @@ def ending(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-async def supervise(count: int, arguments: Sequence[str]) -> int:
-    """Run ``count`` processes of ``python -m fluidfast ARGUMENTS`` until a signal ends them."""
-    return await Supervisor((sys.executable, "-m", "fluidfast", *arguments), count).run()
+async def supervise(count: int) -> int:
+    """Run ``count`` processes of this process's command line, which know that they are supervised, until a signal ends
+    them."""
+    return await Supervisor((sys.executable, *sys.orig_argv[1:]), count).run()
 
 
 class Orders:

@@ -1,17 +1,22 @@
-"""``MODULE:MANAGER`` on the command line: what it names, or why it names nothing."""
+"""TARGET, ``MODULE:NAME`` on the command line: the manager that it names, or why it names none."""
 
-import argparse
+import copy
 import importlib
 import logging
 import os
+import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import click
+import msgspec
 
 from ..brokers.url import BrokerURL
 from ..checks import MAX_COUNT, shown
@@ -19,22 +24,60 @@ from ..core._time import new_id
 from ..manage.consumer import TaskConsumer
 from ..manage.manager import TaskManager
 from ..texts import describe, printable
+from .display import print_pairs
+from .group import CommandError, did_you_mean
 
 __all__ = [
-    "HELP", "CommandError", "as_consumer", "as_manager", "at_least_one", "check_writable", "did_you_mean", "first_of",
-    "load", "url_of_its_own",
+    "HELP", "CommandError", "Target", "as_consumer", "as_manager", "at_least_one", "check_writable", "first_of",
+    "load", "of_application", "takes_target", "target_of", "url_of_its_own", "write_result",
 ]  # fmt: skip
 
-HELP = "the module and the name in it of a TaskManager or TaskConsumer, or of a function that returns one: app:manager"
+HELP = """
+
+TARGET is MODULE:NAME, such as app:manager: a module, and the name in it of a TaskManager or TaskConsumer, of a function
+that returns one, or of a FastAPI application that has one.
+"""
+FOUND = "fluidfast.commands.target"
+"""Where click's context holds the Target."""
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 logger = logging.getLogger("fluidfast.worker")
 
+SHOWN = 8
+"""Names that a hint shows, at most."""
 OURS = str(Path(__file__).parents[1]) + os.sep
 STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 
-class CommandError(Exception):
-    """The command line asks for something that cannot be done. The message is one line."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The manager that a command is for. ``text``: its name in messages; ``find``: import it."""
+
+    text: str
+    find: Callable[[], Any]
+
+
+def takes_target(function: Decorated) -> Decorated:
+    """Give a command the argument TARGET; its function reads it by ``target_of``."""
+
+    def keep(ctx: click.Context, _: click.Parameter, text: str) -> None:
+        ctx.meta[FOUND] = Target(text, lambda: load(text))
+
+    return click.argument("target", metavar="TARGET", expose_value=False, callback=keep)(function)
+
+
+def target_of(ctx: click.Context) -> Target:
+    target: Target = ctx.meta[FOUND]
+    return target
+
+
+def of_application(command: click.Command) -> click.Command:
+    """Return the command without TARGET, for the command line of an application, which sets ``ctx.meta[FOUND]``."""
+    made = copy.copy(command)
+    made.params = [param for param in command.params if param.name != "target"]
+    made.help = (command.help or "").replace(HELP.strip(), "").strip()
+    made.epilog = re.sub(r"\bfluidfast (\w+) app:manager", r"python -m myapp \1", command.epilog or "")
+    return made
 
 
 def first_of(group: BaseExceptionGroup[Any], *kinds: type[Exception]) -> Exception | None:
@@ -52,12 +95,14 @@ def load(text: str) -> Any:
     Raises:
         CommandError: the text has another form, the module cannot be imported, or has no such name.
     """
-    module_name, colon, path = text.partition(":")
-    if not (colon and module_name and path):
-        raise CommandError(f"{text!r} is not of the form MODULE:MANAGER, such as app:manager")
+    module_name, _, path = text.partition(":")
     if module_name.endswith(".py") or os.sep in module_name:
-        hint = Path(module_name).with_suffix("").name
-        raise CommandError(f"{module_name!r} is a file; give a module: {hint}:{path}, from the file's directory")
+        hint = ".".join(Path(module_name).with_suffix("").parts).lstrip("./")
+        raise CommandError(f"{module_name!r} is a file; give a module: {hint}:{path or 'manager'}")
+    if not (module_name and path):
+        raise CommandError(
+            f"{text!r} is not of the form MODULE:NAME, such as {module_name or 'app'}:{path or 'manager'}"
+        )
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise CommandError(f"{module_name!r} is not a module name")
     here = os.getcwd()
@@ -70,7 +115,9 @@ def load(text: str) -> Any:
     except BaseException as exc:
         missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
         if missing is not None and (missing == module_name or module_name.startswith(missing + ".")):
-            raise CommandError(f"there is no module {missing!r} in {here} or elsewhere on Python's path") from None
+            raise CommandError(
+                f"there is no module {missing!r} in {here} or elsewhere on Python's path{modules_in(here, missing)}"
+            ) from None
         if isinstance(exc, SystemExit):
             raise CommandError(
                 f"module {module_name!r} exits while it is imported: {described(exc)}; "
@@ -82,18 +129,38 @@ def load(text: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise CommandError(f"{done} has no {part!r}{did_you_mean(part, dir(found))}") from None
+            hint = did_you_mean(part, dir(found)) or managers_in(found)
+            raise CommandError(f"{done} has no {part!r}{hint}") from None
         done = f"{part!r} of {done}"
     return found
 
 
-def at_least_one(text: str) -> int:
+def modules_in(folder: str, name: str) -> str:
+    """A hint: a module that is meant, or those that are there."""
+    top = [path.stem for path in sorted(Path(folder).glob("*.py")) if path.stem.isidentifier()]
+    top += [path.parent.name for path in sorted(Path(folder).glob("*/__init__.py")) if path.parent.name.isidentifier()]
+    shown = [printable(each) for each in top if not each.startswith("_")][:SHOWN]
+    return did_you_mean(name, top) or (f"; there are {', '.join(shown)}" if shown else "")
+
+
+def managers_in(module: Any) -> str:
+    """A hint: the managers that are there."""
+    if not isinstance(module, ModuleType):
+        return ""
+    names = [name for name, value in vars(module).items() if isinstance(value, TaskManager)]
+    return f"; its managers: {', '.join(names[:SHOWN])}" if names else ""
+
+
+def at_least_one(given: str | int) -> int:
     """The type of an option that counts something."""
-    value = int(text.replace("_", ""))
+    try:
+        value = int(given)
+    except ValueError:
+        raise click.BadParameter(f"{printable(str(given))!r} is not a whole number") from None
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+        raise click.BadParameter(f"{shown(value)} is not 1 or more")
     if value > MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{shown(value)} is more than {MAX_COUNT:,}")
+        raise click.BadParameter(f"{shown(value)} is more than {MAX_COUNT:,}")
     return value
 
 
@@ -103,6 +170,17 @@ def check_writable(path: Path) -> None:
         path.open("ab").close()
     except OSError as exc:
         raise CommandError(f"--json {path}: {exc.strerror}") from exc
+
+
+def write_result(values: dict[str, Any], rows: list[tuple[str, str]], json_file: str | None) -> None:
+    """Print the figures of a trial, and write them as JSON to a file; ``-``: only to stdout."""
+    text = msgspec.json.format(msgspec.json.encode(values), indent=2)
+    if json_file == "-":
+        print(text.decode())
+        return
+    print_pairs(rows)
+    if json_file is not None:
+        Path(json_file).write_bytes(text + b"\n")
 
 
 def url_of_its_own(text: str, kind: str, **query: str) -> str:
@@ -121,12 +199,6 @@ def url_of_its_own(text: str, kind: str, **query: str) -> str:
         found["name"] = name
     # not by geturl, which leaves out the slashes of a URL without a host: unix:///path
     return f"{parts.scheme}://{place}{parts.path}?{urlencode(found)}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A hint, or nothing."""
-    close = get_close_matches(name, [other for other in names if not other.startswith("_")], 1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def described(exc: BaseException) -> str:
@@ -152,10 +224,10 @@ def as_manager(found: Any, text: str) -> TaskManager:
     Raises:
         CommandError: it is neither, or has no tasks.
     """
-    manager = found
+    manager = manager_within(found)
     if not isinstance(manager, TaskManager) and callable(manager):
         try:
-            manager = manager()
+            manager = manager_within(manager())
         except (Exception, SystemExit) as exc:
             raise CommandError(f"{text}() failed: {described(exc)}") from exc
         text += "()"
@@ -167,6 +239,13 @@ def as_manager(found: Any, text: str) -> TaskManager:
     if not manager.registry:
         raise CommandError(f"{text} has no tasks: register them with register_task or register_from_module")
     return manager
+
+
+def manager_within(found: Any) -> Any:
+    """The manager of a FastAPI application or of a ``TaskManagerCLI``; anything else as it is."""
+    if isinstance(found, click.Command) and hasattr(found, "get_task_manager"):
+        return found.get_task_manager()
+    return getattr(getattr(found, "state", None), "task_manager", None) or found
 
 
 def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:

@@ -1,6 +1,5 @@
 """``worker``: runs a consumer until SIGTERM or SIGINT."""
 
-import argparse
 import asyncio
 import logging
 import os
@@ -11,17 +10,19 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+import click
+
 from ..brokers.memory.broker import MemoryTaskBroker
 from ..core.process import keep_writing
 from ..errors import TaskError
 from ..manage.consumer import TaskConsumer
 from ..settings import get_settings
-from .display import HelpFormatter, one_line
+from .display import one_line
 from .loops import STOP_SIGNALS, loop_name, on_signals, run_loop
 from .supervisor import NOT_STARTED, Orders, orders_of_a_supervisor, supervise
-from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, load
+from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, takes_target, target_of
 
-__all__ = ["add", "run"]
+__all__ = ["worker"]
 
 logger = logging.getLogger("fluidfast.worker")
 
@@ -30,74 +31,64 @@ LEFT_SECONDS = 0.1
 """How long the worker waits at its end for what has not ended: functions in threads, handlers that refuse to be
 cancelled."""
 
+DESCRIPTION = """\
+Run the tasks of a consumer until SIGTERM or SIGINT.
+"""
 EPILOG = """\
 The first SIGTERM or SIGINT drains: the worker claims no more runs and requeues those that have not started. Running
 tasks may finish within the grace period (FLUID_STOPPING_GRACE_PERIOD, 10 seconds), then it requeues them too. A second
 signal requeues them at once, a third one kills. With --processes, the supervisor passes signals on: a SIGTERM to the
 whole group, or two within a second, count as one.
 
-exit code: 0 after a drain, 1 after an error, such as hung plain functions in all threads
+exit codes: 0 after a drain, 1 after an error, such as hung plain functions in all threads, 2 wrong usage
 
-example: python -m fluidfast worker app:manager --concurrency 20
+\b
+example:
+  fluidfast worker app:manager --concurrency 20
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "worker",
-        help="run the tasks of a consumer until a signal stops it",
-        description="Run the tasks of a consumer until SIGTERM or SIGINT.",
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("manager", metavar="MODULE:MANAGER", help=HELP)
-    parser.add_argument(
-        "--concurrency",
-        type=at_least_one,
-        metavar="N",
-        help="runs at the same time (default: the manager's max_concurrent_tasks)",
-    )
-    parser.add_argument(
-        "--processes",
-        type=at_least_one,
-        default=1,
-        metavar="N",
-        help="number of worker processes; a supervisor replaces any that dies (default: 1, this process)",
-    )
-    parser.add_argument(
-        "--log-level",
-        type=str.upper,
-        choices=LEVELS,
-        metavar="LEVEL",
-        help=f"{', '.join(LEVELS)} (default: LOG_LEVEL, else INFO, which logs two lines per run)",
-    )
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+@click.command(
+    epilog=EPILOG, help=DESCRIPTION + HELP, short_help="Run the tasks of a consumer until a signal stops it."
+)
+@takes_target
+@click.option(
+    "--concurrency",
+    type=at_least_one,
+    metavar="N",
+    help="Runs at the same time.  [default: the manager's max_concurrent_tasks]",
+)
+@click.option(
+    "--processes",
+    type=at_least_one,
+    default=1,
+    metavar="N",
+    help="Number of worker processes; a supervisor replaces any that dies.  [default: 1, this process]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    help="[default: LOG_LEVEL, else INFO, which logs two lines per run]",
+)
+@click.pass_context
+def worker(ctx: click.Context, concurrency: int | None, processes: int, log_level: str | None) -> None:
     keep_writing()
     orders = orders_of_a_supervisor()
-    found = load(options.manager)
-    start_logging(options.log_level)
-    if options.processes > 1:
-        if isinstance(as_manager(found, options.manager).broker, MemoryTaskBroker):
+    target = target_of(ctx)
+    found = target.find()
+    start_logging(log_level)
+    if processes > 1 and orders is None:
+        if isinstance(as_manager(found, target.text).broker, MemoryTaskBroker):
             raise CommandError("processes cannot share memory://: --processes needs a manager with a Redis broker_url")
-        arguments = ["worker", options.manager]
-        if options.concurrency is not None:
-            arguments += ["--concurrency", str(options.concurrency)]
-        if options.log_level is not None:
-            arguments += ["--log-level", options.log_level]
-        return run_loop(supervise(options.processes, arguments))
+        ctx.exit(run_loop(supervise(processes)))
     started: list[bool] = []
     try:
-        return run_loop(work(found, options.manager, options.concurrency, started, orders))
+        ctx.exit(run_loop(work(found, target.text, concurrency, started, orders)))
     except (CommandError, TaskError) as exc:
         if started or orders is None:
             raise
         print(f"fluidfast: error: {one_line(exc)}", file=sys.stderr)
-        return NOT_STARTED
+        ctx.exit(NOT_STARTED)
 
 
 def start_logging(level: str | None) -> None:

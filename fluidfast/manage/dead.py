@@ -8,7 +8,7 @@ Both keep the bytes intact. Both are bounded and drop their oldest entries.
 import asyncio
 import hashlib
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -113,16 +113,42 @@ class DeadLetters:
         """Return the number of entries that the broker has dropped to stay within its limits."""
         return sum([await self.broker.dead_trimmed(kind) for kind in kinds_of(kind)])
 
-    async def list(self, limit: int = 100, offset: int = 0, *, kind: Kind | None = None) -> "list[DeadLetter]":
-        """Return up to ``limit`` entries, newest first, after skipping the newest ``offset``."""
-        if kind is not None:
-            return [DeadLetter.read(*entry, kind) for entry in await self.broker.dead(limit, offset, kind=kind)]
+    async def list(
+        self,
+        limit: int = 100,
+        offset: int = 0,
+        *,
+        task: str | None = None,
+        reason: str | None = None,
+        kind: Kind | None = None,
+    ) -> "list[DeadLetter]":
+        """Return up to ``limit`` entries, newest first, after skipping the newest ``offset``.
+
+        ``task``: only entries of this task. ``reason``: only entries whose reason contains this text.
+        """
         if limit <= 0:
             return []
-        both = [await self.list(offset + limit, kind=kind) for kind in KINDS]
+        if task is not None or reason is not None:
+            match = matching(None, task, reason)
+            both = [[one async for one in self._matching(match, each, offset + limit)] for each in kinds_of(kind)]
+        elif kind is not None:
+            return [DeadLetter.read(*entry, kind) for entry in await self.broker.dead(limit, offset, kind=kind)]
+        else:
+            both = [await self.list(offset + limit, kind=kind) for kind in KINDS]
         return list(
             islice(heapq.merge(*both, key=lambda letter: letter.milliseconds, reverse=True), offset, offset + limit)
         )
+
+    async def _matching(self, match: Match, kind: Kind, most: int) -> AsyncIterator[DeadLetter]:
+        """The newest entries of one list that match, ``most`` of them."""
+        offset = 0
+        while page := await self.list(PAGE_ENTRIES, offset, kind=kind):
+            offset += len(page)
+            for letter in filter(match, page):
+                yield letter
+                most -= 1
+                if not most:
+                    return
 
     async def get(self, id: str) -> DeadLetter | None:
         """Return the entry whose id, or whose run's id, begins with ``id``; None if there is none."""

@@ -26,6 +26,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fastapi import FastAPI
 from kits import faces_app
+from kits.command_kit import Running, run
 from kits.waiting import within
 
 import fluidfast.execute.cpubound as cpubound
@@ -37,6 +38,7 @@ from fluidfast.scheduler.cli import DEFAULT_COMMANDS, TaskManagerCLI
 from fluidfast.scheduler.cpubound import cpu_bound_command, exec_args, run_in_subprocess, strip_serve
 
 APP = str(Path(faces_app.__file__))
+DEFAULT = ["ls", "exec", "serve", "enable", "worker", "queue", "dead"]
 seen: list[Any] = []
 
 
@@ -225,8 +227,8 @@ class TestApp:
             TaskManagerCLI(FastAPI()).get_task_manager()
 
     def test_default_commands(self) -> None:
-        assert [command.name for command in DEFAULT_COMMANDS] == ["ls", "exec", "serve", "enable"]
-        assert set(TaskManagerCLI(the_manager).commands) == {"ls", "exec", "serve", "enable"}
+        assert [command.name for command in DEFAULT_COMMANDS] == DEFAULT
+        assert set(TaskManagerCLI(the_manager).commands) == set(DEFAULT)
 
     def test_commands_of_ones_own(self) -> None:
         @click.command()
@@ -239,7 +241,7 @@ class TestApp:
 
     def test_lazy_commands(self) -> None:
         cli = TaskManagerCLI(the_manager, lazy_subcommands={"later": "test_cli:lazy", "bad": "test_cli:seen"})
-        assert list(cli.list_commands(click.Context(cli))) == ["bad", "enable", "exec", "later", "ls", "serve"]
+        assert list(cli.list_commands(click.Context(cli))) == sorted([*DEFAULT, "bad", "later"])
         assert CliRunner().invoke(cli, ["later"]).output == "lazy\n"
         assert "not a click command" in CliRunner().invoke(cli, ["bad"]).output
 
@@ -726,3 +728,39 @@ async def test_a_served_application(redis_url: str) -> None:
     assert b"printed by the child" in output
     assert b"auth=dependency" in output
     assert canary.encode() not in output
+
+
+# -- the commands that it shares with ``fluidfast``
+
+
+class TestShared:
+    @pytest.mark.parametrize("name", ["worker", "queue", "dead"])
+    def test_it_needs_no_target(self, name: str) -> None:
+        shown = invoke(a_manager(mapped), name, "--help").output
+        assert "TARGET" not in shown
+        assert "fluidfast" not in shown.partition("Options:")[2].replace("fluidfast dead", "")
+        assert "exit codes:" in shown
+
+    def test_a_mistyped_command(self) -> None:
+        result = invoke(a_manager(mapped), "wroker")
+        assert result.exit_code == 2
+        assert "no command 'wroker', did you mean 'worker'?" in result.output
+
+    def test_queue_work_and_requeue(self, tmp_path: Path, redis_url: str) -> None:
+        program = (sys.executable, APP)
+        env = {"FLUID_BROKER_URL": redis_url}
+        queued = run("queue", "fail", cwd=tmp_path, program=program, **env)
+        assert (queued.returncode, queued.stderr) == (0, "")
+        assert queued.stdout.startswith("queued 1 run of 'fail' on redis://")
+        assert (
+            "this application has no task 'fial', did you mean 'fail'?"
+            in run("queue", "fial", cwd=tmp_path, program=program, **env).stderr
+        )
+        with Running("worker", "--processes", "2", cwd=tmp_path, program=program, **env) as worker:
+            worker.wait_for("RuntimeError: this one fails")
+            worker.signal(signal.SIGTERM)
+            assert worker.end() == 0
+        listed = run("dead", "list", "--json", cwd=tmp_path, program=program, **env)
+        assert [json.loads(line)["task"] for line in listed.stdout.splitlines()] == ["fail"]
+        purged = run("dead", "purge", "--all", cwd=tmp_path, program=program, **env)
+        assert purged.stdout.startswith("1 removed on redis://")

@@ -20,7 +20,7 @@ from kits.servers import RedisServer
 
 from fluidfast import TaskConsumer, TaskRun, __version__, task
 from fluidfast.commands import main
-from fluidfast.commands.display import one_line, ranges, table
+from fluidfast.commands.display import one_line, print_pairs, ranges
 from fluidfast.commands.lines import LineReader
 from fluidfast.commands.target import CommandError, as_consumer, as_manager, load
 
@@ -135,18 +135,25 @@ def test_help_and_version_say_what_there_is(tmp_path: Path, capsys: pytest.Captu
     assert version.stdout.startswith(f"fluidfast {__version__} (CPython {sys.version.split()[0]}, ")
     text = run("--help", cwd=tmp_path).stdout
     for command in ("bench", "chaos", "worker", "queue"):
-        assert f"\n    {command} " in text
+        assert f"\n  {command} " in text
         with pytest.raises(SystemExit, match=r"^0$"):  # here: a process of its own was seen to do it
             main([command, "--help"])
-        assert "exit code:" in capsys.readouterr().out
+        assert "exit codes:" in capsys.readouterr().out
     assert run(cwd=tmp_path).returncode == 2
     assert run("dance", cwd=tmp_path).returncode == 2
 
 
-def test_it_needs_neither_of_the_extras(tmp_path: Path) -> None:
-    program = (
-        "import sys, fluidfast.commands; print(sorted({'click', 'rich', 'fastapi', 'pydantic'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [
+        ("fluidfast", "click rich fastapi pydantic watchfiles pyarrow"),
+        ("fluidfast.scheduler", "click rich fastapi pydantic watchfiles pyarrow"),
+        ("fluidfast.commands", "rich fastapi pydantic watchfiles pyarrow"),
+        ("fluidfast.commands.worker", "rich fastapi pydantic watchfiles pyarrow"),
+    ],
+)
+def test_it_imports_only_what_it_needs(tmp_path: Path, module: str, left_out: str) -> None:
+    program = f"import sys, {module}; print(sorted(set('{left_out}'.split()) & set(sys.modules)))"
     assert run("-c", program, cwd=tmp_path, program=(sys.executable,)).stdout == "[]\n"
 
 
@@ -255,13 +262,15 @@ def test_targets(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(app)
     (app / "wrong_app.py").write_text("def f(:\n")
     for target, *words in (
-        ("app", "MODULE:MANAGER"),
-        (":manager", "MODULE:MANAGER"),
-        ("app:", "MODULE:MANAGER"),
+        ("app", "MODULE:NAME, such as app:manager"),
+        (":manager", "MODULE:NAME, such as app:manager"),
+        ("app:", "MODULE:NAME, such as app:manager"),
         ("app.py:manager", "app:manager"),
         ("./app:manager", "app:manager"),
         ("a b:manager", "is not a module name"),
-        ("no_such_app:manager", "no module 'no_such_app'", str(app)),
+        ("no_such_app:manager", "no module 'no_such_app'", str(app), "; there are app, wrong_app"),
+        ("wrongapp:manager", "no module 'wrongapp'", "did you mean 'wrong_app'?"),
+        ("app:xyzzy", "no 'xyzzy'", "; its managers: manager, narrow, consumer, empty"),
         ("app.sub:manager", "no module 'app.sub'"),
         ("wrong_app:manager", "SyntaxError", "wrong_app.py, line 1"),
         ("app:managr", "no 'managr'", "did you mean 'manager'?"),
@@ -587,9 +596,10 @@ async def test_lines_in_pieces(pieces: int) -> None:
     assert await read_lines(b"", pieces, 20) == []
 
 
-def test_what_is_shown() -> None:
+def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert ranges([1, 2, 3, 7, 1000, 1001]) == "1-3, 7, 1,000-1,001"
     assert ranges(range(0, 100, 2), most=2) == "0, 2, ..."
-    assert table([("a", "1"), ("long name", "2")]) == "a           1\nlong name   2"
+    print_pairs([("a", "1"), ("long name", "[2]")])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["a           1", "long name   [2]"]
     assert one_line(ValueError("two\nlines \x1b[31m")) == "two lines  [31m"
     assert one_line(KeyError()) == "KeyError"

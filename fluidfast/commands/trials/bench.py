@@ -1,6 +1,5 @@
 """``bench``: queues and runs many no-op tasks, and counts what became of each."""
 
-import argparse
 import asyncio
 import mmap
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import click
 import msgspec
 
 from ..._version import __version__
@@ -26,12 +26,12 @@ from ...manage.consumer import TaskConsumer
 from ...manage.manager import TaskManager
 from ...produce.bulk import QueueSummary
 from ...settings import get_settings
-from ..display import HelpFormatter, Progress, table
+from ..display import Progress
 from ..loops import loop_name, on_signals, run_loop
-from ..target import CommandError, at_least_one, check_writable, url_of_its_own
+from ..target import CommandError, at_least_one, check_writable, url_of_its_own, write_result
 from .bench_load import DETAILS, IDLE_RUNS, TASK_NAME, Load, left_on, params_of, peak_memory_mib
 
-__all__ = ["add", "run"]
+__all__ = ["bench"]
 
 WINDOW = 1000
 """Calls of ``queue`` at a time with ``--mode gather``."""
@@ -54,38 +54,51 @@ It uses queues with a new name and removes them at the end, also after Ctrl-C.
 """
 
 EPILOG = """\
-exit code: 0; 1 if a run was lost, or the benchmark failed; 130 after Ctrl-C
+exit codes: 0; 1 if a run was lost, or the benchmark failed; 130 after Ctrl-C
 
+\b
 examples:
-  python -m fluidfast bench
-  python -m fluidfast bench --broker redis://localhost:6379 --wire msgpack --json result.json
+  fluidfast bench
+  fluidfast bench --broker redis://localhost:6379 --wire msgpack --json result.json
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "bench",
-        help="queue and run many no-op tasks, and count the outcome of each",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--tasks", type=at_least_one, default=1_000_000, metavar="N", help="default: 1000000")
-    parser.add_argument("--broker", default="memory://", metavar="URL", help="default: memory://, in this process")
-    parser.add_argument(
-        "--concurrency", type=at_least_one, metavar="N", help="runs at the same time (default: max_concurrent_tasks, 5)"
-    )
-    parser.add_argument("--wire", choices=("json", "msgpack"), default="json", help="payload format (default: json)")
-    parser.add_argument(
-        "--mode",
-        choices=tuple(MODES),
-        help="how to queue: "
-        + "; ".join(f"{name}: {what}" for name, what in MODES.items())
-        + " (default: one-by-one on memory://, else gather)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON to a file; -: only to stdout")
-    parser.set_defaults(run=run)
+@click.command(
+    epilog=EPILOG, help=DESCRIPTION, short_help="Queue and run many no-op tasks, and count the outcome of each."
+)
+@click.option("--tasks", type=at_least_one, default=1_000_000, show_default=True, metavar="N", help="How many.")
+@click.option("--broker", default="memory://", show_default=True, metavar="URL", help="memory:// is in this process.")
+@click.option(
+    "--concurrency", type=at_least_one, metavar="N", help="Runs at the same time.  [default: max_concurrent_tasks, 5]"
+)
+@click.option(
+    "--wire", type=click.Choice(("json", "msgpack")), default="json", show_default=True, help="Payload format."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(tuple(MODES)),
+    help="How to queue: "
+    + "; ".join(f"{name}: {what}" for name, what in MODES.items())
+    + ".  [default: one-by-one on memory://, else gather]",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to a file; -: only to stdout.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    tasks: int,
+    broker: str,
+    concurrency: int | None,
+    wire: str,
+    mode: str | None,
+    json_file: str | None,
+) -> None:
+    if json_file not in (None, "-"):
+        check_writable(Path(json_file))
+    result, error = run_loop(measured(broker, tasks, concurrency, wire, mode))
+    write_result(result.as_dict(), result.rows(), json_file)
+    if error is not None:
+        raise error
+    ctx.exit(130 if result.interrupted else 1 if result.lost else 0)
 
 
 @dataclass
@@ -138,7 +151,7 @@ class Result:
         values["end_to_end_per_second"] = self.per_second(self.ran, self.total_seconds)
         return values
 
-    def as_table(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
         values = self.as_dict()
 
         def rate(name: str, seconds: float | None, note: str = "") -> str:
@@ -174,38 +187,24 @@ class Result:
             rows.insert(10, ("left on the broker", count(self.left_on_broker)))
         if self.interrupted:
             rows.insert(0, ("INTERRUPTED", f"{self.queued:,} of {self.tasks:,} were queued, {self.ran:,} have run"))
-        return table(rows)
+        return rows
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    if options.json not in (None, "-"):
-        check_writable(Path(options.json))
-    result, error = run_loop(bench(options))
-    if options.json == "-":
-        print(msgspec.json.format(msgspec.json.encode(result.as_dict()), indent=2).decode())
-    else:
-        print(result.as_table())
-        if options.json is not None:
-            Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(result.as_dict()), indent=2) + b"\n")
-    if error is not None:
-        raise error
-    return 130 if result.interrupted else 1 if result.lost else 0
-
-
-async def bench(options: argparse.Namespace) -> tuple[Result, Exception | None]:
+async def measured(
+    url: str, tasks: int, concurrency: int | None, wire: str, mode: str | None
+) -> tuple[Result, Exception | None]:
     """Measure. Gives what was measured, and the error that ended it before its time."""
-    own_url = url_of_its_own(options.broker, "bench", wire=options.wire)
-    concurrency = options.concurrency or get_settings().max_concurrent_tasks or 1
+    own_url = url_of_its_own(url, "bench", wire=wire)
+    concurrency = concurrency or get_settings().max_concurrent_tasks or 1
     manager = TaskConsumer(broker_url=own_url, max_concurrent_tasks=concurrency)
     broker = manager.broker
     local = isinstance(broker, MemoryTaskBroker)
     await broker.connect()
     result = Result(
         broker=str(broker.url),
-        tasks=options.tasks,
-        mode=options.mode or ("one-by-one" if local else "gather"),
-        wire=options.wire,
+        tasks=tasks,
+        mode=mode or ("one-by-one" if local else "gather"),
+        wire=wire,
         concurrency=concurrency,
         workers=f"{'this process' if local else 'one worker process'}, concurrency {concurrency}",
         machine={

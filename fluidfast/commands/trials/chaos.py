@@ -1,6 +1,5 @@
 """``chaos``: kills, pauses and cuts off processes of its own under load, and counts what became of each run."""
 
-import argparse
 import asyncio
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import click
 import msgspec
 
 from ...brokers.base import TaskBroker
@@ -22,14 +22,15 @@ from ...brokers.memory.broker import MemoryTaskBroker
 from ...errors import BrokerConnectionError, TaskError
 from ...execute.cpubound import PARENT
 from ...manage.manager import TaskManager
+from ...texts import printable
 from ...wire.peek import read_fields
-from ..display import HelpFormatter, Progress, table
+from ..display import Progress
 from ..loops import on_signals, run_loop
-from ..target import CommandError, at_least_one, check_writable, first_of, url_of_its_own
+from ..target import CommandError, at_least_one, check_writable, first_of, url_of_its_own, write_result
 from .bench_load import left_on
 from .ledger import ACKNOWLEDGED, FINISHED, NOTE, REFUSED, Oracle
 
-__all__ = ["add", "run"]
+__all__ = ["chaos"]
 
 LEASE_SECONDS = 2.0
 FAULTS = ("kill", "pause", "cut")
@@ -56,46 +57,71 @@ other options of the URL (durability, wire) apply.
 """
 
 EPILOG = """\
-exit code: 0; 1 if a run was lost, ran without being queued, or ran twice without a fault, if a process ended by itself,
-or if the campaign failed; 130 after Ctrl-C
+exit codes: 0; 1 if a run was lost, ran without being queued, or ran twice without a fault, if a process ended by
+itself, or if the campaign failed; 130 after Ctrl-C
 
-example: python -m fluidfast chaos --broker redis://localhost:6379/9 --minutes 5
+\b
+example:
+  fluidfast chaos --broker redis://localhost:6379/9 --minutes 5
 """
 
 
+def finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{printable(text)!r} is not a number")
+    return value
+
+
 def rate(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    value = finite(text)
+    if value < 0:
+        raise click.BadParameter(f"{value:g} is not 0 or more")
     return value
 
 
 def minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    value = finite(text)
+    if value <= 0:
+        raise click.BadParameter(f"{value:g} is not above 0")
     return value
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "chaos",
-        help="kill, pause and cut off its own workers under load, and count the outcome of each run",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--broker", required=True, metavar="URL", help="an empty server")
-    parser.add_argument("--minutes", type=minutes, default=1.0, metavar="M", help="how long (default: 1)")
-    parser.add_argument("--workers", type=at_least_one, default=3, metavar="N", help="worker processes (default: 3)")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of the random faults (default: random)")
-    parser.add_argument(
-        "--rate", type=rate, default=200.0, metavar="R", help="runs per second; 0: no limit (default: 200)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the result as JSON to a file; -: only to stdout")
-    parser.add_argument("--force", action="store_true", help="accept a server that holds other keys")
-    parser.set_defaults(run=run)
+@click.command(
+    epilog=EPILOG,
+    help=DESCRIPTION,
+    short_help="Kill, pause and cut off its own workers under load, and count the outcome of each run.",
+)
+@click.option("--broker", required=True, metavar="URL", help="An empty server.")
+@click.option("--minutes", type=minutes, default="1", show_default=True, metavar="M", help="How long.")
+@click.option("--workers", type=at_least_one, default=3, show_default=True, metavar="N", help="Worker processes.")
+@click.option("--seed", type=int, metavar="S", help="Seed of the random faults.  [default: random]")
+@click.option("--rate", type=rate, default="200", show_default=True, metavar="R", help="Runs per second; 0: no limit.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to a file; -: only to stdout.")
+@click.option("--force", is_flag=True, help="Accept a server that holds other keys.")
+@click.pass_context
+def chaos(
+    ctx: click.Context,
+    broker: str,
+    minutes: float,
+    workers: int,
+    seed: int | None,
+    rate: float,
+    json_file: str | None,
+    force: bool,
+) -> None:
+    if json_file not in (None, "-"):
+        check_writable(Path(json_file))
+    if seed is None:
+        seed = random.SystemRandom().randrange(1, 1_000_000)
+    result, error = run_loop(campaign(broker, minutes, workers, seed, rate, force=force))
+    write_result(result.as_dict(), result.rows(), json_file)
+    if error is not None:
+        raise error
+    ctx.exit(130 if result.interrupted else 0 if result.passed else 1)
 
 
 @dataclass
@@ -141,7 +167,7 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "passed": self.passed and not self.interrupted}
 
-    def as_table(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
         gap, speed = self.longest_gap_seconds, self.runs_per_second
         rows = [
             ("broker", self.broker),
@@ -165,46 +191,30 @@ class Result:
             rows.insert(9, ("left on the broker", f"{self.left_on_broker:,}   counted among the lost"))
         if self.interrupted:
             rows.insert(0, ("INTERRUPTED", "what had not ended was dropped, and counts as lost"))
-        return table(rows)
+        return rows
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    if options.json not in (None, "-"):
-        check_writable(Path(options.json))
-    result, error = run_loop(chaos(options))
-    text = msgspec.json.format(msgspec.json.encode(result.as_dict()), indent=2)
-    if options.json == "-":
-        print(text.decode())
-    else:
-        print(result.as_table())
-        if options.json is not None:
-            Path(options.json).write_bytes(text + b"\n")
-    if error is not None:
-        raise error
-    return 130 if result.interrupted else 0 if result.passed else 1
-
-
-async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
+async def campaign(
+    server: str, minutes: float, workers: int, seed: int, rate: float, *, force: bool
+) -> tuple[Result, Exception | None]:
     """The campaign. Gives what was counted, and the error that ended it before its time."""
-    url = url_of_its_own(options.broker, "chaos", lease_seconds=f"{LEASE_SECONDS:g}")
+    url = url_of_its_own(server, "chaos", lease_seconds=f"{LEASE_SECONDS:g}")
     manager = TaskManager(broker_url=url)
     broker = manager.broker
     if isinstance(broker, MemoryTaskBroker):
         raise CommandError("memory:// ends with its process, which chaos would kill: give the URL of a server")
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1, 1_000_000)
-    result = Result(str(broker.url), seed, options.minutes, options.workers, options.rate)
+    result = Result(str(broker.url), seed, minutes, workers, rate)
     error: Exception | None = None
     try:
-        if not options.force:
+        if not force:
             await check_empty(broker)  # before a key of ours is there
         await broker.connect()
     except BaseException:
         await broker.close()
         raise
     with tempfile.TemporaryDirectory(prefix="fluidfast-chaos-") as directory:
-        campaign = Campaign(broker, url, Oracle(directory), result)
-        running = asyncio.create_task(campaign.run())
+        trial = Campaign(broker, url, Oracle(directory), result)
+        running = asyncio.create_task(trial.run())
         on_signals(running.cancel)
         try:
             await running
@@ -213,7 +223,7 @@ async def chaos(options: argparse.Namespace) -> tuple[Result, Exception | None]:
         except Exception as exc:
             error = exc
         try:
-            await campaign.count()
+            await trial.count()
             await broker.clear()
         except TaskError as exc:
             error = error or CommandError(f"{exc}; keys of {broker.name!r} may remain on the server")
