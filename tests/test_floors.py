@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"manage"}),
     # faces: what people touch
     frozenset({"http", "commands", "utils", "db", "tools_fastapi"}),
-    frozenset({"cli", "__main__"}),
+    frozenset({"cli", "__main__", "testing"}),
     frozenset({"scheduler"}),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

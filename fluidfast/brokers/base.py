@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from .. import settings
 from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number
 from ..core._run import TaskRun
-from ..core._time import new_id
+from ..core._time import new_id, now_micros
 from ..core.states import TaskPriority
 from ..core.task import Task, TaskInfo, checked, place_of, same_function
 from ..errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
@@ -135,6 +135,13 @@ class TaskBroker(ABC):
     def name(self) -> str:
         """The prefix of its keys. Brokers of one name on one server share their queues."""
         return self.options.name
+
+    def now(self) -> int:
+        """The time by which delayed runs and schedules are due here, in microseconds since the epoch.
+
+        By default this machine's clock; ``fluidfast.testing`` has a broker whose clock a test can move.
+        """
+        return now_micros()
 
     # -- producing
 

@@ -84,7 +84,7 @@ class Engine(Worker):
             ended=self._slot_ended,
         )
 
-    def _renew(self) -> Worker:
+    def _renew(self) -> "Engine":
         """An engine lives once: what it knows is of one event loop."""
         engine = type(self)(self.manager, concurrency=self.concurrency, stopping_grace_period=self.grace_seconds)
         engine._worker_life.watchers = self._worker_life.watchers

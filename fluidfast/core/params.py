@@ -26,6 +26,7 @@ __all__ = [
     "ParamsAdapter",
     "adapter_for",
     "cause_of",
+    "items",
     "params_error",
     "read_json",
     "read_params",

@@ -119,14 +119,27 @@ class every(Scheduler):
         self._fired = run, moment
         return run
 
+    def next_run(self, last_run: CronRun | None) -> datetime | None:
+        """Return when the run after ``last_run`` is due, in UTC; None: at the next call."""
+        if last_run is not None:
+            return self._exact(last_run) + self._delta
+        if self.delay and self._first_call is not None:
+            return self._first_call.astimezone(UTC) + self.delay
+        return None
+
+    def restart(self) -> None:
+        """Forget the first call and the last run, as in a new process."""
+        self._first_call = self._fired = None
+
     def _since(self, last_run: CronRun, timestamp: datetime) -> timedelta:
         """Return the time since the last run, to the microsecond if ``delta`` is not in whole seconds."""
+        return timestamp.astimezone(UTC) - self._exact(last_run)
+
+    def _exact(self, last_run: CronRun) -> datetime:
+        """The time of the last run, in UTC: two times of one zone would be subtracted as the wall shows them."""
         if self._delta.microseconds and self._fired is not None and self._fired[0] == last_run:
-            last = self._fired[1]
-        else:
-            last = last_run.datetime
-        # in UTC: two times of one zone would be subtracted as the wall shows them
-        return timestamp.astimezone(UTC) - last.astimezone(UTC)
+            return self._fired[1].astimezone(UTC)
+        return last_run.datetime.astimezone(UTC)
 
 
 class crontab(Scheduler):

@@ -5,8 +5,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Self
@@ -108,10 +107,16 @@ class TaskConsumer(TaskManager, Workers):
             consumer.register_task(task)
         consumer.plugins += manager.plugins
         consumer.launcher = manager.launcher
-        consumer._async_contexts.insert(0, closing(manager))  # after the async handlers, which may queue runs with it
+        consumer._async_contexts.insert(0, Closing(manager))  # after the async handlers, which may queue runs with it
         consumer._async_contexts += manager._async_contexts
         manager.pass_events_to(consumer)
         return consumer
+
+    def _attach(self, broker: TaskBroker) -> None:
+        TaskManager._attach(self, broker)
+        if (engine := self.__dict__.get("engine")) is not None:  # the constructor makes it of the first broker
+            self.engine = engine._renew()
+            self._workers[self._workers.index(engine)] = self.engine
 
     # -- life
 
@@ -310,13 +315,20 @@ class TaskConsumer(TaskManager, Workers):
             logger.debug("%s: %s", self.worker_name, exc)
 
 
-@asynccontextmanager
-async def closing(manager: TaskManager) -> AsyncIterator[None]:
-    """Close a manager at the end, since tasks and handlers may have queued runs with it."""
-    try:
-        yield
-    finally:
-        await manager.on_shutdown()
+class Closing:
+    """Closes a manager at the end of each life of its consumer, since tasks and handlers may have queued runs with it.
+
+    Unlike a context manager that is made of a generator, it can be entered again.
+    """
+
+    def __init__(self, manager: TaskManager) -> None:
+        self.manager = manager
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.manager.on_shutdown()
 
 
 async def connect_within(broker: TaskBroker, seconds: float, who: str) -> None:

@@ -39,7 +39,7 @@ LOOKED_SECONDS = 20.0
 """Interval at which a scheduler tells the broker the time up to which it has checked calendars."""
 LOOKED_KEPT_SECONDS = 7 * 86400.0
 """How long it remembers that."""
-DISABLED_SECONDS = 1.0
+DISABLED = timedelta(seconds=1)
 """How long a disabled task that is due is left alone before the broker is asked again."""
 
 
@@ -79,7 +79,7 @@ class ScheduleTasks(Worker):
         self.fired = 0
         """Due times that this scheduler was the one to fire."""
         self._due: dict[str, Due] = {}
-        self._quiet: dict[str, float] = {}  # task name -> until when (monotonic seconds) it is not looked at
+        self._quiet: dict[str, datetime] = {}  # task name -> when it was found disabled, and is left alone for a while
         self._broken: set[str] = set()
         self._looked: datetime | None = None
         self._first_look: dict[str, datetime] = {}  # name of a mark -> when this scheduler looked first
@@ -93,7 +93,7 @@ class ScheduleTasks(Worker):
         try:
             while self.is_running():
                 if self.task_manager.config.schedule_tasks:
-                    self.look(datetime.now(UTC))
+                    self.look(self._now())
                     # apart, so that a broker that takes its time does not keep us from looking
                     if (self._due or self._has_to_tell()) and (firing is None or firing.done()):
                         firing = asyncio.create_task(self.fire(), name=f"{self.worker_name}-fire")
@@ -115,8 +115,11 @@ class ScheduleTasks(Worker):
     async def tick(self) -> None:
         """One heartbeat: look, and fire what is due."""
         if self.task_manager.config.schedule_tasks:
-            self.look(datetime.now(UTC))
+            self.look(self._now())
             await self.fire()
+
+    def _now(self) -> datetime:
+        return EPOCH + timedelta(microseconds=self.task_manager.broker.now())
 
     # -- looking
 
@@ -132,8 +135,11 @@ class ScheduleTasks(Worker):
             if isinstance(schedule, crontab | every) and (mark := mark_of(task)) not in self._first_look:
                 self._first_look[mark] = now
                 self._unread.add(task.name)
-            if self._quiet and self._quiet.get(task.name, 0.0) > monotonic():
-                continue
+            if self._quiet and task.name in self._quiet:
+                # not before: the clock was set back, and says nothing about how long that is ago
+                if timedelta() <= now - self._quiet[task.name] < DISABLED:
+                    continue
+                del self._quiet[task.name]
             for moment in moments if isinstance(schedule, crontab) else (now,):
                 previous = self.last_run.get(task.name)
                 run = self._evaluate(task, schedule, moment, previous)
@@ -205,7 +211,7 @@ class ScheduleTasks(Worker):
     def _forget_disabled(self, due: Due) -> None:
         """As if it had not been due, so that it is if the task is enabled in time."""
         name = due.task.name
-        self._quiet[name] = monotonic() + DISABLED_SECONDS
+        self._quiet[name] = self._looked or self._now()
         if due.previous is None:
             self.last_run.pop(name, None)
         else:
@@ -267,7 +273,7 @@ class ScheduleTasks(Worker):
         delay = due.task.randomize() if due.task.randomize else 0
         check_number("randomize", delay, ConfigError, least=-CENTURY)
         if delay > 0:
-            run.execute_after = datetime.now(UTC) + timedelta(seconds=delay)
+            run.execute_after = self._now() + timedelta(seconds=delay)
         due.init = run.model_copy()
         manager.broker.codec.submit(run)  # it is queued from now on; one that cannot be written is refused here
         due.queued = run

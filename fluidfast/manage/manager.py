@@ -91,26 +91,12 @@ class TaskManager(QueueFront):
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
         self.dispatcher = TaskDispatcher()
         self._async_handlers = AsyncTaskDispatcher()
-        self.broker = TaskBroker.from_url(self.config.broker_url)
-        self.broker.use(
-            lease_seconds=self.config.lease_seconds,
-            max_payload_bytes=self.config.max_payload_bytes,
-            durability=self.config.durability,
-            **{name: getattr(self.config, name) for name in BOUNDS},
-        )
         self._manager_id = ""
         self._listeners = self.dispatcher.listeners
-        self._producer = Producer(
-            self.broker, buffer_runs=self.config.buffer_runs, buffer_bytes=self.config.buffer_bytes
-        )
-        self._backpressure = Backpressure(self.broker, self._producer, self.config)
-        self._push_never_takes = self.broker.push_never_takes
         self._buffers = self.config.delivery == "buffered"
         self.hooks = Hooks(self.dispatcher.listeners)
-        self.intake = Intake(self, self.broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)
         self._sync = SyncManager(self)
-        self.broker.is_in_use = self._sync.is_in_use
-        self._replies = Replies(self.broker, self)
+        self._attach(TaskBroker.from_url(self.config.broker_url))
         self.plugins: list[Plugin] = []
         self.launcher: Callable[[TaskRun[Any, Any]], Awaitable[None]] = run_in_subprocess
         """Executes a run of a CPU-bound task in another process, and returns at its end. A plugin may replace it."""
@@ -118,6 +104,23 @@ class TaskManager(QueueFront):
         self._stack = AsyncExitStack()
         self._entered = False
         has_place(self)
+
+    def _attach(self, broker: TaskBroker) -> None:
+        """Work on this broker, in place of the one before. Nobody may be queueing or consuming meanwhile."""
+        config = self.config
+        self.broker = broker
+        broker.use(
+            lease_seconds=config.lease_seconds,
+            max_payload_bytes=config.max_payload_bytes,
+            durability=config.durability,
+            **{name: getattr(config, name) for name in BOUNDS},
+        )
+        broker.is_in_use = self._sync.is_in_use
+        self._producer = Producer(broker, buffer_runs=config.buffer_runs, buffer_bytes=config.buffer_bytes)
+        self._backpressure = Backpressure(broker, self._producer, config)
+        self._push_never_takes = broker.push_never_takes
+        self.intake = Intake(self, broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)
+        self._replies = Replies(broker, self)
 
     # -- life
 

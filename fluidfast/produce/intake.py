@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from ..brokers.base import TaskBroker
 from ..core._run import TaskRun
-from ..core._time import now_micros
 from ..core.events import TaskDispatcher
 from ..core.hooks import Hooks
 from ..core.states import STATES, TaskPriority, TaskState
@@ -115,7 +114,7 @@ class Intake:
     async def _send(self, run: TaskRun[Any, Any], delay: float, admit: bool) -> None:
         payload = self.write(run)
         if run.execute_after is not None:
-            delay = max(delay, (run.execute_after.timestamp() * 1e6 - now_micros()) / 1e6)
+            delay = max(delay, (run.execute_after.timestamp() * 1e6 - self.broker.now()) / 1e6)
         if delay > 0:
             await self.broker.delay([(delay, run.prio, payload)])
         else:

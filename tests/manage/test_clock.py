@@ -25,7 +25,7 @@ from fluidfast import (
 )
 from fluidfast.core.schedule import CronRun
 from fluidfast.errors import BrokerConnectionError, BrokerFullError, NotDurableError
-from fluidfast.manage.firing import DISABLED_SECONDS, ScheduleTasks
+from fluidfast.manage.firing import DISABLED, ScheduleTasks
 from fluidfast.scheduler.scheduler import TaskScheduler as FacadeScheduler
 from fluidfast.settings import get_settings
 
@@ -322,9 +322,16 @@ async def test_a_disabled_task(rig: Rig, schedule: Scheduler) -> None:
     assert [await step(clock, NOON + seconds(s)) for s in (0, 0.1, 0.2)] == [0, 0, 0]
     assert asked.calls == 1
     await broker.enable_task("job")
-    now = clock._quiet["job"]
-    with patch("fluidfast.manage.firing.monotonic", lambda: now + DISABLED_SECONDS):
-        assert await step(clock, NOON + seconds(2)) == 1
+    assert await step(clock, NOON + 0.9 * DISABLED) == 0
+    assert await step(clock, NOON + DISABLED) == 1
+
+
+async def test_a_disabled_task_and_a_clock_that_is_set_back(rig: Rig) -> None:
+    clock = rig.scheduler(scheduled(crontab()))
+    await clock.task_manager.broker.enable_task("job", enable=False)
+    assert await step(clock, NOON) == 0
+    await clock.task_manager.broker.enable_task("job")
+    assert await step(clock, NOON - seconds(3600)) == 1
 
 
 async def test_events(rig: Rig) -> None:

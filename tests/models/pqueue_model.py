@@ -8,7 +8,7 @@ __all__ = ["PriorityQueueModel"]
 class PriorityQueueModel:
     def __init__(self) -> None:
         self.ready: list[list[object]] = [[], [], []]
-        self.delayed: list[tuple[int, int, object]] = []  # (due_us, priority, item) in the order of the pushes
+        self.later: list[tuple[int, int, object]] = []  # (due_us, priority, item) in the order of the pushes
 
     def __len__(self) -> int:
         return sum(self.lengths())
@@ -25,7 +25,7 @@ class PriorityQueueModel:
         return len(self.ready[priority]) - before
 
     def push_later(self, due_us: int, priority: int, item: object) -> None:
-        self.delayed.append((due_us, priority, item))
+        self.later.append((due_us, priority, item))
 
     def pop(self) -> object:
         for items in self.ready:
@@ -45,20 +45,26 @@ class PriorityQueueModel:
         return popped
 
     def promote(self, now_us: int) -> int:
-        due = sorted((entry for entry in self.delayed if entry[0] <= now_us), key=lambda entry: entry[0])
-        self.delayed = [entry for entry in self.delayed if entry[0] > now_us]
+        due = sorted((entry for entry in self.later if entry[0] <= now_us), key=lambda entry: entry[0])
+        self.later = [entry for entry in self.later if entry[0] > now_us]
         for _, priority, item in due:
             self.ready[priority].append(item)
         return len(due)
 
     def next_due(self) -> int | None:
-        return min((due_us for due_us, _, _ in self.delayed), default=None)
+        return min((due_us for due_us, _, _ in self.later), default=None)
 
     def lengths(self) -> tuple[int, int, int]:
         return len(self.ready[0]), len(self.ready[1]), len(self.ready[2])
 
     def delayed_length(self) -> int:
-        return len(self.delayed)
+        return len(self.later)
+
+    def waiting(self) -> list[tuple[int, object]]:
+        return [(priority, item) for priority, items in enumerate(self.ready) for item in items]
+
+    def delayed(self) -> list[tuple[int, int, object]]:
+        return sorted(self.later, key=lambda entry: entry[0])
 
     def clear(self, mask: int = 7) -> tuple[int, int, int]:
         counts = [len(items) if mask >> priority & 1 else 0 for priority, items in enumerate(self.ready)]
@@ -66,6 +72,6 @@ class PriorityQueueModel:
         return counts[0], counts[1], counts[2]
 
     def clear_delayed(self) -> int:
-        count = len(self.delayed)
-        self.delayed = []
+        count = len(self.later)
+        self.later = []
         return count

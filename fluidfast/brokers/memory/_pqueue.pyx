@@ -473,6 +473,42 @@ cdef class PriorityQueue:
         """How many entries are kept for later, due or not."""
         return self.heap_count
 
+    # --- a look, which changes nothing
+
+    def waiting(self) -> list:
+        """Return the ready entries, as ``(priority, item)`` in the order in which ``pop`` would give them."""
+        cdef Ring *ring
+        cdef size_t i
+        cdef int priority
+        cdef list result = []
+        # While this list grows, foreign code must not run: see pop_many.
+        cdef bint collects = PyGC_Disable()
+        try:
+            for priority in range(N_PRIORITIES):
+                ring = &self.rings[priority]
+                for i in range(ring.count):
+                    result.append((priority, <object>ring_slot(ring, i)[0]))
+        finally:
+            if collects:
+                PyGC_Enable()
+        return result
+
+    def delayed(self) -> list:
+        """Return the delayed entries, as ``(due_us, priority, item)`` in the order in which they are due."""
+        cdef Delayed *entry
+        cdef size_t i
+        cdef list result = []
+        cdef bint collects = PyGC_Disable()
+        try:
+            for i in range(self.heap_count):
+                entry = &self.heap[i]
+                result.append((entry.due_us, entry.seq, entry.priority, <object>entry.item))
+        finally:
+            if collects:
+                PyGC_Enable()
+        result.sort()               # seq is never equal, so no item is compared
+        return [(due_us, priority, item) for due_us, _, priority, item in result]
+
     # --- away
 
     cpdef tuple clear(self, int mask=ALL_PRIORITIES):

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from ...checks import check_number
-from ...core._time import keep_for_good, new_id, now_micros
+from ...core._time import keep_for_good, new_id
 from ...core.places import has_place
 from ...core.states import LETTERS, PRIORITIES, TaskPriority
 from ...core.task import Task, TaskInfo, TaskInfoUpdate
@@ -270,7 +270,7 @@ class MemoryTaskBroker(TaskBroker):
         return None
 
     async def delay(self, entries: Sequence[tuple[float, int, bytes]]) -> None:
-        now = now_micros()
+        now = self.now()
         for seconds, priority, payload in entries:
             self.store.queue.push_later(now + int(max(0.0, seconds) * 1e6), priority, payload)
         self._wake_one()  # so that somebody sees when the first is due
@@ -410,11 +410,11 @@ class MemoryTaskBroker(TaskBroker):
 
     async def promote(self) -> float | None:
         queue = self.store.queue
-        moved = queue.promote(now_micros())
+        moved = queue.promote(self.now())
         for _ in range(min(moved, len(self._waiters))):
             self._wake_one()
         due = queue.next_due()
-        return None if due is None else max(0.0, (due - now_micros()) / 1e6)
+        return None if due is None else max(0.0, (due - self.now()) / 1e6)
 
     async def wait(self, consumer: str, timeout: float, tasks: Sequence[str] | None = None) -> None:
         if self._something_waits():

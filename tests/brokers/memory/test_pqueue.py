@@ -95,7 +95,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     @invariant()
     def same_counts(self) -> None:
         self.queue.check_invariant()
-        for verb in ("__len__", "lengths", "delayed_length", "next_due"):
+        for verb in ("__len__", "lengths", "delayed_length", "next_due", "waiting", "delayed"):
             self.both(verb)
         assert tuple(map(self.queue.length, range(3))) == self.model.lengths()
 
