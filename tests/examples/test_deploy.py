@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -190,6 +191,8 @@ def test_keda_asks_for_the_lists_that_the_broker_has() -> None:
         assert trigger["type"] == "redis"
         assert all(isinstance(value, str) for value in trigger["metadata"].values()), "KEDA takes text only"
         assert int(trigger["metadata"]["listLength"]) > 0
+        host, _, port = trigger["metadata"]["address"].partition(":")
+        assert f"@{host}:{port}/" in manifests["Secret"]["stringData"]["url"], "the server of the workers"
         assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
     secret = manifests["Secret"]
     for target in login["spec"]["secretTargetRef"]:
@@ -204,6 +207,30 @@ async def test_the_lists_are_where_runs_wait(redis_url: str, tmp_path: Path) -> 
         lists = [Keys(redis_url.partition("?name=")[2]).queue(priority) for priority in PRIORITIES]
         assert [client.llen(name) for name in lists] == [0, 1, 0]
         client.delete(*lists)
+
+
+# -- the page
+
+
+def test_the_page_shows_these_files() -> None:
+    page = (EXAMPLES.parent / "docs" / "how-to" / "deploying.md").read_text()
+    for name in (
+        "Dockerfile",
+        "compose.yaml",
+        "fluidfast-worker.service",
+        "health.py",
+        "kubernetes/scaledobject.yaml",
+        "kubernetes/worker.yaml",
+    ):
+        assert f"\n{(DEPLOY / name).read_text()}```\n" in page, name
+
+
+def test_the_list_of_examples_is_complete() -> None:
+    listed = re.findall(
+        r"^\| \[(\w+)\]\(\.\./examples/(\S+?)\)", (EXAMPLES.parent / "docs" / "examples.md").read_text(), re.M
+    )
+    assert sorted(name for name, _ in listed) == sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+    assert all((EXAMPLES / link).exists() for _, link in listed)
 
 
 # -- health
