@@ -21,6 +21,7 @@ from rich.text import Text
 
 from ..brokers.base import TaskBroker
 from ..commands.dead import dead
+from ..commands.fields import JSON, RESERVED, FieldOptions, field_name
 from ..commands.group import CommandGroup
 from ..commands.queue import queue
 from ..commands.target import FOUND, Target, of_application
@@ -36,7 +37,6 @@ from ..manage.manager import TaskManager
 from ..run import TaskRun
 from ..texts import error_text, printable
 from .logs import configure_logging
-from .options import JSON, RESERVED, FieldOptions, field_name
 
 __all__ = ["DEFAULT_COMMANDS", "TaskManagerCLI"]
 

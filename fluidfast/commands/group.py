@@ -6,7 +6,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -120,7 +120,8 @@ def discard_output() -> None:
         os.close(null)
 
 
-def did_you_mean(name: str, names: Any) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A hint, or nothing."""
-    close = get_close_matches(name, [other for other in names if not other.startswith("_")], 1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    known = {other.casefold(): other for other in names if not other.startswith("_")}
+    close = get_close_matches(name.casefold(), known, 1)
+    return f", did you mean {known[close[0]]!r}?" if close else ""

@@ -1,11 +1,11 @@
 """Lines of a file or of a pipe, as they come, in bounded memory."""
 
 import asyncio
-import os
 import threading
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Callable
 
-__all__ = ["LineReader"]
+__all__ = ["CHUNK_BYTES", "LineReader"]
 
 CHUNK_BYTES = 1 << 17
 AHEAD = 2
@@ -15,19 +15,19 @@ AHEAD = 2
 class LineReader:
     """Iterate: gives lists of (number, line), numbers from 1, a line without its end; None: longer than ``max_bytes``.
 
-    Reads in a thread, so that a pipe that is silent keeps nothing else from going on. ``bytes_read``: so far. After
-    ``stop`` the iteration ends.
+    ``read``: gives some bytes, none at the end. It is called in a thread, so that a pipe that is silent keeps nothing
+    else from going on. ``bytes_read``: so far. After ``stop`` the iteration ends.
     """
 
-    def __init__(self, descriptor: int, *, max_bytes: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, read: Callable[[], bytes], *, max_bytes: int) -> None:
+        self.read = read
         self.max_bytes = max_bytes
         self.bytes_read = 0
         self._loop = asyncio.get_running_loop()
         self._chunks: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
         self._room = threading.Semaphore(AHEAD)
         self._stopped = False
-        # a daemon, and os.read: neither holds up the end of the process while the pipe is silent
+        # a daemon, and no buffered reader: neither holds up the end of the process while the pipe is silent
         threading.Thread(target=self._read, name="lines", daemon=True).start()
 
     def _read(self) -> None:
@@ -35,9 +35,9 @@ class LineReader:
         while chunk is not None and not isinstance(chunk, OSError):
             self._room.acquire()
             try:
-                chunk = os.read(self.descriptor, CHUNK_BYTES) or None
-            except OSError as exc:
-                chunk = exc
+                chunk = self.read() or None
+            except (OSError, EOFError, zlib.error) as exc:  # of a file, and of one that is compressed
+                chunk = exc if isinstance(exc, OSError) else OSError(None, str(exc))
             try:
                 self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
             except RuntimeError:  # the loop is closed: nobody reads on

@@ -1,17 +1,15 @@
 """``queue``: queues one run for each line of a file."""
 
 import asyncio
-import os
+import json
 import sys
 from collections.abc import AsyncIterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import click
-import msgspec
 
 from ..brokers.memory.broker import MemoryTaskBroker
 from ..core._run import TaskRun
@@ -21,9 +19,9 @@ from ..errors import BrokerConnectionError, NotDurableError, ParamsError, Payloa
 from ..manage.manager import TaskManager
 from .display import Progress, one_line, ranges
 from .group import CommandError, did_you_mean
-from .lines import LineReader
 from .loops import on_signals, run_loop
-from .target import HELP, as_manager, takes_target, target_of
+from .sources import FORMATS, BadLine, Entry, Rejects, Source, json_params, open_source
+from .target import HELP, as_manager, at_least_one, takes_target, target_of
 
 __all__ = ["queue"]
 
@@ -34,22 +32,34 @@ REPORTED = 20
 """Bad lines that are reported one by one."""
 
 EPILOG = """\
-Each line is a JSON object with the params of one run; empty lines are ignored. A bad line is one that is not a JSON
-object, or whose params do not fit the task. The command queues lines in order. When it stops early, it prints how many
-lines it queued, and the first line that it did not queue.
+The name of FILE says what it is: .csv and .tsv are tables whose first line names the fields, .parquet is a Parquet file
+(extra `parquet`), anything else has one JSON object with the params of one run per line; .gz behind one of them is
+unpacked. Values of a CSV file are texts, which the params model reads; an empty one is left out, so that the default
+applies, and a field with a structure is JSON. Empty lines are ignored.
+
+A bad line is one that cannot be read, or whose params do not fit the task. --rejects writes each to a file, behind a
+line that says what is wrong: mend it, and queue that file. The command queues lines in order. When it stops early, it
+prints how many lines it queued, the first line that it did not queue, and the --start-line to go on with.
 
 exit codes: 0 if it queued every line, 1 if not, 2 wrong usage, 130 after Ctrl-C
 
 \b
 examples:
   fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
-  fluidfast queue app:manager send_mail --from mails.ndjson --on-error skip
+  fluidfast queue app:manager send_mail --from mails.csv.gz --rejects bad.csv
   ls *.png | jq -cR '{path: .}' | fluidfast queue app:manager resize --from - \\
       --priority low
 """
 DESCRIPTION = """\
 Queue runs of a task: one per line of a file or of stdin, or a single run.
 """
+
+
+def one_character(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(character) != 1 or not character.isascii() or character in '"\r\n':
+        raise click.BadParameter(f"{text!r} is not one character")
+    return character
 
 
 def complete_tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -65,30 +75,31 @@ def complete_tasks(ctx: click.Context, _: click.Parameter, incomplete: str) -> l
 @click.command(epilog=EPILOG, help=DESCRIPTION + HELP, short_help="Queue runs, one per line of a file.")
 @takes_target
 @click.argument("task", metavar="TASK", shell_complete=complete_tasks)
-@click.option(
-    "--from", "source", metavar="FILE", type=click.Path(), help="File with one JSON object per line; -: stdin."
-)
+@click.option("--from", "source", metavar="FILE", type=click.Path(), help="One run per line or row; -: stdin.")
 @click.option("--params", metavar="JSON", help="Params of a single run.  [default: none]")
 @click.option(
     "--priority", type=click.Choice([str(p) for p in PRIORITIES]), help="Priority of the runs.  [default: the task's]"
 )
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Of FILE.  [default: as its name ends, else ndjson]")
+@click.option("--delimiter", type=one_character, metavar="C", help="Between fields of CSV.  [default: , or a tab]")
+@click.option("--start-line", type=at_least_one, default=1, metavar="N", help="Leave out the lines before this one.")
+@click.option("--on-error", type=click.Choice(("stop", "skip")), help="At a bad line.  [default: stop]")
 @click.option(
-    "--on-error",
-    type=click.Choice(("stop", "skip")),
-    default="stop",
-    show_default=True,
-    help="What to do at a bad line.",
+    "--rejects",
+    metavar="FILE",
+    type=click.Path(),
+    help="Append bad lines to this file and go on, as if by --on-error skip.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON, for machines.")
 @click.pass_context
-def queue(
-    ctx: click.Context, task: str, source: str | None, params: str | None, priority: str | None, on_error: str
-) -> None:
-    if source is not None and params is not None:
+def queue(ctx: click.Context, /, priority: str | None, **given: Any) -> None:
+    wanted = Wanted(priority=TaskPriority(priority) if priority else None, **given)
+    if wanted.source is not None and wanted.params is not None:
         raise click.UsageError("--from and --params exclude each other")
+    if wanted.source is None and (wanted.rejects or wanted.kind or wanted.delimiter or wanted.start_line > 1):
+        raise click.UsageError("--rejects, --format, --delimiter and --start-line need --from")
     target = target_of(ctx)
-    found = target.find()
-    wanted = Wanted(task, source, params or "{}", TaskPriority(priority) if priority else None, on_error == "skip")
-    ctx.exit(run_loop(queue_runs(found, target.text, wanted)))
+    ctx.exit(run_loop(queue_runs(target.find(), target.text, wanted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +108,19 @@ class Wanted:
 
     task: str
     source: str | None
-    params: str
+    params: str | None
     priority: TaskPriority | None
-    skip: bool
+    kind: str | None
+    delimiter: str | None
+    start_line: int
+    on_error: str | None
+    rejects: str | None
+    as_json: bool
 
-
-class BadLine(Exception):
-    """A line that cannot be queued; its text says why."""
+    @property
+    def skips(self) -> bool:
+        """Whether it goes on behind a bad line."""
+        return self.on_error == "skip" if self.on_error else self.rejects is not None
 
 
 @dataclass
@@ -142,6 +159,21 @@ class Account:
         first = self.first_not_queued
         return 0 if first is None else self.late + sum(number > first for number in self.window)
 
+    def resume_at(self, wanted: Wanted) -> int | None:
+        """The line to go on with; None: it came to the end."""
+        if open_lines := self.refused + self.unknown:
+            return min(open_lines)
+        if self.interrupted or self.error is not None:
+            return max(self.last_queued + 1, wanted.start_line)
+        return self.first_not_queued if self.bad and not wanted.skips else None
+
+    def as_dict(self, seconds: float) -> dict[str, Any]:
+        names = ("queued", "last_queued", "bad", "first_not_queued", "interrupted")
+        counts = {name: getattr(self, name) for name in names}
+        lists = {"refused": self.refused, "unknown": self.unknown, "queued_behind": self.behind}
+        error = None if self.error is None else one_line(self.error)
+        return {**counts, **lists, "seconds": round(seconds, 3), "error": error}
+
     def not_queued(self, number: int) -> None:
         if self.first_not_queued is None or number < self.first_not_queued:
             self.first_not_queued = number
@@ -156,17 +188,9 @@ class Sender:
     priority: TaskPriority | None
     account: Account
 
-    def make(self, line: bytes | None) -> tuple[TaskRun[Any, Any], bytes]:
-        """The run of a line, and its payload; nothing is sent yet. Raises BadLine."""
+    def make(self, params: Any) -> tuple[TaskRun[Any, Any], bytes]:
+        """Return the run of these params, and its payload; nothing is sent yet. Raises BadLine."""
         intake = self.manager.intake
-        if line is None:
-            raise BadLine("it is longer than the largest allowed run (max_payload_bytes)")
-        try:
-            params = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise BadLine(f"it is not JSON: {exc}") from exc
-        if not isinstance(params, dict):
-            raise BadLine(f"it must be a JSON object, not {json_kind(params)}")
         try:
             run = intake.make_with(self.task, params, self.priority)
             return run, intake.write(run)
@@ -206,11 +230,6 @@ class Sender:
         (account.unknown if unknown else account.refused).append(number)
 
 
-def json_kind(value: Any) -> str:
-    kinds = {str: "a string", list: "an array", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
 async def queue_runs(found: Any, text: str, wanted: Wanted) -> int:
     manager = as_manager(found, text)
     broker = manager.broker
@@ -226,33 +245,28 @@ async def queue_runs(found: Any, text: str, wanted: Wanted) -> int:
     account = Account()
     sender = Sender(manager, task, wanted.priority, account)
     with ExitStack() as stack:
-        source = None if wanted.source is None else open_source(wanted.source, stack)
+        source = None if wanted.source is None else open_wanted(wanted, wanted.source, manager, task, stack)
+        rejects = None
+        if wanted.rejects is not None and wanted.source is not None:
+            rejects = Rejects(wanted.rejects, wanted.source)
+            stack.callback(rejects.close)
         await broker.connect()
         started = perf_counter()
-        what = f"{wanted.task!r} on {broker.url}"
         try:
             if source is None:
-                await queue_one(sender, wanted.params.encode())
+                await queue_one(sender, (wanted.params or "{}").encode())
             else:
-                await queue_lines(sender, *source, skip=wanted.skip)
+                await queue_lines(sender, source, rejects, wanted)
         except asyncio.CancelledError:  # the second Ctrl-C: what is known is said all the same
             account.interrupted = True
-            return report(account, what, perf_counter() - started)
         finally:
             await close(manager)
-    return report(account, what, perf_counter() - started)
+    return report(account, f"{wanted.task!r} on {broker.url}", perf_counter() - started, wanted)
 
 
-def open_source(name: str, stack: ExitStack) -> tuple[int, int]:
-    """Descriptor and size (0: unknown) of what is to be read."""
-    if name == "-":
-        return sys.stdin.fileno(), 0
-    try:
-        file = stack.enter_context(Path(name).open("rb", buffering=0))  # noqa: SIM115
-        file.read(0)
-    except OSError as exc:
-        raise CommandError(f"--from {name}: {exc.strerror}") from exc
-    return file.fileno(), os.fstat(file.fileno()).st_size
+def open_wanted(wanted: Wanted, name: str, manager: TaskManager, task: Task[Any], stack: ExitStack) -> Source:
+    most = 2 * manager.broker.codec.max_bytes
+    return open_source(name, task, stack, kind=wanted.kind, delimiter=wanted.delimiter, max_bytes=most)
 
 
 async def close(manager: TaskManager) -> None:
@@ -264,7 +278,7 @@ async def close(manager: TaskManager) -> None:
 
 async def queue_one(sender: Sender, params: bytes) -> None:
     try:
-        run, payload = sender.make(params)
+        run, payload = sender.make(json_params(params))
     except BadLine as exc:
         raise CommandError(f"--params: {exc}") from exc
     await sender.send([(1, run, payload)])
@@ -272,58 +286,62 @@ async def queue_one(sender: Sender, params: bytes) -> None:
         raise sender.account.error
 
 
-async def queue_lines(sender: Sender, descriptor: int, size: int, *, skip: bool) -> None:
+async def queue_lines(sender: Sender, source: Source, rejects: Rejects | None, wanted: Wanted) -> None:
     account = sender.account
-    lines = LineReader(descriptor, max_bytes=2 * sender.manager.broker.codec.max_bytes)
-    progress = Progress("queue ", size)
+    progress = Progress("queue ", source.size)
 
     def stop() -> None:
         account.interrupted = True
-        lines.stop()
-        progress.clear()
+        source.stop()
         print("fluidfast: stopping after pending confirmations; press Ctrl-C again to end at once", file=sys.stderr)
 
     sending = asyncio.current_task()
     assert sending is not None
     on_signals(stop, sending.cancel)
     try:
-        async for window in windows(lines, min(WINDOW, sender.manager.intake.backpressure.batch_runs)):
+        async for window in windows(source, min(WINDOW, sender.manager.intake.backpressure.batch_runs)):
             made: list[tuple[int, TaskRun[Any, Any], bytes]] = []
             stopped = False
             account.next_window()
-            for number, line in window:
-                if line is not None and not line.strip():
+            for number, content in window:
+                if number < wanted.start_line:
                     continue
                 try:
-                    made.append((number, *sender.make(line)))
+                    made.append((number, *sender.make(source.params(content))))
                 except BadLine as exc:
                     account.bad += 1
                     account.not_queued(number)
-                    progress.clear()
+                    why = one_line(exc)
                     if account.bad <= REPORTED:
-                        print(f"fluidfast: line {number:,}: {one_line(exc)}", file=sys.stderr)
-                    if not skip:
+                        print(f"fluidfast: line {number:,}: {why}", file=sys.stderr)
+                    if rejects is not None:
+                        rejects.add(number, why, source.text(content), source.header)
+                    if not wanted.skips:
                         stopped = True
                         break
             if made:
                 await sender.send(made)
-            progress.show(lines.bytes_read if size else account.queued, f"{account.queued:,} queued")
+            progress.show(source.position, f"{account.queued:,} queued" + f", {account.bad:,} bad" * (account.bad > 0))
             if stopped or account.error is not None:
                 return
     except OSError as exc:
         last = f", the last is line {account.last_queued:,}" if account.queued else ""
-        raise CommandError(f"cannot read further: {exc.strerror}; {account.queued:,} runs were queued{last}") from exc
+        reason = exc.strerror or exc
+        raise CommandError(
+            f"cannot read further: {reason}; {account.queued:,} runs were queued{last}; to go on: "
+            f"--start-line {max(account.last_queued + 1, wanted.start_line)}"
+        ) from exc
     finally:
         progress.clear()
 
 
-async def windows(lines: LineReader, size: int) -> AsyncIterable[list[tuple[int, bytes | None]]]:
-    async for chunk in lines:
+async def windows(source: Source, size: int) -> AsyncIterable[list[Entry]]:
+    async for chunk in source.entries():
         for first in range(0, len(chunk), size):
             yield chunk[first : first + size]
 
 
-def report(account: Account, what: str, seconds: float) -> int:
+def report(account: Account, what: str, seconds: float, wanted: Wanted) -> int:
     """Say what became of the lines; gives the exit code."""
 
     def say(text: str) -> None:
@@ -333,9 +351,13 @@ def report(account: Account, what: str, seconds: float) -> int:
         say(f"error: {one_line(account.error)}")
     if account.bad > REPORTED:
         say(f"{account.bad - REPORTED:,} more lines are bad")
-    print(f"queued {account.queued:,} {'run' if account.queued == 1 else 'runs'} of {what} in {seconds:.2f} s")
+    if wanted.as_json:
+        print(json.dumps(account.as_dict(seconds)))
+    else:
+        print(f"queued {account.queued:,} {'run' if account.queued == 1 else 'runs'} of {what} in {seconds:.2f} s")
     if account.bad:
-        say(f"{account.bad:,} bad line{'s' * (account.bad > 1)} not queued")
+        where = f"; they are in {wanted.rejects}" if wanted.rejects else ""
+        say(f"{account.bad:,} bad line{'s' * (account.bad > 1)} not queued{where}")
     if account.refused:
         say(f"not queued, the broker refused them: lines {ranges(account.refused)}")
     if account.unknown:
@@ -350,5 +372,8 @@ def report(account: Account, what: str, seconds: float) -> int:
     if account.interrupted:
         known = max([account.last_queued, *account.unknown[-1:]])
         say(f"interrupted: no line after {known:,} was queued" if known else "interrupted: nothing was queued")
+    if wanted.source is not None and (line := account.resume_at(wanted)) is not None:
+        say(f"to go on: --start-line {line}")
+    if account.interrupted:
         return 130
     return 0 if account.first_not_queued is None and account.error is None else 1

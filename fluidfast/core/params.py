@@ -68,6 +68,8 @@ class ParamsAdapter:
     """``encode`` that writes NaN and infinities as Python's ``json`` does."""
     fields: frozenset[str]
     """Names of the model's fields; empty for a mapping."""
+    from_texts: Callable[[Any], Any]
+    """A mapping whose values may be texts of numbers, booleans and null -> an object of the model."""
     encode_into: Callable[[Any, bytearray], None] | None = None
     """``encode``, into a buffer that it cuts to the JSON's length; None where the library has no such call."""
     encode_packed_into: Callable[[Any, bytearray], None] | None = None
@@ -147,6 +149,7 @@ def mapping_adapter() -> ParamsAdapter:
         from_json=lambda value: Params(msgspec.convert(value, dict[str, Any])),
         to_json=json_with_constants,
         fields=frozenset(),
+        from_texts=Params,
     )
 
 
@@ -197,6 +200,7 @@ def msgspec_adapter(model: Any) -> ParamsAdapter:
         from_json=lambda value: convert(value, model, dec_hook=conceal, str_keys=True),
         to_json=json_with_constants,
         fields=frozenset() if isinstance(kind, DictType) else frozenset(field_names(origin)),
+        from_texts=lambda value: convert(value, model, strict=False, dec_hook=conceal),
         converts=not secret and (is_mapping or isinstance(kind, StructType | DataclassType)),
     )
 
@@ -326,6 +330,7 @@ def pydantic_adapter(model: Any) -> ParamsAdapter:
         from_json=lambda value: decode(json.dumps(value)),
         to_json=lambda params: encode(params, constants=True),
         fields=frozenset(getattr(model, "model_fields", None) or model.__pydantic_fields__),
+        from_texts=lambda value: validate(value),
     )
 
 

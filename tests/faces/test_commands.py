@@ -568,7 +568,7 @@ def test_queue_refuses_what_cannot_be(app: Path, redis_url: str) -> None:
 async def read_lines(text: bytes, pieces: int, max_bytes: int) -> list[tuple[int, bytes | None]]:
     """What a LineReader makes of a text that comes in pieces of so many bytes."""
     reading, writing = os.pipe()
-    reader = LineReader(reading, max_bytes=max_bytes)
+    reader = LineReader(lambda: os.read(reading, 1 << 17), max_bytes=max_bytes)
     found: list[tuple[int, bytes | None]] = []
 
     async def write() -> None:

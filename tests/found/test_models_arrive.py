@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from fluidfast import Task, TaskConsumer, TaskManager, TaskRun, task
 from fluidfast.commands.queue import Account, Sender
+from fluidfast.commands.sources import json_params
 from fluidfast.core.params import adapter_for
 from fluidfast.errors import ParamsError, TaskDecoratorError
 from fluidfast.http import task_manager_fastapi
@@ -503,7 +504,7 @@ async def test_every_way_in_arrives(consumer: TaskConsumer, broker_url: str) -> 
             response = await http.post(f"/tasks/{name}", content=body, headers={"content-type": "application/json"})
             assert response.status_code == 200, response.text
             expected[response.json()["id"]] = case
-            run, payload = Sender(other, other.registry[name], None, Account()).make(body)
+            run, payload = Sender(other, other.registry[name], None, Account()).make(json_params(body))
             await other.intake.hand_over(run.prio, payload)
             expected[run.id] = case
         async with asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""Options of ``exec NAME``, made from the fields of the task's params model.
+"""The fields of a task's params model: as options of ``exec NAME``, and as columns of a table of texts.
 
 A field of a plain type is ``--name VALUE``, a boolean ``--name/--no-name``, an enum or a Literal a choice, a list of
 plain values the option again and again; anything else is JSON. The model's own decoder reads each value, so
@@ -6,7 +6,7 @@ a value means the same here as on a queue.
 """
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from ..core.params import Params
 from ..core.task import Task
 
-__all__ = ["JSON", "RESERVED", "FieldOptions", "field_name"]
+__all__ = ["JSON", "RESERVED", "Columns", "FieldOptions", "field_name"]
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -104,6 +104,43 @@ class FieldOptions:
         return {key: ctx.params[name] for name, key in self.keys.items() if ctx.get_parameter_source(name) in sources}
 
 
+class Columns:
+    """Makes params of a row of a table, for the fields of one task. ``required``: fields without a default."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        fields = list(model_fields(task.params_model))
+        self.known = frozenset(field.key for field in fields)
+        self.required = frozenset(field.key for field in fields if field.required)
+        self._nullable = frozenset(field.key for field in fields if allows_none(field.annotation))
+        self._structured = frozenset(field.key for field in fields if is_structured(field.annotation))
+
+    def of_texts(self, row: Mapping[str, str]) -> dict[str, Any]:
+        """Return the values of a row of texts. An empty one is left out: the default of its field applies. That of a
+        field with a structure is JSON.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        values: dict[str, Any] = {}
+        for name, text in row.items():
+            if not text and name in self.known:
+                if name in self.required:
+                    values[name] = None if name in self._nullable else ""
+            elif name in self._structured:
+                try:
+                    values[name] = msgspec.json.decode(text)
+                except (msgspec.DecodeError, RecursionError) as exc:
+                    raise ValueError(f"column {name!r} is not JSON: {exc}") from None
+            else:
+                values[name] = text
+        return values
+
+    def of_values(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row without the nulls of fields that cannot be null and have a default."""
+        optional = self.known - self.required - self._nullable
+        return {name: value for name, value in row.items() if value is not None or name not in optional}
+
+
 def field_name(task: Task[Any], key: str) -> str:
     """Return the name of the params field that has this name in JSON."""
     return next((field.name for field in model_fields(task.params_model) if field.key == key), key)
@@ -181,6 +218,22 @@ def node_of(annotation: Any) -> Any:
         if len(kinds) == 1:
             return node_of(kinds[0])
     return node
+
+
+def is_structured(annotation: Any) -> bool:
+    kind, multiple = click_type(annotation)
+    return multiple or (kind is JSON and not isinstance(node_of(annotation), inspect.AnyType | None))
+
+
+def allows_none(annotation: Any) -> bool:
+    try:
+        node = annotation if isinstance(annotation, inspect.Type) else inspect.type_info(annotation)
+    except TypeError:
+        return False
+    while isinstance(node, inspect.Metadata):
+        node = node.type
+    kinds = node.types if isinstance(node, inspect.UnionType) else (node,)
+    return any(isinstance(kind, inspect.NoneType | inspect.AnyType) for kind in kinds)
 
 
 def plain_type(node: Any) -> ParamType | None:
