@@ -15,11 +15,6 @@ def test_it_prints_a_rate(tmp_path: Path) -> None:
     assert re.fullmatch(r"[\d,]+ runs/s\n", PageReader(PAGE, tmp_path).run("python measure.py"))
 
 
-def test_with_a_server(redis_url: str, tmp_path: Path) -> None:
-    reader = PageReader(PAGE, tmp_path, FLUID_BROKER_URL=redis_url)
-    assert re.fullmatch(r"[\d,]+ runs/s\n", reader.run("python measure.py"))
-
-
 def test_it_is_five_lines() -> None:
     [source] = titled_blocks((ROOT / PAGE).read_text()).values()
     [main] = [node for node in ast.parse(source).body if getattr(node, "name", "") == "main"]
