@@ -160,7 +160,7 @@ class Runner:
     def run_python(self, block: Block, text: str) -> None:
         # as many empty lines before it as make a traceback name the line of the page
         code = compile("\n" * block.line + text, str(block.page), "exec", dont_inherit=True)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), within_seconds(block):
             exec(code, vars(self.module))
 
     def variables(self) -> dict[str, str]:
@@ -255,6 +255,22 @@ def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def within_seconds(block: Block) -> Iterator[None]:
+    """End a block that hangs: it runs in this thread."""
+
+    def end(*_: object) -> None:
+        raise AssertionError(f"{block}: not at its end after {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(int(SECONDS))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
