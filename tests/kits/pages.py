@@ -70,7 +70,7 @@ class Block:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
 
 
 def pages() -> list[Path]:
@@ -153,7 +153,7 @@ class Runner:
         text = re.sub(
             r"redis://localhost:6379(?:/\d+)?(\?)?", lambda m: f"{server}?{query}" + ("&" if m[1] else ""), text
         )
-        text = re.sub(r"memory://(?![\w?])", self.memory_url, text)
+        text = re.sub(r"memory://(?!\w)", self.memory_url, text)
         text = re.sub(r"(fluidfast bench)(?!.*--tasks)", r"\1 --tasks 2000", text)
         return re.sub(r"(\blocalhost:|--port )(80\d\d)\b", lambda m: m[1] + self.ports[m[2]], text)
 
