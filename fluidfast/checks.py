@@ -22,6 +22,8 @@ CENTURY = 100 * 365 * 86400.0
 
 MAX_COUNT = 10**9
 """The most of anything that is counted: attempts, runs at the same time."""
+ENQUEUE_TIMEOUT: dict[str, Any] = {"above": True, "infinite": True}
+"""Range of ``enqueue_timeout``."""
 LEASE_SECONDS: dict[str, Any] = {"least": 0.001}
 """Range of ``lease_seconds``."""
 PAYLOAD_BYTES: dict[str, Any] = {"least": 1, "most": 512 << 20, "whole": True}

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from .. import settings
-from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, check_number
+from ..checks import ENQUEUE_TIMEOUT, LEASE_SECONDS, PAYLOAD_BYTES, check_number
 from ..core._run import TaskRun
 from ..core._time import new_id, now_micros
 from ..core.states import TaskPriority
@@ -531,6 +531,7 @@ class TaskBroker(ABC):
         lease_seconds: float | None = None,
         max_payload_bytes: int | None = None,
         durability: str | None = None,
+        enqueue_timeout: float | None = None,
         **bounds: int | None,
     ) -> None:
         """Apply options of a manager's config, which win over the URL. Raises ConfigError.
@@ -544,6 +545,10 @@ class TaskBroker(ABC):
             if durability not in DURABILITIES:
                 raise ConfigError(f"durability is {durability!r}, it must be one of {', '.join(DURABILITIES)}")
             self.options.durability = durability
+        if enqueue_timeout is not None:
+            self.options.enqueue_timeout = check_number(
+                "enqueue_timeout", enqueue_timeout, ConfigError, **ENQUEUE_TIMEOUT
+            )
         if lease_seconds is not None:
             self.options.lease_seconds = check_number("lease_seconds", lease_seconds, ConfigError, **LEASE_SECONDS)
         if max_payload_bytes is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..checks import LEASE_SECONDS, PAYLOAD_BYTES, read_number
+from ..checks import ENQUEUE_TIMEOUT, LEASE_SECONDS, PAYLOAD_BYTES, read_number
 from ..core.states import PRIORITIES, TaskPriority
 from ..errors import BrokerURLError
 from ..texts import MAX_ERROR, hide_password, printable
@@ -109,7 +109,8 @@ class BrokerOptions:
     their runs count, which takes aio-fluid's lock and a SCAN for each such run; ``own`` otherwise. ``busy_poll_us``:
     busy-poll the socket for the answer to a short command for up to so many microseconds before yielding to the event
     loop; 0: never. ``max_dead``, ``max_dead_bytes``: keep so many dead letters, the newest of them; 0: none.
-    ``max_failed``, ``max_failed_bytes``: the same for failed runs of tasks without ``retry``.
+    ``max_failed``, ``max_failed_bytes``: the same for failed runs of tasks without ``retry``. ``enqueue_timeout``: how
+    long ``queue`` and the other calls that queue wait, in seconds, for a server that does not answer.
     """
 
     name: str
@@ -125,6 +126,7 @@ class BrokerOptions:
     max_dead_bytes: int = 256 << 20
     max_failed: int = 100_000
     max_failed_bytes: int = 64 << 20
+    enqueue_timeout: float = 30.0
 
     NAMES: ClassVar[tuple[str, ...]] = (
         "name",
@@ -136,6 +138,7 @@ class BrokerOptions:
         "durability_seconds",
         "fleet",
         "busy_poll_us",
+        "enqueue_timeout",
         *BOUNDS,
     )
 
@@ -161,6 +164,7 @@ class BrokerOptions:
             durability_seconds=number_option(url, "durability_seconds", 2.0, least=0.001),
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
             busy_poll_us=number_option(url, "busy_poll_us", 100, most=1_000_000, whole=True),
+            enqueue_timeout=number_option(url, "enqueue_timeout", cls.enqueue_timeout, **ENQUEUE_TIMEOUT),
             **{name: number_option(url, name, getattr(cls, name), **BOUND) for name in BOUNDS},
         )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from ..checks import CENTURY, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
+from ..checks import CENTURY, ENQUEUE_TIMEOUT, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
 from ..errors import ConfigError
 from ..settings import get_settings
 from ..texts import hide_password
@@ -31,6 +31,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "max_failed_bytes": KEPT,
     "catch_up_seconds": {"most": 3600},
     "connect_seconds": {"infinite": True},
+    "enqueue_timeout": ENQUEUE_TIMEOUT,
 }
 """Fields that take a number, and their ranges. None is valid wherever it is the default."""
 
@@ -63,6 +64,9 @@ class TaskManagerConfig:
     ``max_queue_bytes``: the same in bytes of payloads and the server's overhead, estimated from their mean size.
     ``on_full``: on a full queue, ``"block"`` for at most ``full_timeout`` seconds (None: without limit), or ``"raise"``
     QueueFullError.
+    ``enqueue_timeout``: seconds that ``queue``, ``queue_many`` and ``manager.sync`` wait for a server that was there
+    before and does not answer, before they raise BrokerConnectionError (None: the URL's, else 30; may be ``math.inf``).
+    Further calls then raise it at once, until the server answers again. Buffered runs wait for 30 seconds regardless.
     ``connect_seconds``: seconds that a starting consumer waits for its broker before ``startup()`` raises.
 
     Raises:
@@ -90,6 +94,7 @@ class TaskManagerConfig:
     on_full: str = "block"
     full_timeout: float | None = None
     connect_seconds: float = 30.0
+    enqueue_timeout: float | None = None
 
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)

@@ -113,6 +113,7 @@ class TaskManager(QueueFront):
             lease_seconds=config.lease_seconds,
             max_payload_bytes=config.max_payload_bytes,
             durability=config.durability,
+            enqueue_timeout=config.enqueue_timeout,
             **{name: getattr(config, name) for name in BOUNDS},
         )
         broker.is_in_use = self._sync.is_in_use

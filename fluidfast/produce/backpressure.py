@@ -84,7 +84,7 @@ class Backpressure:
             raise self._full() from None
         try:
             while not self._has_room(count, size):
-                await self._look()
+                await self._producer.in_time(self._look)
                 if self._has_room(count, size):
                     return
                 if self._raises or (deadline is not None and loop.time() >= deadline):

@@ -116,7 +116,7 @@ class Intake:
         if run.execute_after is not None:
             delay = max(delay, (run.execute_after.timestamp() * 1e6 - self.broker.now()) / 1e6)
         if delay > 0:
-            await self.broker.delay([(delay, run.prio, payload)])
+            await self.producer.in_time(lambda: self.broker.delay([(delay, run.prio, payload)]))
         else:
             await self.hand_over(run.prio, payload, admit=admit)
         run._emit()

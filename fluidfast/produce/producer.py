@@ -2,13 +2,16 @@
 
 No timer is involved. While nothing is in flight, payloads leave in the same iteration of the event loop as they come,
 in one batch. Payloads that come while a batch is in flight leave with the next one.
+
+A server that does not answer a batch within ``enqueue_timeout`` is away: all callers are told so, and those who come
+later at once. Meanwhile the producer tries to open a channel in the background; the first that opens ends this.
 """
 
 import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +20,7 @@ from ..brokers.base import TaskBroker
 from ..brokers.contract import MAX_ENQUEUED, Channel, Confirm, EnqueueBatch
 from ..core._time import keep_for_good, new_id
 from ..core.places import has_place, refuse_second_loop
-from ..errors import BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
+from ..errors import BrokerAuthError, BrokerConnectionError, BufferedRunsLost, ConnectionLostError, TaskError
 from ._outbox import MAX_BATCH, MAX_BATCH_BYTES, Confirmation, Outbox, settle_all
 
 __all__ = ["MAX_BATCH", "MAX_BATCH_BYTES", "Confirmation", "Producer"]
@@ -27,7 +30,15 @@ logger = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 4
 """The most batches in flight."""
 SEND_SECONDS = 30.0
-"""Time limit of ``queue`` and the other calls: the producer resends a batch after a lost connection for that long."""
+"""Time limit of buffered runs: the producer resends their batch after a lost connection for that long."""
+LOOK_SECONDS = 1.0
+"""Interval at which the producer looks whether a batch has waited for too long, or less with a short limit."""
+AT_ONCE_SECONDS = 1.0
+"""A server that was never reached, and is known to be away sooner than this, is asked again by each call."""
+PROBE_SECONDS = 0.25
+"""Pause between two tries to reach a server that is away."""
+PROBE_LIMITS = (1.0, 15.0)
+"""Time limits of such a try: of the first one, doubled each time, and the longest."""
 
 Groups = tuple[list[bytes], list[bytes], list[bytes]]
 T = TypeVar("T")
@@ -74,6 +85,10 @@ class Producer(Outbox):
         self._in_flight = deque()
         self._leave_channel()
         self._opening: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._overdue = False
+        self._reached = False  # whether there was a channel before
+        self._away = 0.0  # since when (monotonic seconds) callers have waited for a server that is away; 0: it is not
         self._scheduled = False
         self._lone = 0
         self._since = 0.0
@@ -117,8 +132,10 @@ class Producer(Outbox):
         """Start anew in the child of a fork: batches in flight belong to the parent. The first send makes a new id."""
         keep_for_good(
             self._loop, self._groups, self._waiters, self._in_flight, self._channel, self._lane, self._opening,
-            self._room, self._entering,
+            self._room, self._entering, self._watch,
         )  # fmt: skip
+        self._watch = None
+        self._away = 0.0
         self._entering = threading.Lock()
         self._loop = self._lost = None
         self._in_flight = deque()
@@ -220,8 +237,11 @@ class Producer(Outbox):
         self._in_flight.append(sending)
         if self._channel is not None:
             self._send(sending, before)
-        else:
-            self._open_soon()
+            return
+        if self._away and not buffered:
+            self._in_flight.pop()
+            self._resolve(sending, self._unavailable(len(sending.batch)))
+        self._open_soon()
 
     def _open_soon(self) -> None:
         if self._opening is None or self._opening.done():  # the latter: an eager task, which ended while it was made
@@ -265,29 +285,44 @@ class Producer(Outbox):
 
     async def _open(self) -> None:
         """Open a channel, again after a lost connection, and send the batches in flight."""
+        limit, longest = PROBE_LIMITS
+        self._watch_over()
         try:
             while True:
+                began = monotonic()
                 try:
-                    # what is on its way has waited for a part of its time
-                    oldest = self._in_flight[0].since if self._in_flight else monotonic()
-                    async with asyncio.timeout(max(0.01, oldest + SEND_SECONDS - monotonic())):
+                    async with asyncio.timeout(limit if self._away else self._left(began)):
                         channel = await self.broker.channel()
                     break
                 except TimeoutError:
-                    pass
+                    if self._away:
+                        limit = min(2 * limit, longest)
                 except ConnectionLostError:
                     await asyncio.sleep(0.05)
+                except BrokerAuthError:
+                    raise
+                except BrokerConnectionError as exc:
+                    if not (self._away or self._reached):
+                        if monotonic() - began < AT_ONCE_SECONDS:
+                            raise
+                        self._fail(exc)
+                        self._away = began
+                    await asyncio.sleep(PROBE_SECONDS)
                 self._expire()
-                if not self._in_flight:
+                if not (self._in_flight or self._away):
                     if not self._count:
                         return
                     self._dispatch()  # no answer will call for what came meanwhile
         except Exception as exc:
+            self._away = 0.0
             self._fail(exc)
             return
         finally:
             self._opening = None
-        self._expire()
+        if self._away:
+            logger.warning("broker %s: available again after %.1f s", self.broker.url, monotonic() - self._away)
+        self._away = 0.0
+        self._reached = True
         self._channel = channel
         self._lane = channel if isinstance(channel, ShortWay) else None
         before = None
@@ -297,18 +332,120 @@ class Producer(Outbox):
         if self._count and not self._in_flight:
             self._flush()
 
+    # -- a server that does not answer
+
+    @property
+    def _limit(self) -> float:
+        """Seconds that a caller waits. With ``durability``, the server may take its time to answer."""
+        options = self.broker.options
+        return options.enqueue_timeout + (0.0 if options.durability == "none" else options.durability_seconds)
+
+    def _limit_of(self, sending: Sending) -> float:
+        return max(SEND_SECONDS, self._limit) if sending.buffered else self._limit
+
+    def _left(self, now: float) -> float | None:
+        """Seconds until the first batch in flight has waited for too long; None: none ever has."""
+        end = min((sending.since + self._limit_of(sending) for sending in self._in_flight), default=now + self._limit)
+        return None if end == float("inf") else max(0.01, end - now)
+
+    def _watch_over(self) -> None:
+        assert self._loop is not None
+        if self._watch is None:
+            seconds = 0.02 if self._overdue else min(LOOK_SECONDS, self._limit / 4)
+            self._watch = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Give up batches that have waited for too long, also on a connection that is open.
+
+        The event loop may have been blocked for that long, and the answer may be there to be read. So it is done at
+        the second look, which follows in a moment.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            return
+        late = self._is_late(monotonic())
+        if late and self._overdue:
+            self._expire()
+        self._overdue = late and not self._overdue
+        self._watch = None
+        self._watch_over()
+
+    def _is_late(self, now: float) -> bool:
+        return any(now - sending.since >= self._limit_of(sending) for sending in self._in_flight) or bool(
+            self._away and self._count
+        )
+
     def _expire(self) -> None:
-        """Give up batches that have been in flight for SEND_SECONDS."""
+        """Give up batches in flight that have waited for too long. The server is away if one of them has a caller."""
         now = monotonic()
-        while self._in_flight and now - self._in_flight[0].since >= SEND_SECONDS:
-            sending = self._in_flight.popleft()
-            self._resolve(
-                sending,
-                BrokerConnectionError(
-                    f"broker {self.broker.url}: no answer within {SEND_SECONDS:.0f} s; "
-                    f"whether these {len(sending.batch)} runs were queued is unknown"
-                ),
-            )
+        late = [sending for sending in self._in_flight if now - sending.since >= self._limit_of(sending)]
+        if late:
+            self._drop_channel()
+            if waited := [sending.since for sending in late if not sending.buffered]:
+                self._found_away(min(waited))
+            for sending in late:
+                if sending in self._in_flight:  # buffered, which nobody waits for
+                    self._in_flight.remove(sending)
+                    self._resolve(sending, self._no_answer(self._limit_of(sending), len(sending.batch)))
+        if self._away and self._count:
+            self._dispatch()
+
+    def _found_away(self, since: float) -> None:
+        """Tell all callers that the server is away."""
+        if not self._away:
+            logger.warning(
+                "broker %s: no answer for %.1f s; queueing fails at once until it answers again",
+                self.broker.url, monotonic() - since,
+            )  # fmt: skip
+        self._away = self._away or since
+        for sending in [sending for sending in self._in_flight if not sending.buffered]:
+            self._in_flight.remove(sending)
+            count = len(sending.batch)
+            self._resolve(sending, self._no_answer(self._limit, count) if sending.sent else self._unavailable(count))
+        self._open_soon()
+        if self._count:
+            self._dispatch()
+
+    def _drop_channel(self) -> None:
+        """End the connection: a new one is made when the server answers again."""
+        channel = self._channel
+        self._leave_channel()
+        abort = getattr(channel, "abort", None)
+        if abort is not None:
+            abort()
+
+    def _no_answer(self, seconds: float, count: int) -> BrokerConnectionError:
+        return BrokerConnectionError(
+            f"broker {self.broker.url}: no answer within {seconds:g} s (enqueue_timeout); "
+            f"whether {runs(count)} queued is unknown"
+        )
+
+    def _unavailable(self, count: int) -> BrokerConnectionError:
+        return BrokerConnectionError(
+            f"broker {self.broker.url}: unavailable for {monotonic() - self._away:.0f} s (enqueue_timeout is "
+            f"{self._limit:g} s), so calls fail at once until it answers again; {runs(count)} not queued"
+        )
+
+    async def in_time(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Await what else a caller who queues needs of the server, with the same patience as for a batch.
+
+        Raises:
+            BrokerConnectionError: the server is away.
+        """
+        if self._away and self._loop is asyncio.get_running_loop():
+            self._open_soon()
+            raise self._unavailable(1)
+        began = monotonic()
+        limit = self._limit
+        try:
+            async with asyncio.timeout(None if limit == float("inf") else limit) as timeout:
+                return await action()
+        except TimeoutError as exc:
+            if not timeout.expired():
+                raise
+            self._enter_loop()
+            self._drop_channel()
+            self._found_away(began)
+            raise self._no_answer(limit, 1) from exc
 
     def _fail(self, exc: Exception) -> None:
         if self._count:
@@ -376,6 +513,12 @@ class Producer(Outbox):
         try:
             await self.flush()
         finally:
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+            if self._away and self._opening is not None and self._loop is asyncio.get_running_loop():
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
             idle = not (self._in_flight or self._count)  # else somebody goes on queueing, under this id
             if idle and self._sequence and self._channel is not None and self._loop is asyncio.get_running_loop():
                 self._sequence = 0
@@ -387,6 +530,10 @@ class Producer(Outbox):
 
     def __repr__(self) -> str:
         return f"<Producer of {self.broker.url}: {self.pending} pending>"
+
+
+def runs(count: int) -> str:
+    return "the run was" if count == 1 else f"these {count:,} runs were"
 
 
 def shown_as_queue(function: F) -> F:

@@ -508,16 +508,14 @@ def test_queue_reads_a_pipe_as_it_comes(app: Path, redis_url: str, client: redis
 
 
 def test_queue_says_how_far_it_came_when_the_server_dies(app: Path, start_server: Callable[..., RedisServer]) -> None:
-    # a server that is gone is waited for; here, for a shorter time
-    (app / "soon.py").write_text(
-        "import fluidfast.brokers.redis.client as c\nc.RECONNECT_SECONDS = 0.5\nfrom app import manager\n"
-    )
     server = start_server()
     url = f"{server.url}?name=dies"
-    options = ("soon:manager", "wait", "--from", "-")
+    options = ("app:manager", "wait", "--from", "-")
     with (
         redis.Redis.from_url(server.url) as client,
-        Running("queue", *options, cwd=app, stdin=subprocess.PIPE, FLUID_BROKER_URL=url) as queue,
+        Running(
+            "queue", *options, cwd=app, stdin=subprocess.PIPE, FLUID_BROKER_URL=f"{url}&enqueue_timeout=1"
+        ) as queue,
     ):
         pipe = queue.process.stdin
         assert pipe is not None

@@ -345,9 +345,9 @@ async def test_a_server_that_goes_and_comes_back(start_server: Start) -> None:
 
 
 async def test_a_server_that_stays_away(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.client.RECONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("fluidfast.produce.producer.SEND_SECONDS", 0.3)
     server = start_server(appendonly="always")
-    async with alone(server, buffer_runs=2000) as manager:
+    async with alone(server, buffer_runs=2000, enqueue_timeout=0.3) as manager:
         tally = Tally(manager)
         for n in range(3000):
             await tally.queue(n)

@@ -531,15 +531,14 @@ async def test_a_server_that_is_killed_and_comes_back(start_server: Start) -> No
         assert [run.id for run in runs] == summary.run_ids
 
 
-async def test_a_server_that_is_killed_and_stays_away(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluidfast.brokers.redis.client.RECONNECT_SECONDS", 0.3)
+async def test_a_server_that_is_killed_and_stays_away(start_server: Start) -> None:
     server = start_server(appendonly="always")
 
     def progress(summary: QueueSummary) -> None:
         if summary.queued == 5000:
             server.kill()
 
-    async with TaskManager(broker_url=server.url) as manager:
+    async with TaskManager(broker_url=server.url, enqueue_timeout=0.3) as manager:
         manager.register_task(note)
         with pytest.raises(BrokerConnectionError) as caught:
             await within(manager.queue_many(note, numbered(50_000), progress=progress))

@@ -45,6 +45,7 @@ from ..contract import (
 )
 from ..url import BrokerURL, option
 from .broker import NO_SHARD, RedisTaskBroker
+from .channel import RedisChannel
 from .keys import DEFAULT_NAME
 
 __all__ = ["ShardedRedisBroker", "redis_broker"]
@@ -654,6 +655,13 @@ class ShardedChannel:
                 self.sent.popleft().confirm(told, answer[0])
 
         self.channels[number](replace(batch, behind=behind), answered)
+
+    def abort(self) -> None:
+        """End the connections to the shards that have not answered: what is in flight there is lost."""
+        for number in {sent.number for sent in self.sent if sent.answer is None}:
+            channel = self.channels[number]
+            if isinstance(channel, RedisChannel):
+                channel.abort()
 
 
 async def give_back(broker: TaskBroker, asking: "asyncio.Future[Claim] | asyncio.Task[Claim | None]") -> None:
