@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from kits.pages import DOCS, FENCE, ROOT
 
-REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
 RAW = REPOSITORY.replace("github.com", "raw.githubusercontent.com") + "/main/"
 FILES = [
     *DOCS.rglob("*.md"),
@@ -62,7 +63,7 @@ def test_a_wrong_link_is_seen() -> None:
 
 def test_links_of_the_readme_work_on_pypi() -> None:
     """PyPI shows the README alone: a link or picture has to be absolute, and a file of ours has to be there."""
-    links = links_of(ROOT / "README.md")
+    links = [*links_of(ROOT / "README.md"), *PROJECT["urls"].values()]
     assert len(links) > 10
     for link in links:
         assert link.startswith("https://"), f"{link} is dead on PyPI"
@@ -71,7 +72,7 @@ def test_links_of_the_readme_work_on_pypi() -> None:
                 assert trouble_with(link.removeprefix(prefix), ROOT / "README.md") == ""
                 break
         else:
-            assert REPOSITORY not in link, f"{link} is no file of the repository"
+            assert link == REPOSITORY or REPOSITORY not in link, f"{link} is no file of the repository"
 
 
 def test_the_readme_is_short() -> None:
