@@ -53,6 +53,7 @@ FENCE = re.compile(
     re.M | re.S,
 )
 STAYS = re.compile(r"&$|fluidfast worker\b(?!.*(?:--burst|--help))|\buvicorn \w|\bserve\b(?!.*--help)")
+ASSIGNED = re.compile(r"^((?:\w+=\S+ +)*)")
 READY = re.compile(r"tasks?, \d+ at a time|Uvicorn running|started")
 INSTALLS = re.compile(r"pip install (?P<what>[^&]+?)(?: && (?P<rest>.*))?$")
 SECONDS = 60.0
@@ -202,7 +203,7 @@ class Runner:
         log = self.folder / f"beside-{len(self.beside)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {line.rstrip('& ')}"],
+                ["bash", "-c", ASSIGNED.sub(r"\1exec ", line.rstrip("& "))],
                 cwd=self.folder,
                 env=self.variables(),
                 stdin=subprocess.DEVNULL,
