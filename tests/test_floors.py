@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({"core"}),
     frozenset({"run", "wire"}),
-    frozenset({"brokers", "execute"}),
+    frozenset({"brokers", "execute", "observe"}),
     frozenset({"produce", "consume"}),
     frozenset({"manage"}),
     # faces: what people touch

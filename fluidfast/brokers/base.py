@@ -296,6 +296,10 @@ class TaskBroker(ABC):
         """Return about how many bytes the queued runs take, or None if the broker does not know."""
         return None
 
+    async def fronts(self) -> list[bytes]:
+        """The payloads that are claimed next, one of each queue that is not empty; none if the broker cannot tell."""
+        return []
+
     @abstractmethod
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
         """Remove queued runs of these priorities, or of all. Return their number by priority."""

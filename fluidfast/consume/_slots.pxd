@@ -1,5 +1,5 @@
 from ..brokers._leases cimport Claimed, Lease
-from ..core._machine cimport Listeners
+from ..core._machine cimport Listeners, Tally
 from ..core._run cimport TaskRun
 from ._ledger cimport Ledger
 
@@ -12,14 +12,22 @@ cdef class Slot:
     cdef public bint spent              # its task has ended because a run left it changed
     cdef public object job              # what runs of it in a thread: Job or None
     cdef public str reason              # why we cancelled what it runs: "timeout", "lost", "shutdown"
-    cdef bint logs
     cdef object context                 # a copy of its task's
+
+cdef class Known:
+    cdef object task
+    cdef object executor                # what to await with a run; None: a plain function
+    cdef double timeout
+    cdef bint limited
 
 cdef class Slots:
     cdef readonly object ready          # deque: what is claimed and waits for a slot, Claimed or Group
     cdef public object context          # what each slot's task starts with a copy of
     cdef public Py_ssize_t concurrency
     cdef readonly Py_ssize_t finished
+    cdef readonly Tally tally
+    cdef public bint follows            # the context variable RUN is set
+    cdef public object log_run          # called with each run that has ended, or None
     cdef readonly Py_ssize_t running
     cdef public Py_ssize_t prefetch
     cdef public Py_ssize_t collected    # runs in collectors, and in groups that wait or run
@@ -31,9 +39,8 @@ cdef class Slots:
     cdef list _slots
     cdef object _idle                   # deque: futures of slots that wait for something to run
     cdef object _room                   # what who waits for room waits for, or None
-    cdef dict _executors                # id of a task's function -> (the function, what is awaited with a run)
-    cdef object _function               # of the last run
-    cdef object _executor
+    cdef dict _known                    # id of a task -> Known
+    cdef Known _last                    # of the last run
     cdef object _broker
     cdef Listeners _listeners
     cdef Ledger _ledger
@@ -54,7 +61,7 @@ cdef class Slots:
     cpdef int limit(self, Slot slot, double deadline) except -1
     cpdef int occupy(self, Slot slot, object held) except -1
     cpdef int vacate(self, Slot slot) except -1
-    cdef object executor_of(self, object function)
-    cdef object start(self, Slot slot, Claimed held, double now)
+    cdef Known known_of(self, object task)
+    cdef object start(self, Slot slot, Claimed held, Known known, double now)
     cdef int advance(self, TaskRun run) except -1
-    cdef int finish(self, Claimed held, int state, bint logs) except -1
+    cdef int finish(self, Claimed held, int state) except -1

@@ -1,12 +1,13 @@
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any, Protocol, final
 
 from ..brokers._leases import Claimed, Lease
 from ..brokers.base import TaskBroker
-from ..core._machine import Listeners
+from ..core._machine import Listeners, Tally
+from ..core._run import TaskRun
 from ..core.hooks import Hooks
 from ..core.states import TaskState
 from ..core.task import Task
@@ -78,6 +79,10 @@ class Slots:
         ended: Ended,
     ) -> None: ...
     def __iter__(self) -> Iterator[Slot]: ...
+    follows: bool
+    log_run: Callable[[TaskRun[Any, Any]], None] | None
+    @property
+    def tally(self) -> Tally: ...
     @property
     def finished(self) -> int: ...
     @property

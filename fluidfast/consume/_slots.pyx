@@ -11,20 +11,19 @@ cimport cython
 from ..core._time cimport now_us
 from ..brokers._leases cimport Claimed, Lease
 from ..core._machine cimport (
-    ABORTED, FAILURE, INTERRUPTED, N_STATES, RATE_LIMITED, RUNNING, SUCCESS, Listeners, state_number
+    ABORTED, FAILURE, INTERRUPTED, N_STATES, RATE_LIMITED, RUNNING, SUCCESS, Listeners, Tally, state_number
 )
 from ..core._run cimport TaskRun
 from ._ledger cimport Ledger
 
 import asyncio
 import contextvars
-import logging
 from collections import deque
 from functools import partial
 from time import monotonic
 
 from ..brokers.contract import MAX_CLAIM
-from ..core.context import SLOT
+from ..core.context import RUN, SLOT
 from ..errors import TaskRunError
 from ..execute.executor import SET_TO_FAILURE, checked, refuse_unrun
 from ..core.task import is_async
@@ -33,11 +32,10 @@ __all__ = ["YIELD_SECONDS", "Slot", "Slots"]
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
+    object PyContextVar_Set(object var, object value)
     int PyObject_RichCompareBool(object one, object other, int operator) noexcept
     int Py_EQ
     void PyErr_Clear()
-
-logger = logging.getLogger("fluidfast.engine")
 
 YIELD_SECONDS = 0.002
 """How long handlers that never wait may keep the event loop from everything else."""
@@ -48,7 +46,7 @@ cdef double QUICK_SECONDS = 0.02        # a batch whose runs have all started wi
 cdef double SLOW_SECONDS = 0.1          # ... and one that took longer by fewer
 cdef double FOREVER = float("inf")
 cdef double TURN = YIELD_SECONDS
-cdef int INFO = logging.INFO
+cdef object current_run = RUN
 cdef enum:
     AROUND_RUNNING = 1 << N_STATES + 1  # see core/hooks.py
     ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
@@ -68,6 +66,18 @@ cdef class Slot:
 
 @cython.final
 @cython.auto_pickle(False)
+cdef class Known:
+    """The fields of a task that each of its runs needs: a field of a named tuple takes some 100 instructions."""
+
+    def __init__(self, task):
+        self.task = task
+        self.executor = task.executor if is_async(task.executor) else None
+        self.timeout = task.timeout_seconds
+        self.limited = task.max_concurrency > 0
+
+
+@cython.final
+@cython.auto_pickle(False)
 cdef class Slots:
     """Up to ``concurrency`` slots, each an asyncio task that awaits one handler after the other.
 
@@ -77,7 +87,8 @@ cdef class Slots:
     lease was claimed more than ``sure_seconds`` ago is looked at before it starts.
 
     Attributes: ``ready``: a deque of what is claimed and waits for a slot; ``running``: how many run; ``finished``: how
-    many have ended; ``prefetch``: how many more than the slots are claimed; ``collected``: runs that are gathered, and
+    many have ended; ``tally``: how they ended; ``log_run``: called with each that has, or None; ``follows``:
+    whether the context variable ``RUN`` is set; ``prefetch``: how many more than the slots are claimed; ``collected``: runs that are gathered, and
     in groups that wait or run; ``collectable``: how many more are claimed on their account; ``draining``: nothing
     starts any more; ``alone``: nothing is claimed while a suspect runs; ``quiet_until``: nor is it until this time, so
     as to be idle for a suspect; ``sweep_at``: when the timeouts look next, they set it; ``context``: each slot's task
@@ -92,10 +103,11 @@ cdef class Slots:
         self._listeners = listeners
         self._broker = broker
         self._sure_seconds = sure_seconds
+        self.tally = Tally()
         self.ready = deque()
         self._idle = deque()
         self._slots = []
-        self._executors = {}
+        self._known = {}
         self.context = contextvars.copy_context()
         self.sweep_at = FOREVER
 
@@ -229,6 +241,7 @@ cdef class Slots:
         """A slot: runs what is ready, one after the other, until a run leaves its task changed."""
         cdef Claimed held
         cdef Lease lease
+        cdef Known known
         cdef bint asks
         cdef double now, yielded
         ready = self.ready
@@ -247,6 +260,8 @@ cdef class Slots:
             if ready and (self._idle or len(self._slots) < self.concurrency):
                 self.wake()
             if type(taken) is not Claimed:
+                if self.follows:
+                    enter(slot, taken.runs())
                 await self._groups.run(slot, taken)
                 taken = None
                 if is_context_changed(slot) or task.cancelling():
@@ -262,12 +277,15 @@ cdef class Slots:
                 self._ledger.drop(held)
                 continue
             self.occupy(slot, held)
+            if self.follows:
+                enter(slot, held.run)
             try:
-                asks = held.run.task.max_concurrency or now - lease.claimed_at > self._sure_seconds
+                known = self.known_of(held.run.task)
+                asks = known.limited or now - lease.claimed_at > self._sure_seconds
                 if not asks or await self._admission.may_start(slot, held):
                     if asks:
                         now = monotonic()
-                    executor = self.start(slot, held, now)
+                    executor = self.start(slot, held, known, now)
                     try:
                         result = await executor(held.run)
                         if result is not None:
@@ -276,7 +294,7 @@ cdef class Slots:
                     except BaseException as exc:
                         self._outcomes.broke(slot, held, exc)
                     else:
-                        self.finish(held, SUCCESS, slot.logs)
+                        self.finish(held, SUCCESS)
             except BaseException as exc:
                 self._outcomes.mishandled(slot, held, exc)
             finally:
@@ -292,18 +310,14 @@ cdef class Slots:
     # -- runs
 
     @cython.nonecheck(True)
-    cdef object start(self, Slot slot, Claimed held, double now):
+    cdef object start(self, Slot slot, Claimed held, Known known, double now):
         """A run is running from here on; gives what is to be awaited with it."""
         cdef TaskRun run = held.run
-        task = run.task
-        self.limit(slot, now + <double>task.timeout_seconds)
+        self.limit(slot, now + known.timeout)
         self.advance(run)
-        slot.logs = task.logger.isEnabledFor(INFO)
-        if slot.logs:
-            task.logger.info("%s - start", run.shown_id)
-        executor = self.executor_of(task.executor)
+        executor = known.executor
         if executor is None:
-            executor = partial(self._functions.call, slot, task)
+            executor = partial(self._functions.call, slot, known.task)
         if self._listeners.mask & AROUND_RUNNING:
             return partial(self._hooks.call_running, partial(checked, executor))
         return executor
@@ -320,26 +334,24 @@ cdef class Slots:
             run._emit()
         return 0
 
-    cdef object executor_of(self, object function):
-        """What to await with a run of this function, None if it is a plain one. Kept by id, since a callable need not
-        have a hash."""
-        if function is self._function:
-            return self._executor
-        known = self._executors.get(id(function))
-        if known is None:
-            executor = function if is_async(function) else None
-            known = self._executors[id(function)] = (function, executor)
-        self._function, self._executor = known
-        return self._executor
+    cdef Known known_of(self, object task):
+        """What a run needs of its task. Kept by id, since a callable in it need not have a hash."""
+        cdef Known known = self._last
+        if known is None or known.task is not task:
+            known = self._known.get(id(task))
+            if known is None:
+                known = self._known[id(task)] = Known(task)
+            self._last = known
+        return known
 
     def end(self, Claimed held not None, state) -> None:
         """A run has come to its end: in ``state``, a ``TaskState``, unless its task's function has set one."""
         if held.run is None:
             raise TypeError("what was claimed has no run")
-        self.finish(held, state_number(state), held.run.task.logger.isEnabledFor(INFO))
+        self.finish(held, state_number(state))
 
     @cython.nonecheck(True)
-    cdef int finish(self, Claimed held, int state, bint logs) except -1:
+    cdef int finish(self, Claimed held, int state) except -1:
         cdef TaskRun run = held.run
         if run._state < SUCCESS:
             run.advance(state, now_us())
@@ -348,10 +360,18 @@ cdef class Slots:
         elif state == SUCCESS and run._state == FAILURE:  # the task's function set it
             self._outcomes.failed(held, TaskRunError(SET_TO_FAILURE))
             return 0
-        if logs:
-            run.task.logger.info("%s - end - %s - milliseconds - %s", run.shown_id, run.state, run.duration_ms)
         self.finished += 1
+        self.tally.ended[run._state] += 1
+        if self.log_run is not None:
+            self.log_run(run)
         return self._ledger.end(held)
+
+
+cdef int enter(Slot slot, object run) except -1:
+    """Have what a slot does from here on belong to this run, to these runs, or to none (None)."""
+    PyContextVar_Set(current_run, run)
+    slot.context = PyContext_CopyCurrent()
+    return 0
 
 
 cdef bint is_context_changed(Slot slot) except -1:

@@ -69,7 +69,7 @@ class Admission:
         elif retry is None:
             self._slots.end(held, TaskState.rate_limited)
         else:
-            run.logger.info("%s - rate limited - again in %.1f s", run.shown_id, retry.delay)
+            run.logger.debug("%s - rate limited - again in %.1f s", run.shown_id, retry.delay)
             outcomes.again(held, retry.delay, retry.run)
         return False
 

@@ -9,11 +9,13 @@ from ..brokers._leases import Claimed
 from ..brokers.base import TaskBroker
 from ..brokers.contract import Claim
 from ..core._machine import Listeners
+from ..core.context import follows_runs
 from ..core.states import TaskState
 from ..core.task import Task
 from ..errors import BrokerConnectionError, BrokerError, PayloadError, TaskParamsError, UnknownTaskError
 from ..texts import describe
 from ._slots import Slots
+from .failures import Failures
 from .groups import Groups
 from .held import Group
 from .host import Host
@@ -49,7 +51,9 @@ class Claiming:
         upkeep: Upkeep,
         manager: Host,
         listeners: Listeners,
+        failures: Failures,
     ) -> None:
+        self._failures = failures
         self._slots = slots
         self._settler = settler
         self._broker = broker
@@ -189,6 +193,7 @@ class Claiming:
         lease = settler.leases[claim.batch]
         self._known.update(claim.enabled)
         slots.alone = claim.alone
+        slots.follows = follows_runs()
         codec = self._broker.codec
         manager, listeners = self._manager, self._listeners
         if claim.at:
@@ -204,8 +209,8 @@ class Claiming:
             except TaskParamsError as exc:
                 lease.unstarted -= 1
                 item.run = exc.task_run
-                exc.task_run.logger.error("%s - %s", exc.task_run.shown_id, exc)
                 slots.end(item, TaskState.failure)
+                self._failures.log(exc.task_run, exc, again_in=None, ours=True)
                 settler.bury(item, str(exc))
             except (UnknownTaskError, PayloadError) as exc:
                 lease.unstarted -= 1
@@ -246,7 +251,7 @@ class Claiming:
                     ready.append(held)
             else:
                 lease.unstarted -= 1
-                held.run.logger.info("%s - aborted - the task is disabled", held.run.shown_id)
+                held.run.logger.debug("%s - aborted - the task is disabled", held.run.shown_id)
                 slots.end(held, TaskState.aborted)
         slots.wake()
 

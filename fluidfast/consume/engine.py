@@ -22,6 +22,7 @@ from ..errors import BrokerError, HungThreadsError
 from ._slots import Slot, Slots
 from .admission import Admission
 from .claiming import Claiming
+from .failures import Failures
 from .groups import Groups
 from .held import claimed_when
 from .host import Host
@@ -29,6 +30,7 @@ from .life import Life
 from .outcomes import Outcomes
 from .plain import PlainFunctions
 from .settler import Settler
+from .summary import Summary
 from .timeouts import Timeouts
 from .upkeep import Upkeep
 
@@ -48,7 +50,7 @@ class Engine(Worker):
     """Consumes for one manager.
 
     Attributes: ``grace_seconds``: how long what runs may go on when the engine is to stop; the parts: ``slots``,
-    ``settler``, ``claiming``, ``timeouts``, ``upkeep``, ``functions``.
+    ``settler``, ``claiming``, ``timeouts``, ``upkeep``, ``functions``, ``summary``.
     """
 
     def __init__(self, manager: Host, *, concurrency: int, stopping_grace_period: float) -> None:
@@ -71,9 +73,11 @@ class Engine(Worker):
         self.upkeep = upkeep = Upkeep(broker, life.who)
         self.functions = functions = PlainFunctions(slots, settler, life, give_up=self._give_up)
         self.timeouts = timeouts = Timeouts(slots, settler, broker, life, kept=functions.kept)
-        outcomes = Outcomes(slots, settler, broker, life, upkeep, manager, listeners)
+        failures = Failures()
+        self.summary = Summary(slots, broker, upkeep, failures)
+        outcomes = Outcomes(slots, settler, broker, life, upkeep, manager, listeners, failures)
         groups = Groups(slots, settler, life, outcomes, functions, manager.hooks)
-        self.claiming = Claiming(slots, settler, broker, life, groups, upkeep, manager, listeners)
+        self.claiming = Claiming(slots, settler, broker, life, groups, upkeep, manager, listeners, failures)
         slots.connect(
             admission=Admission(slots, settler, broker, life, timeouts, outcomes, upkeep),
             outcomes=outcomes,
@@ -152,12 +156,13 @@ class Engine(Worker):
         broker.consumes = True
         life.begin(self.manager.manager_id)
         await broker.connect()  # a server that is not there is said at once; one that goes away is waited for
-        slots.context = copy_context()
+        slots.context = self.settler.context = copy_context()
         keeper = self.timeouts.keeper()
         keeper.start()
         self._start_loop("reap_loop", self.upkeep.reap_loop)
         self._start_loop("promote_loop", partial(self.upkeep.promote_loop, self.claiming.release_stale))
         self._start_loop("claim_loop", self.claiming.loop)
+        self._start_loop("summary_loop", self.summary.loop)
         consumer_began()
         try:
             await self._wait_stop()

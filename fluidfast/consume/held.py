@@ -1,8 +1,10 @@
 """The runs of batches, as a consumer holds them: those that are gathered, and those that are executed as one."""
 
 import asyncio
+from typing import Any
 
 from ..brokers._leases import Claimed, Lease
+from ..core._run import TaskRun
 from ._slots import Slot
 
 __all__ = ["Collector", "Group", "claimed_when"]
@@ -18,6 +20,10 @@ class Group:
         self.lease = Lease(
             "", 0
         )  # a placeholder: the runs belong to several leases; losing one does not stop the others
+
+    def runs(self) -> list[TaskRun[Any, Any]]:
+        """Return its runs, in their order."""
+        return [held.run for held in self.claimed]
 
 
 class Collector:

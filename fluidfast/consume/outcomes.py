@@ -16,6 +16,7 @@ from ..errors import NoThreadError, TaskAbortedError, TaskError, TaskRunError
 from ..execute.executor import SET_TO_FAILURE, retry_after_failure
 from ..texts import describe, error_text, printable
 from ._slots import Slot, Slots
+from .failures import Failures
 from .host import Host
 from .life import Life
 from .settler import Settler
@@ -46,8 +47,10 @@ class Outcomes:
         upkeep: Upkeep,
         manager: Host,
         listeners: Listeners,
+        failures: Failures,
     ) -> None:
         self._slots = slots
+        self._failures = failures
         self._settler = settler
         self._broker = broker
         self._life = life
@@ -71,7 +74,7 @@ class Outcomes:
         if isinstance(exc, GeneratorExit) and not is_current(slot.task):
             raise exc  # the event loop is gone: the lease runs out
         if isinstance(exc, TaskAbortedError):
-            held.run.logger.info("%s - aborted - %s", held.run.shown_id, error_text(exc))
+            held.run.logger.debug("%s - aborted - %s", held.run.shown_id, error_text(exc))
             self._slots.end(held, TaskState.aborted)
         elif isinstance(exc, NoThreadError):
             held.run.logger.error("%s - not started, it goes back to its queue: %s", held.run.shown_id, exc)
@@ -102,15 +105,9 @@ class Outcomes:
         run = held.run
         policy = run.task.retry
         retry = None if policy is None else retry_after_failure(self.as_claimed(held), exc, self._upkeep.now())
-        identity = run.shown_id
-        if timed_out:
-            run.logger.error("%s - timeout - %s", identity, exc)
-        elif isinstance(exc, TaskRunError):
-            run.logger.error("%s - failure - %s", identity, error_text(exc))
-        else:
-            run.logger.error("%s - failure", identity, exc_info=exc)
         if retry is None:
             self._slots.end(held, TaskState.failure)
+            self._failures.log(run, exc, again_in=None, ours=timed_out)
             frames = innermost_frames(exc, 3)
             where = f" (at {' < '.join(frames)})" if frames else ""
             if policy is None:
@@ -120,7 +117,8 @@ class Outcomes:
                 self._settler.bury(held, f"{name} after {run.retry_attempt} retries: {text}{where}")
             return
         run.set_state(TaskState.failure)
-        run.logger.warning("%s - retry %d in %.1f s", identity, retry.run.retry_attempt, retry.delay)
+        self._slots.tally.retried += 1
+        self._failures.log(run, exc, again_in=retry.delay, ours=timed_out)
         self.again(held, retry.delay, retry.run)
 
     def again(self, held: Claimed, delay: float, run: TaskRun[Any, Any]) -> None:

@@ -6,6 +6,7 @@ It settles a batch when all its runs have finished, or the finished ones after S
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from time import monotonic
 from typing import Any
 
@@ -31,7 +32,8 @@ class Settler(Ledger):
 
     ``lost`` is called with a lease that could not be settled, ``finished`` when all of a lease has been.
 
-    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task.
+    Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task;
+    ``context``: in which it talks to the broker.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Settler(Ledger):
         self._who = who
         self._lost = lost
         self._finished = finished
+        self.context = copy_context()
         self._sends: set[asyncio.Task[None]] = set()
         self._over = False  # nothing more is said to the broker, which is being closed
 
@@ -172,7 +175,7 @@ class Settler(Ledger):
         if self._over:
             coroutine.close()
             return
-        task = asyncio.get_running_loop().create_task(coroutine)
+        task = asyncio.get_running_loop().create_task(coroutine, context=self.context.copy())  # not that of a run
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 

@@ -19,6 +19,11 @@ cdef int state_number(object state) except -1
 cdef class Listeners:
     cdef public int mask            # bit n: somebody listens to state n
 
+cdef class Tally:
+    cdef Py_ssize_t ended[N_STATES]
+    cdef public Py_ssize_t retried
+    cdef public Py_ssize_t limited
+
 cdef class RunState:
     cdef int _state                 # a State
     cdef int64_t queued_us          # microseconds since the epoch, 0: not yet

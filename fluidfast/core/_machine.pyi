@@ -2,13 +2,20 @@ from datetime import datetime, timedelta
 
 from .states import TaskState
 
-__all__ = ["Listeners", "RunState"]
+__all__ = ["Listeners", "RunState", "Tally"]
 
 class Listeners:
     mask: int
     def __init__(self, mask: int = 0) -> None: ...
 
+class Tally:
+    retried: int
+    limited: int
+    def count(self, state: TaskState) -> int: ...
+
 class RunState:
+    @property
+    def times_us(self) -> tuple[int, int, int]: ...
     @property
     def state(self) -> TaskState: ...
     @property

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from ..errors import TaskRunError
 from .states import STATES
 
-__all__ = ["Listeners", "RunState"]
+__all__ = ["Listeners", "RunState", "Tally"]
 
 cdef int TABLE[N_STATES][N_STATES]      # -1: not allowed
 cdef tuple _states = STATES
@@ -61,6 +61,18 @@ cdef class Listeners:
         self.mask = mask
 
 
+cdef class Tally:
+    """Counts of one consumer: how many runs ended in each state, how many attempts were retried.
+
+    ``retried``: failed attempts that are queued once more; ``limited``: those that found no slot under
+    ``max_concurrency``.
+    """
+
+    def count(self, state) -> int:
+        """Return how many runs ended in this ``TaskState``."""
+        return self.ended[state_number(state)]
+
+
 cdef class RunState:
     """State and times of a run. ``TaskRun`` is this plus what is run."""
 
@@ -90,6 +102,11 @@ cdef class RunState:
         cdef int entered = self.advance(state_number(state), now_us)
         cdef int number
         return tuple([_states[number] for number in range(N_STATES) if entered >> number & 1])
+
+    @property
+    def times_us(self) -> tuple:
+        """When the run was queued, started and ended, in microseconds since the epoch; 0: not yet."""
+        return self.queued_us, self.start_us, self.end_us
 
     @property
     def state(self):

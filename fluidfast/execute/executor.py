@@ -3,11 +3,13 @@
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
 from ..core._run import TaskRun
+from ..core.context import RUN
 from ..core.events import is_current
 from ..core.process import is_in_cpu_process
 from ..core.states import TaskState
@@ -96,6 +98,15 @@ async def execute(run: TaskRun[Any, Any], *, in_process: bool = False) -> None:
         TimeoutError: it took longer than its ``timeout_seconds``.
         Exception: whatever the task raised.
     """
+    token = RUN.set(run)
+    try:
+        await execute_in_context(run, in_process)
+    finally:
+        with suppress(ValueError):  # it is closed, by another context, as its event loop is gone
+            RUN.reset(token)
+
+
+async def execute_in_context(run: TaskRun[Any, Any], in_process: bool) -> None:
     run.set_state(TaskState.running)
     caller = asyncio.current_task()
     cancelled = 0 if caller is None else caller.cancelling()

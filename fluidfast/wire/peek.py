@@ -4,6 +4,7 @@ The positions of the fields of a MessagePack payload stand in ``_codec``; only t
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from ..core.params import read_json, without_constants
 from ..core.states import PRIORITIES
 
-__all__ = ["afresh", "is_packed", "read_fields"]
+__all__ = ["afresh", "due_at", "is_packed", "read_fields"]
 
 
 def is_packed(payload: bytes) -> bool:
@@ -30,12 +31,33 @@ def read_fields(payload: bytes) -> dict[str, Any]:
                 "task": task,
                 "priority": str(PRIORITIES[priority]),
                 "params": params,
+                "queued": values[5] if len(values) > 5 else None,
+                "execute_after": values[8] if len(values) > 8 else None,
                 "retry_attempt": values[10] if len(values) > 10 else 0,
             }
         fields = read_json(payload)
         return fields if isinstance(fields, dict) else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError, IndexError):
         return {}
+
+
+def due_at(payload: bytes) -> float | None:
+    """Return when a run was to start at the earliest, in seconds since the epoch: when it was queued, or later if it
+    was delayed. None if the payload does not say."""
+    fields = read_fields(payload)
+    times = [found for name in ("queued", "execute_after") if (found := seconds_of(fields.get(name))) is not None]
+    return max(times, default=None)
+
+
+def seconds_of(moment: Any) -> float | None:
+    """Return a time of a payload, a number or ISO 8601 text (naive: UTC), in seconds since the epoch."""
+    if isinstance(moment, str):
+        try:
+            found = datetime.fromisoformat(moment)
+        except ValueError:
+            return None
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return float(moment) if isinstance(moment, int | float) and not isinstance(moment, bool) else None
 
 
 def afresh(payload: bytes) -> bytes:

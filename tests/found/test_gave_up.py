@@ -209,9 +209,8 @@ async def test_only_our_timeout_is_logged_as_one(broker_url: str, caplog: pytest
             await until(lambda: consumer.engine.finished == 2)
     by_task = {record.name.rpartition(".")[2]: record for record in caplog.records}
     assert by_task["fails"].exc_info is not None
-    assert " - timeout - " not in by_task["fails"].getMessage()
     assert by_task["slow"].exc_info is None
-    assert " - timeout - it took longer than 0.05 s" in by_task["slow"].getMessage()
+    assert by_task["slow"].getMessage().endswith("error=TimeoutError: it took longer than 0.05 s")
 
 
 async def test_a_line_of_a_failure_cannot_be_forged(broker_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,8 +218,8 @@ async def test_a_line_of_a_failure_cannot_be_forged(broker_url: str, caplog: pyt
         with caplog.at_level(logging.ERROR):
             await consumer.queue("fails", run_id="a\nERROR all is lost\x1b[2J")
             await until(lambda: consumer.engine.finished == 1)
-    messages = [record.getMessage() for record in caplog.records if "failure" in record.getMessage()]
-    assert messages == ["a\\nERROR all is lost\\x1b[2J - failure"]
+    [message] = [record.getMessage() for record in caplog.records if "run failed" in record.getMessage()]
+    assert message.startswith("run failed: task=fails run=a\\nERROR all is lost\\x1b[2J attempt=1/1 after=")
 
 
 # -- the lists are bounded

@@ -54,6 +54,9 @@ class PriorityQueueModel:
     def next_due(self) -> int | None:
         return min((due_us for due_us, _, _ in self.later), default=None)
 
+    def first(self, priority: int) -> object:
+        return self.ready[priority][0] if self.ready[priority] else None
+
     def lengths(self) -> tuple[int, int, int]:
         return len(self.ready[0]), len(self.ready[1]), len(self.ready[2])
 

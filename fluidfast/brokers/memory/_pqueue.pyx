@@ -456,6 +456,11 @@ cdef class PriorityQueue:
         """When the first delayed entry is due, in microseconds. None if there is none."""
         return self.heap[0].due_us if self.heap_count else None
 
+    def first(self, priority) -> object:
+        """The entry of one priority that is popped next. None if there is none."""
+        cdef Ring *ring = &self.rings[as_priority(priority)]
+        return <object>ring_slot(ring, 0)[0] if ring.count else None
+
     # --- counts
 
     cdef Py_ssize_t _length(self, int priority) except -1:

@@ -483,6 +483,10 @@ class MemoryTaskBroker(TaskBroker):
     async def queue_length(self) -> dict[str, int]:
         return {str(priority): n for priority, n in zip(PRIORITIES, self.store.queue.lengths(), strict=True)}
 
+    async def fronts(self) -> list[bytes]:
+        found = (self.store.queue.first(priority) for priority in range(len(PRIORITIES)))
+        return [payload for payload in found if payload is not None]
+
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
         targets = tuple(TaskPriority(priority) for priority in priorities) or PRIORITIES
         removed = self.store.queue.clear(sum(1 << PRIORITIES.index(priority) for priority in targets))

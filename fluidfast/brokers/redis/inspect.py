@@ -62,11 +62,14 @@ class RedisInspection(TaskBroker):
         # of a list the server looks at a few nodes, however long it is
         return sum(found or 0 for found in await self._each("memory_usage", PRIORITIES))
 
-    async def _each(self, command: str, priorities: Sequence[TaskPriority]) -> list[Any]:
+    async def fronts(self) -> list[bytes]:
+        return [payload for payload in await self._each("lindex", PRIORITIES, -1) if payload is not None]
+
+    async def _each(self, command: str, priorities: Sequence[TaskPriority], *arguments: Any) -> list[Any]:
         async def action() -> Any:
             pipe = self.redis_cli.pipeline(transaction=False)
             for priority in priorities:
-                getattr(pipe, command)(self.keys.queue(priority))
+                getattr(pipe, command)(self.keys.queue(priority), *arguments)
             return await pipe.execute()
 
         return await self.client.redis(action)  # type: ignore[no-any-return]

@@ -502,6 +502,9 @@ class ShardedRedisBroker(TaskBroker):
     async def queue_bytes(self) -> int:
         return sum(await self._each(lambda shard: shard.queue_bytes()))
 
+    async def fronts(self) -> list[bytes]:
+        return [payload for found in await self._each(lambda shard: shard.fronts()) for payload in found]
+
     async def clear_queue(self, *priorities: TaskPriority) -> dict[str, int]:
         return added(await self._each(lambda shard: shard.clear_queue(*priorities)))
 

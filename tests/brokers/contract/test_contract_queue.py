@@ -42,6 +42,18 @@ async def test_high_before_medium_before_low(broker: TaskBroker) -> None:
     assert await take(broker) == [b"h3", b"m2", b"l1", b"l2"]
 
 
+async def test_what_comes_next(broker: TaskBroker) -> None:
+    assert await broker.fronts() == []
+    await put(broker, b"l1", b"l2", priority=LOW)
+    await put(broker, b"h1", priority=HIGH)
+    assert sorted(await broker.fronts())[0] == b"h1"
+    assert set(await broker.fronts()) <= {b"h1", b"l1", b"l2"}
+    assert await take(broker, 1) == [b"h1"]
+    assert b"h1" not in await broker.fronts()
+    await take_all(broker)
+    assert await broker.fronts() == []
+
+
 async def test_bytes_come_out_as_they_went_in(broker: TaskBroker) -> None:
     payloads = [bytes(range(256)), b"\r\n$5\r\n", b"\x00", "¶ 多".encode(), b"x" * 100_000]
     await put(broker, *payloads)

@@ -1,0 +1,96 @@
+"""The log lines of failed attempts: a line each, and one traceback for each error and place in a while."""
+
+import os
+import traceback
+from typing import Any
+
+from ..core._run import TaskRun
+from ..core._time import now_micros
+from ..errors import TaskRunError
+from ..texts import error_text, printable
+
+__all__ = ["Failures"]
+
+SHOWN = 300
+"""Characters of an exception's text in a line."""
+MAX_PLACES = 1_000
+"""Errors and places that are told apart; the tracebacks of further ones are left out."""
+
+
+class Failures:
+    """Logs the failed attempts of one consumer, on the logger of their task.
+
+        run failed: task=pay run=10c7... attempt=1/4 after=10s error=ReadTimeout at=gateway.py:41 again_in=5s: no answer
+
+    A failure that is retried is a warning, a final one an error. The values are fields of the record too. Params are
+    never logged.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], int] = {}  # error and place -> failures since the last traceback
+
+    def log(self, run: TaskRun[Any, Any], exc: BaseException, *, again_in: float | None, ours: bool) -> None:
+        """Log a failed attempt. ``again_in``: seconds until the next; None: it was the last. ``ours``: the exception
+        was not raised by the task, so its traceback would tell nothing."""
+        error = printable(type(exc).__name__)
+        place = "" if ours else place_of(exc, run)
+        policy = run.task.retry
+        attempts = "" if policy is None else "/∞" if policy.max_attempts is None else f"/{policy.max_attempts + 1}"
+        attempt = run.retry_attempt + 1
+        _, start, end = run.times_us
+        seconds = max(0, (end or now_micros()) - start) / 1e6 if start else 0.0
+        name, run_id, text = printable(run.task.name), run.shown_id, error_text(exc, SHOWN)
+        line = f"run failed: task={name} run={run_id} attempt={attempt}{attempts} after={short(seconds)} error={error}"
+        fields: dict[str, Any] = {
+            "task": name, "run_id": run_id, "attempt": attempt, "seconds": seconds, "error": error
+        }  # fmt: skip
+        if place:
+            line += f" at={place}"
+            fields["at"] = place
+        if again_in is not None:
+            line += f" again_in={short(again_in)}"
+            fields["again_in"] = again_in
+        shows = not (ours or isinstance(exc, TaskRunError)) and self._is_first(error, place)
+        log = run.logger.error if again_in is None else run.logger.warning
+        log(
+            "%s: %s" if text else "%s",
+            *((line, text) if text else (line,)),
+            extra=fields,
+            exc_info=exc if shows else None,
+        )
+
+    def _is_first(self, error: str, place: str) -> bool:
+        key = (error, place)
+        count = self._seen.get(key)
+        if count is not None:
+            self._seen[key] = count + 1
+            return False
+        if len(self._seen) >= MAX_PLACES:
+            return False
+        self._seen[key] = 0
+        return True
+
+    def left_out(self) -> list[str]:
+        """Begin a new while. Return a line for each error and place of which tracebacks were left out in the last."""
+        seen, self._seen = self._seen, {}
+        return [
+            f"runs failed: error={error} at={place}: and {count:,} more"
+            for (error, place), count in seen.items()
+            if count
+        ]
+
+
+def short(seconds: float) -> str:
+    """Return a time to the millisecond: ``0.058s``, ``5s``, ``90.5s``."""
+    return f"{round(seconds, 3):.12g}s"
+
+
+def place_of(exc: BaseException, run: TaskRun[Any, Any]) -> str:
+    """Return the innermost line of the task's own package that an exception passed; of any code if there is none."""
+    package = run.task.module.partition(".")[0]
+    frames = [(frame, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
+    own = [one for one in frames if str(one[0].f_globals.get("__name__", "")).partition(".")[0] == package]
+    if not (own or frames):
+        return ""
+    frame, line = (own or frames)[-1]
+    return printable(f"{os.path.basename(frame.f_code.co_filename)}:{line}")

@@ -1,0 +1,168 @@
+"""Writes the lines of a log in a thread, so that a slow reader of it costs lines and never the event loop."""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from time import sleep
+
+__all__ = ["LineHandler", "LineWriter"]
+
+WRITE_SECONDS = 0.1
+"""How long a line may wait for others before it is written."""
+CHUNK_LINES = 1_000
+"""Lines that are put together at most."""
+MAX_LINES = 100_000
+"""Lines that may wait for a reader; more are counted and dropped."""
+MAX_BYTES = 64 << 20
+"""The same in characters."""
+FLUSH_SECONDS = 2.0
+"""How long the end of the process waits for a slow reader."""
+PIPE_BYTES = 4096
+"""What the kernel writes to a pipe as one: whole lines of several workers do not mix."""
+
+
+class LineWriter:
+    """Writes lines to a file descriptor, for as long as the process lives.
+
+    ``put`` may be called from any thread, also in a signal handler.
+
+    ``most_lines``, ``most_bytes``: what may wait to be written. What is more is dropped, and the number of lost lines
+    is written when the reader goes on. ``lost`` makes that line of the number.
+
+    Attributes: ``dropped``: how many lines have been dropped so far.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        lost: Callable[[int], str] = "{} lines of the log were dropped, its reader is too slow".format,
+        most_lines: int = MAX_LINES,
+        most_bytes: int = MAX_BYTES,
+    ) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._lost = lost
+        self._most_lines = most_lines
+        self._most_bytes = most_bytes
+        self._told = 0  # how many of the dropped are told
+        self._bytes = 0  # about: threads may count at the same time
+        self._lines: deque[str | threading.Event] = deque()
+        self._bell: SimpleQueue[bool] = SimpleQueue()  # True: do not wait for more lines
+        self._rung = False
+        self._direct = False  # without a thread
+        self._thread = threading.Thread(target=self._serve, name="fluidfast-log", daemon=True)
+        self._thread.start()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def put(self, line: str, *, now: bool = True) -> None:
+        """Write a line, at once or together with those that come within 0.1 s."""
+        if self._direct:
+            self._write(f"{line}\n".encode(errors="backslashreplace"))
+            return
+        if len(self._lines) >= self._most_lines or self._bytes > self._most_bytes:
+            self.dropped += 1
+            return
+        self._bytes += len(line)
+        self._lines.append(line)
+        if now or not self._rung:
+            self._ring(now)
+
+    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Wait until the lines so far are written. Return False if they are not within so many seconds."""
+        if self._direct or not (self._lines or self._rung):
+            return True
+        if threading.current_thread() is self._thread:
+            return False
+        written = threading.Event()
+        self._lines.append(written)
+        self._ring(True)
+        return written.wait(seconds)
+
+    def _ring(self, now: bool) -> None:
+        self._rung = True
+        self._bell.put(now)
+
+    def _serve(self) -> None:
+        bell = self._bell
+        while True:
+            now = bell.get()
+            if not now:
+                try:
+                    bell.get(timeout=WRITE_SECONDS)
+                except Empty:
+                    pass
+            self._rung = False  # first: a line that comes from here on rings again
+            self._drain()
+
+    def _drain(self) -> None:
+        lines = self._lines
+        while lines:
+            taken: list[str] = []
+            waiters: list[threading.Event] = []
+            while lines and len(taken) < CHUNK_LINES and not waiters:
+                line = lines.popleft()
+                if isinstance(line, str):
+                    taken.append(line)
+                else:
+                    waiters.append(line)
+            for piece in pieces(taken):
+                self._write(piece)
+            self._bytes -= sum(map(len, taken))
+            if (dropped := self.dropped) > self._told:
+                self._write(f"{self._lost(dropped - self._told)}\n".encode())
+                self._told = dropped
+            for waiter in waiters:
+                waiter.set()
+        self._bytes = 0
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:  # somebody has made it non-blocking
+                sleep(0.01)
+            except OSError:  # the reader is gone, or the disk full: no run should fail for that
+                return
+
+    def _forked(self) -> None:
+        """Write at once, in the child of a fork: it has no thread, and the lines that wait are the parent's."""
+        self._lines = deque()
+        self._direct = True
+
+
+class LineHandler(logging.Handler):
+    """A handler of ``logging`` that gives its lines to a ``LineWriter``."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.writer.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait for what is not written yet, for 2 s at most. ``logging`` does this when the process ends."""
+        self.writer.flush()
+
+
+def pieces(lines: list[str]) -> list[bytes]:
+    """Return lines as bytes, as many together as a pipe takes at once; a longer line by itself."""
+    found: list[bytes] = []
+    piece = b""
+    for line in lines:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        if piece and len(piece) + len(data) > PIPE_BYTES:
+            found.append(piece)
+            piece = b""
+        piece += data
+    if piece:
+        found.append(piece)
+    return found
