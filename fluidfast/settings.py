@@ -28,7 +28,11 @@ from typing import Any
 from .checks import MAX_CONCURRENT, read_number
 from .errors import ConfigError
 
-__all__ = ["Settings", "get_settings", "read_settings"]
+__all__ = ["Settings", "Unset", "get_settings", "read_settings"]
+
+
+class Unset(int):
+    """The default of a number that nobody has set, so that a command may have another default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Settings:
     """
 
     broker_url: str = field(default="memory://", repr=False)
-    max_concurrent_tasks: int = 5
+    max_concurrent_tasks: int = Unset(5)  # it is immutable
     sleep_millis: int = 1000
     scheduler_heartbeat_millis: int = 100
     stopping_grace_period: float = 10

@@ -127,8 +127,6 @@ class PlainSlots:
         run._enter(2)
         if self.listeners.mask & 1 << 2:
             run._emit()
-        if run.task.logger.isEnabledFor(20):
-            run.task.logger.info("%s - start", run.id)
         return run.task.executor
 
     def end(self, held: Claimed) -> None:
@@ -137,8 +135,6 @@ class PlainSlots:
             run._enter(3)
             if self.listeners.mask & 1 << 3:
                 run._emit()
-        if run.task.logger.isEnabledFor(20):
-            run.task.logger.info("%s - end", run.id)
         self.finished += 1
         lease = held.lease
         settlement = lease.settlement

@@ -76,7 +76,7 @@ def run_in_child(given: list[str]) -> None:
     at = given.index("exec")
     try:
         with worker.make_context("worker", given[1:at]) as ctx:
-            execute.main(given[at + 1 :], "exec", obj=target_of(ctx))
+            execute.main(given[at + 1 :], "exec", obj=target_of(ctx), parent=ctx)
     except CommandError as exc:
         exc.show()
         sys.exit(exc.exit_code)

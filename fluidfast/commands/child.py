@@ -4,7 +4,6 @@ See ``fluidfast.execute.cpubound``, which starts it, and ``fluidfast.cli``, whic
 have a command line of their own.
 """
 
-import logging
 import sys
 import traceback
 from typing import Any
@@ -15,9 +14,9 @@ from ..core.params import adapter_for, read_params
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..execute.executor import execute as execute_run
-from ..settings import get_settings
 from ..texts import error_text
 from .group import CommandError
+from .logs import Log
 from .loops import run_loop
 from .target import Target, as_manager
 
@@ -36,8 +35,9 @@ def execute(ctx: click.Context, task: str, log: bool, run_id: str, params: str) 
     die_with_parent()
     body = sys.stdin.buffer.read()
     found = target.find()
-    if log and not logging.getLogger().handlers:
-        logging.basicConfig(level=get_settings().log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    if log:
+        given = {} if ctx.parent is None else ctx.parent.params  # the worker's
+        ctx.call_on_close(Log(given.get("log_level"), given.get("log_format")).flush)
     try:
         ctx.exit(run_loop(execute_one(found, target.text, task, run_id, body)))
     except (click.exceptions.Exit, click.ClickException):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, sleep
 
+from ..observe.filters import WORKER
 from .loops import StopSignals, on_signals
 from .target import CommandError, first_of
 
@@ -88,7 +89,7 @@ class Supervisor:
         pause = 0.1
         while not self.stopping.is_set():
             started = monotonic()
-            code, pid = await self.live()
+            code, pid = await self.live(number)
             if self.stopping.is_set():
                 self.codes.append(0 if code in ENDED_EARLY else code)
                 return
@@ -106,15 +107,15 @@ class Supervisor:
                 async with asyncio.timeout(pause):
                     await self.stopping.wait()
 
-    async def live(self) -> tuple[int, int]:
-        """Run one process until it ends. Gives its exit code and its id."""
+    async def live(self, number: int) -> tuple[int, int]:
+        """Run one process, which knows its number, until it ends. Gives its exit code and its id."""
         read_end, write_end = os.pipe()
         try:
             try:
                 child = await asyncio.create_subprocess_exec(
                     *self.command,
                     pass_fds=(read_end,),
-                    env={**os.environ, PIPE: str(read_end)},
+                    env={**os.environ, PIPE: str(read_end), WORKER: str(number)},
                     start_new_session=True,  # a terminal's Ctrl-C is for us, and we pass it on once
                 )
             finally:

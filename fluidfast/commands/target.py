@@ -23,6 +23,7 @@ from ..checks import MAX_COUNT, shown
 from ..core._time import new_id
 from ..manage.consumer import TaskConsumer
 from ..manage.manager import TaskManager
+from ..settings import Unset
 from ..texts import describe, printable
 from .display import print_pairs
 from .group import CommandError, did_you_mean
@@ -43,6 +44,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 logger = logging.getLogger("fluidfast.worker")
 
+CONCURRENCY = 32
+"""Slots of a worker if nobody sets their number. In code the default is 5."""
 SHOWN = 8
 """Names that a hint shows, at most."""
 OURS = str(Path(__file__).parents[1]) + os.sep
@@ -251,6 +254,8 @@ def manager_within(found: Any) -> Any:
 def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
     """The consumer itself; for a plain manager one with its tasks, config, deps, handlers, plugins and contexts.
 
+    ``concurrency``: its number of slots; None: what its config or the environment sets, else CONCURRENCY.
+
     Handlers that register themselves with the manager later, when a context is entered, come to the consumer too.
     """
     if isinstance(manager, TaskConsumer):
@@ -258,6 +263,8 @@ def as_consumer(manager: TaskManager, concurrency: int | None) -> TaskConsumer:
     else:
         consumer = TaskConsumer.of(manager)
         say_what_is_left_out(manager)
+    if concurrency is None and isinstance(consumer.config.max_concurrent_tasks, Unset):
+        concurrency = CONCURRENCY
     if concurrency is not None:
         consumer.config.max_concurrent_tasks = consumer.engine.concurrency = concurrency
     return consumer

@@ -16,8 +16,8 @@ from ..brokers.memory.broker import MemoryTaskBroker
 from ..core.process import keep_writing
 from ..errors import TaskError
 from ..manage.consumer import TaskConsumer
-from ..settings import get_settings
 from .display import one_line
+from .logs import FORMATS, LEVELS, Log
 from .loops import STOP_SIGNALS, loop_name, on_signals, run_loop
 from .supervisor import NOT_STARTED, Orders, orders_of_a_supervisor, supervise
 from .target import HELP, CommandError, as_consumer, as_manager, at_least_one, takes_target, target_of
@@ -26,7 +26,6 @@ __all__ = ["worker"]
 
 logger = logging.getLogger("fluidfast.worker")
 
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LEFT_SECONDS = 0.1
 """How long the worker waits at its end for what has not ended: functions in threads, handlers that refuse to be
 cancelled."""
@@ -56,7 +55,7 @@ example:
     "--concurrency",
     type=at_least_one,
     metavar="N",
-    help="Runs at the same time.  [default: the manager's max_concurrent_tasks]",
+    help="Runs at the same time.  [default: max_concurrent_tasks of the manager or of the environment, else 32]",
 )
 @click.option(
     "--processes",
@@ -68,22 +67,32 @@ example:
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
-    help="[default: LOG_LEVEL, else INFO, which logs two lines per run]",
+    help="Failures are errors; INFO adds a summary every 10 s.  [default: LOG_LEVEL, else INFO]",
 )
+@click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]")
+@click.option("--log-runs", is_flag=True, help="Log a line for each run, too.")
 @click.pass_context
-def worker(ctx: click.Context, concurrency: int | None, processes: int, log_level: str | None) -> None:
+def worker(
+    ctx: click.Context,
+    concurrency: int | None,
+    processes: int,
+    log_level: str | None,
+    log_format: str | None,
+    log_runs: bool,
+) -> None:
     keep_writing()
     orders = orders_of_a_supervisor()
     target = target_of(ctx)
     found = target.find()
-    start_logging(log_level)
+    log = Log(log_level, log_format)
+    ctx.call_on_close(log.flush)
     if processes > 1 and orders is None:
         if isinstance(as_manager(found, target.text).broker, MemoryTaskBroker):
             raise CommandError("processes cannot share memory://: --processes needs a manager with a Redis broker_url")
         ctx.exit(run_loop(supervise(processes)))
     started: list[bool] = []
     try:
-        ctx.exit(run_loop(work(found, target.text, concurrency, started, orders)))
+        ctx.exit(run_loop(work(found, target.text, concurrency, started, orders, log.of_runs() if log_runs else None)))
     except (CommandError, TaskError) as exc:
         if started or orders is None:
             raise
@@ -91,20 +100,17 @@ def worker(ctx: click.Context, concurrency: int | None, processes: int, log_leve
         ctx.exit(NOT_STARTED)
 
 
-def start_logging(level: str | None) -> None:
-    """Log to stderr, unless the module that was imported has set up logging itself."""
-    root = logging.getLogger()
-    if not root.handlers:
-        logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-        level = level or get_settings().log_level
-        if level not in logging.getLevelNamesMapping():
-            raise CommandError(f"LOG_LEVEL={level!r} must be one of {', '.join(LEVELS)}")
-    if level is not None:
-        root.setLevel(level)
-
-
-async def work(found: Any, text: str, concurrency: int | None, started: list[bool], orders: Orders | None) -> int:
+async def work(
+    found: Any,
+    text: str,
+    concurrency: int | None,
+    started: list[bool],
+    orders: Orders | None,
+    log_run: Callable[[Any], None] | None,
+) -> int:
     consumer = as_consumer(as_manager(found, text), concurrency)
+    consumer.engine.slots.log_run = log_run
+    consumer.engine.summary.option = "--concurrency "
     broker = consumer.broker
     if isinstance(broker, MemoryTaskBroker):
         logger.warning("%s exists in this process only: this worker gets no runs of other processes", broker.url)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checks import CENTURY, ENQUEUE_TIMEOUT, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
 from ..errors import ConfigError
-from ..settings import get_settings
+from ..settings import Unset, get_settings
 from ..texts import hide_password
 from .process import is_in_cpu_process
 
@@ -99,7 +99,7 @@ class TaskManagerConfig:
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)
         for name, ranges in NUMBERS.items():
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None and not isinstance(value, Unset):
                 setattr(self, name, check_number(name, value, ConfigError, **ranges))
         for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
             if getattr(self, name) not in allowed:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from time import sleep
+from time import monotonic, sleep
 
 __all__ = ["LineHandler", "LineWriter"]
 
@@ -18,8 +18,10 @@ MAX_LINES = 100_000
 """Lines that may wait for a reader; more are counted and dropped."""
 MAX_BYTES = 64 << 20
 """The same in characters."""
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 10.0
 """How long the end of the process waits for a slow reader."""
+STUCK_SECONDS = 1.0
+"""... and for one that reads nothing."""
 PIPE_BYTES = 4096
 """What the kernel writes to a pipe as one: whole lines of several workers do not mix."""
 
@@ -53,6 +55,7 @@ class LineWriter:
         self._lines: deque[str | threading.Event] = deque()
         self._bell: SimpleQueue[bool] = SimpleQueue()  # True: do not wait for more lines
         self._rung = False
+        self._progress = False  # something was written since the last look
         self._direct = False  # without a thread
         self._thread = threading.Thread(target=self._serve, name="fluidfast-log", daemon=True)
         self._thread.start()
@@ -71,8 +74,9 @@ class LineWriter:
         if now or not self._rung:
             self._ring(now)
 
-    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until the lines so far are written. Return False if they are not within so many seconds."""
+    def flush(self, seconds: float = FLUSH_SECONDS, stuck_seconds: float = STUCK_SECONDS) -> bool:
+        """Wait until the lines so far are written. Return False if they are not within so many seconds, or if nothing
+        is written for ``stuck_seconds``."""
         if self._direct or not (self._lines or self._rung):
             return True
         if threading.current_thread() is self._thread:
@@ -80,7 +84,12 @@ class LineWriter:
         written = threading.Event()
         self._lines.append(written)
         self._ring(True)
-        return written.wait(seconds)
+        end = monotonic() + seconds
+        while not written.wait(max(0.0, min(stuck_seconds, end - monotonic()))):
+            before, self._progress = self._progress, False
+            if not before or monotonic() > end:
+                return False
+        return True
 
     def _ring(self, now: bool) -> None:
         self._rung = True
@@ -124,6 +133,7 @@ class LineWriter:
         while view:
             try:
                 view = view[os.write(self._descriptor, view) :]
+                self._progress = True
             except BlockingIOError:  # somebody has made it non-blocking
                 sleep(0.01)
             except OSError:  # the reader is gone, or the disk full: no run should fail for that
@@ -149,7 +159,7 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait for what is not written yet, for 2 s at most. ``logging`` does this when the process ends."""
+        """Wait for what is not written yet, up to 10 s. ``logging`` does this when the process ends."""
         self.writer.flush()
 
 

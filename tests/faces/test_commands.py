@@ -383,9 +383,9 @@ async def test_room_that_is_made_while_the_broker_is_told_that_there_is_none() -
 def test_a_worker_executes_cpu_bound_tasks(app: Path, redis_url: str) -> None:
     text = b'{"number": 1, "text": "a secret"}\n{"number": 2, "text": "abort"}\n'
     run("queue", "app:manager", "compute", "--from", "-", input=text, cwd=app, FLUID_BROKER_URL=redis_url)
-    with Running("worker", "app:manager", cwd=app, FLUID_BROKER_URL=redis_url) as worker:
-        worker.wait_for("aborted - as it was asked to")
-        worker.wait_for("end - success")
+    with Running("worker", "app:manager", "--log-runs", cwd=app, FLUID_BROKER_URL=redis_url) as worker:
+        worker.wait_for("fluidfast.runs: aborted task=compute")
+        worker.wait_for("fluidfast.runs: success task=compute")
         worker.signal(signal.SIGTERM)
         assert worker.end() == 0
     first, second = sorted(runs(app), key=lambda line: line[-1])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +81,30 @@ def test_bytes_are_bounded(pipe: tuple[int, int]) -> None:
     for _ in range(100):
         writer.put("x" * 100_000, now=False)
     assert 80 <= writer.dropped < 100
+    reader = threading.Thread(target=lambda: list(iter(lambda: os.read(pipe[0], 1 << 16), b"")))
+    reader.start()
+    assert writer.flush(10)
+    os.close(pipe[1])
+    reader.join(10)
+
+
+def test_a_slow_reader_is_waited_for(pipe: tuple[int, int]) -> None:
+    writer = LineWriter(pipe[1])
+    for n in range(5_000):
+        writer.put(f"{n:099}")
+    found: list[bytes] = []
+
+    def read_slowly() -> None:
+        while data := os.read(pipe[0], 4_000):
+            found.append(data)
+            time.sleep(0.015)  # 1.9 s in all
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    assert writer.flush(20, stuck_seconds=1)
+    os.close(pipe[1])
+    reader.join(10)
+    assert len(b"".join(found)) == 500_000
 
 
 def test_a_reader_that_is_gone(pipe: tuple[int, int]) -> None:
@@ -166,7 +191,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 def test_the_end_does_not_wait_for_a_stuck_pipe() -> None:
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, 1031, 4096)  # F_SETPIPE_SZ
-    text = "from fluidfast.observe import writer; writer.LineHandler.flush = lambda self: self.writer.flush(0.1)\n"
+    text = "from fluidfast.observe import writer; writer.LineHandler.flush = lambda self: self.writer.flush(0.1, 0.1)\n"
     text += "for n in range(1000): logging.info('x' * 100)"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM + text], stderr=write_end)
     try:
