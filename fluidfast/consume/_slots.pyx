@@ -88,11 +88,11 @@ cdef class Slots:
 
     Attributes: ``ready``: a deque of what is claimed and waits for a slot; ``running``: how many run; ``finished``: how
     many have ended; ``tally``: how they ended; ``log_run``: called with each that has, or None; ``follows``:
-    whether the context variable ``RUN`` is set; ``prefetch``: how many more than the slots are claimed; ``collected``: runs that are gathered, and
-    in groups that wait or run; ``collectable``: how many more are claimed on their account; ``draining``: nothing
-    starts any more; ``alone``: nothing is claimed while a suspect runs; ``quiet_until``: nor is it until this time, so
-    as to be idle for a suspect; ``sweep_at``: when the timeouts look next, they set it; ``context``: each slot's task
-    starts with a copy of it. Times are monotonic seconds.
+    whether the context variable ``RUN`` is set; ``prefetch``: how many more than the slots are claimed; ``collected``:
+    runs that are gathered, and in groups that wait or run; ``collectable``: how many more are claimed on their account;
+    ``draining``: nothing starts any more; ``alone``: nothing is claimed while a suspect runs; ``quiet_until``: nor is
+    it until this time, so as to be idle for a suspect; ``sweep_at``: when the timeouts look next, they set it;
+    ``context``: each slot's task starts with a copy of it. Times are monotonic seconds.
     """
 
     def __init__(

@@ -40,24 +40,29 @@ class Failures:
         _, start, end = run.times_us
         seconds = max(0, (end or now_micros()) - start) / 1e6 if start else 0.0
         name, run_id, text = printable(run.task.name), run.shown_id, error_text(exc, SHOWN)
-        line = f"run failed: task={name} run={run_id} attempt={attempt}{attempts} after={short(seconds)} error={error}"
         fields: dict[str, Any] = {
-            "task": name, "run_id": run_id, "attempt": attempt, "seconds": seconds, "error": error
-        }  # fmt: skip
+            "task": name,
+            "run_id": run_id,
+            "attempt": attempt,
+            "seconds": seconds,
+            "error": error,
+        }
+        # Task, error and place stand in the message itself: Sentry and others group records by it.
+        message = f"run failed: task={literal(name)} run=%s attempt=%s after=%s error={literal(error)}"
+        values = [run_id, f"{attempt}{attempts}", short(seconds)]
         if place:
-            line += f" at={place}"
+            message += f" at={literal(place)}"
             fields["at"] = place
         if again_in is not None:
-            line += f" again_in={short(again_in)}"
+            message += " again_in=%s"
+            values.append(short(again_in))
             fields["again_in"] = again_in
+        if text:
+            message += ": %s"
+            values.append(text)
         shows = not (ours or isinstance(exc, TaskRunError)) and self._is_first(error, place)
         log = run.logger.error if again_in is None else run.logger.warning
-        log(
-            "%s: %s" if text else "%s",
-            *((line, text) if text else (line,)),
-            extra=fields,
-            exc_info=exc if shows else None,
-        )
+        log(message, *values, extra=fields, exc_info=exc if shows else None)
 
     def _is_first(self, error: str, place: str) -> bool:
         key = (error, place)
@@ -78,6 +83,11 @@ class Failures:
             for (error, place), count in seen.items()
             if count
         ]
+
+
+def literal(text: str) -> str:
+    """Return text as a part of a message that is formatted with ``%``."""
+    return text.replace("%", "%%")
 
 
 def short(seconds: float) -> str:

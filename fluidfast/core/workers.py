@@ -60,6 +60,7 @@ class _Life:
         "error_delivered",
         "force_timer",
         "forced",
+        "level",
         "loop",
         "stop_requested",
         "task",
@@ -74,6 +75,7 @@ class _Life:
         self.stop_requested = asyncio.Event()
         self.watchers: list[Callable[[], None]] = []
         self.force_timer: asyncio.TimerHandle | None = None
+        self.level = logging.INFO  # of the log lines of its start and its end
         self.forced = False
         self.abandoned = False
         self.error: BaseException | None = None
@@ -126,7 +128,7 @@ class _Life:
 
     async def live(self) -> None:
         """The task. It keeps an error for those who wait, instead of raising it to nobody."""
-        logger.info("%s started running", self.worker.worker_name)
+        logger.log(self.level, "%s started running", self.worker.worker_name)
         try:
             await self.phases()
         except asyncio.CancelledError as error:
@@ -168,7 +170,7 @@ class _Life:
         if self.force_timer is not None:
             self.force_timer.cancel()
         if error is None or isinstance(error, asyncio.CancelledError) or worker._has_logged(error):
-            level = logging.WARNING if code else logging.INFO
+            level = logging.WARNING if code else self.level
             logger.log(level, "%s stopped running: %s", worker.worker_name, reason)
         else:
             logger.error("%s stopped running: %s", worker.worker_name, reason, exc_info=error)
@@ -556,6 +558,7 @@ class Workers(Worker):
         for worker in workers:
             if worker not in self._workers:
                 self._workers.append(worker)
+                worker._worker_life.level = logging.DEBUG  # that of the group says it
                 if self._look not in worker._worker_life.watchers:
                     worker._worker_life.watchers.append(self._look)
         self._workers_changed.set()

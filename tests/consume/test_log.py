@@ -88,6 +88,26 @@ def test_places_are_bounded() -> None:
     assert failures._is_first("E", "b.py:1")
 
 
+async def test_records_of_one_error_have_one_message(
+    start: Start, keeps: list[str], logged: pytest.LogCaptureFixture
+) -> None:
+    """Sentry groups by it. Names with a % are no format."""
+
+    @task(name="100 %s")
+    async def odd(ctx: TaskRun[Any, Notes]) -> None:
+        raise ValueError("%d")
+
+    keeps += ["ff:failed", "kept"]
+    consumer = await start(odd)
+    for _ in range(2):
+        await consumer.queue("100 %s")
+    await until(lambda: consumer.engine.finished == 2)
+    one, other = failures_in(logged)
+    assert one.msg == other.msg
+    assert one.getMessage().startswith("run failed: task=100 %s run=")
+    assert one.getMessage().endswith(": %d")
+
+
 async def test_params_that_do_not_fit(start: Start, keeps: list[str], logged: pytest.LogCaptureFixture) -> None:
     from kits.broker_kit import put
 
