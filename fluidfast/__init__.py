@@ -12,10 +12,12 @@ try:
     from .core.schedule import Scheduler, crontab, every
     from .core.states import TaskPriority, TaskState
     from .core.task import K8sConfig, K8sResourceRequirements, QueuedTask, Task, TaskInfo, task
+    from .manage.bound import BoundTask
     from .manage.consumer import TaskConsumer
     from .manage.manager import TaskManager
     from .manage.plugin import TaskManagerPlugin
     from .manage.scheduler import TaskScheduler
+    from .produce.handle import RunHandle, RunOptions
 except ImportError as exc:
     package, _, module = (exc.name or "").rpartition(".")
     if not (package.startswith("fluidfast") and module.startswith("_")):
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
     from .http import task_manager_fastapi
 
 __all__ = [
+    "BoundTask",
     "K8sConfig",
     "K8sResourceRequirements",
     "QueuedTask",
     "RetryPolicy",
+    "RunHandle",
+    "RunOptions",
     "Scheduler",
     "Task",
     "TaskBroker",

@@ -15,7 +15,7 @@ from ..checks import ENQUEUE_TIMEOUT, LEASE_SECONDS, PAYLOAD_BYTES, check_number
 from ..core._run import TaskRun
 from ..core._time import new_id, now_micros
 from ..core.states import TaskPriority
-from ..core.task import Task, TaskInfo, checked, place_of, same_function
+from ..core.task import AnyTask, Task, TaskInfo, checked, place_of, same_function, task_within
 from ..errors import BrokerURLError, ConfigError, TaskError, TaskNameTaken, UnknownTaskError
 from ..texts import quoted
 from ..wire._codec import Codec
@@ -51,9 +51,10 @@ class TaskRegistry(dict[str, Task[Any]]):
         TaskUsageError: something else than a task is set.
     """
 
-    def add(self, task: Task[Any], *, replace: bool = False) -> None:
+    def add(self, task: AnyTask, *, replace: bool = False) -> None:
         """Set a task under its name. ``replace``: also in place of a different function."""
-        name = checked(task).name
+        task = checked(task)
+        name = task.name
         if replace:
             self.pop(name, None)
         self[name] = task
@@ -410,7 +411,7 @@ class TaskBroker(ABC):
         """Return a new run id: 32 hex digits."""
         return new_id()
 
-    def register_task(self, task: Task[Any], *, replace: bool = False) -> None:
+    def register_task(self, task: AnyTask, *, replace: bool = False) -> None:
         """Add a task to the registry, in place of one of the same name and function.
 
         ``replace``: also in place of a different function.
@@ -421,7 +422,7 @@ class TaskBroker(ABC):
         """
         self.registry.add(task, replace=replace)
 
-    def task_from_registry(self, task: str | Task[Any]) -> Task[Any]:
+    def task_from_registry(self, task: str | AnyTask) -> Task[Any]:
         """Return the task of a name. A task object is registered and returned.
 
         Raises:
@@ -429,14 +430,15 @@ class TaskBroker(ABC):
             TaskNameTaken, TaskUsageError: as ``register_task``.
         """
         if not isinstance(task, str):
-            self.register_task(task)
-            return task
+            given = task_within(task, self.registry)
+            self.register_task(given)
+            return given
         found = self.registry.get(task)
         if found is None:
             raise UnknownTaskError(f"unknown task {quoted(task)}: it is not registered with this manager")
         return found
 
-    async def enable_task(self, task: str | Task[Any], enable: bool = True) -> TaskInfo:
+    async def enable_task(self, task: str | AnyTask, enable: bool = True) -> TaskInfo:
         """Let a task run or not; a run of a disabled task ends as ``aborted``. Raises UnknownTaskError."""
         return await self.update_task(self.task_from_registry(task), {"enabled": enable})
 

@@ -7,7 +7,7 @@ from typing_extensions import TypeVar
 
 from ._machine import RunState
 from .states import TaskPriority, TaskState
-from .task import Task
+from .task import AnyTask, Task
 
 __all__ = ["TaskRun"]
 
@@ -135,7 +135,7 @@ class TaskRun(RunState, Generic[P, D]):
             async with ctx.lock(timeout=60): ...
         """
     def queue(
-        self, task: str | Task[Any], priority: TaskPriority | str | None = None, **params: Any
+        self, task: str | AnyTask, priority: TaskPriority | str | None = None, **params: Any
     ) -> Awaitable[TaskRun[Any, Any]]:
         """Queue another task from within this run, as the manager's ``queue``. Await the result.
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from ..checks import CENTURY, ENQUEUE_TIMEOUT, LEASE_SECONDS, MAX_CONCURRENT, PAYLOAD_BYTES, check_number
 from ..errors import ConfigError
@@ -10,7 +10,7 @@ from ..settings import Unset, get_settings
 from ..texts import hide_password
 from .process import is_in_cpu_process
 
-__all__ = ["TaskManagerConfig"]
+__all__ = ["ManagerOptions", "TaskManagerConfig"]
 
 RUNS: dict[str, Any] = {"least": 1, "most": 10**9, "whole": True}
 BYTES: dict[str, Any] = {"least": 1, "most": 1 << 50, "whole": True}
@@ -81,17 +81,17 @@ class TaskManagerConfig:
     broker_url: str = ""
     lease_seconds: float | None = None
     max_payload_bytes: int | None = None
-    durability: str | None = None
+    durability: Literal["none", "replica", "fsync"] | None = None
     max_dead: int | None = None
     max_dead_bytes: int | None = None
     max_failed: int | None = None
     max_failed_bytes: int | None = None
-    delivery: str = "confirmed"
+    delivery: Literal["confirmed", "buffered"] = "confirmed"
     buffer_runs: int = 50_000
     buffer_bytes: int = 64 << 20
     max_queue_length: int | None = None
     max_queue_bytes: int | None = None
-    on_full: str = "block"
+    on_full: Literal["block", "raise"] = "block"
     full_timeout: float | None = None
     connect_seconds: float = 30.0
     enqueue_timeout: float | None = None
@@ -131,3 +131,31 @@ class TaskManagerConfig:
                 hint = f", did you mean {close[0]!r}?" if close else f"; it must be one of {', '.join(known)}"
                 raise ConfigError(f"unknown option {name!r}{hint}")
         return cls(**options)
+
+
+class ManagerOptions(TypedDict, total=False):
+    """Keywords of managers: the fields of ``TaskManagerConfig``, which explains them, and ``sleep``."""
+
+    schedule_tasks: bool
+    consume_tasks: bool
+    catch_up_seconds: float
+    max_concurrent_tasks: int
+    sleep_millis: float
+    sleep: float
+    broker_url: str
+    lease_seconds: float | None
+    max_payload_bytes: int | None
+    durability: Literal["none", "replica", "fsync"] | None
+    max_dead: int | None
+    max_dead_bytes: int | None
+    max_failed: int | None
+    max_failed_bytes: int | None
+    delivery: Literal["confirmed", "buffered"]
+    buffer_runs: int
+    buffer_bytes: int
+    max_queue_length: int | None
+    max_queue_bytes: int | None
+    on_full: Literal["block", "raise"]
+    full_timeout: float | None
+    connect_seconds: float
+    enqueue_timeout: float | None

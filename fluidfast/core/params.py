@@ -11,7 +11,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -27,6 +28,8 @@ __all__ = [
     "adapter_for",
     "cause_of",
     "items",
+    "known_params",
+    "made_of_call",
     "params_error",
     "read_json",
     "read_params",
@@ -40,6 +43,10 @@ MASKED = b"**********"
 MODEL_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "model_fields")
 CONSTANT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN', re.DOTALL)
 """A text of JSON, or what Python's ``json`` writes for a float that JSON has no number for."""
+OF_CALL = "__fluidfast_of_call__"
+"""Set on a model that was made of a function's arguments."""
+UNKNOWN = ("unknown field", "Extra inputs")
+"""How msgspec and pydantic say that a model has no such field."""
 MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 
@@ -117,6 +124,23 @@ def unmask(shown: Any, value: Any) -> Any:
     if isinstance(shown, list) and isinstance(value, Collection) and len(shown) == len(value):
         return [unmask(*pair) for pair in zip(shown, value, strict=True)]
     return shown
+
+
+def made_of_call(model: Any) -> Any:
+    """Mark a model as made of a function's arguments. It refuses unknown params of callers, and workers ignore them."""
+    setattr(model, OF_CALL, True)
+    return model
+
+
+def known_params(adapter: ParamsAdapter, value: Any) -> dict[str, Any] | None:
+    """Return params from a queue without those that the function does not take. None if there are none of these.
+
+    A release may add an argument to a function, or drop one, while older and newer workers run: as with other models,
+    a worker ignores what it does not know.
+    """
+    if not getattr(adapter.model, OF_CALL, False) or not isinstance(value, dict) or value.keys() <= adapter.fields:
+        return None
+    return {name: value[name] for name in value.keys() & adapter.fields}
 
 
 def adapter_for(model: Any) -> ParamsAdapter:
@@ -580,9 +604,12 @@ def has_secret(annotation: Any, seen: dict[int, Any]) -> bool:
     return any(has_secret(hint, seen) for hint in hints.values())
 
 
-def params_error(task_name: str, exc: BaseException, params: Any = None) -> ParamsError:
-    """Says which field of a task's params is wrong, without repeating any value of theirs."""
+def params_error(task_name: str, exc: BaseException, params: Any = None, *, known: Iterable[str] = ()) -> ParamsError:
+    """Says which field of a task's params is wrong, without repeating any value of theirs. ``known``: its fields."""
     field, why = reason_of(exc, params)
+    if any(text in why for text in UNKNOWN):
+        close = get_close_matches(field, list(known), 1)
+        why += f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}" if known else ""
     where = f", field {quoted(field)}" if field else ""
     return ParamsError(f"invalid params for task {task_name!r}{where}: {why}", task_name=task_name, field=field)
 

@@ -5,10 +5,24 @@ import functools
 import inspect
 import logging
 import sys
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, Unpack, get_args, get_origin, overload
+from difflib import get_close_matches
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    get_args,
+    get_origin,
+    overload,
+)
 
 import msgspec
 
@@ -21,7 +35,9 @@ from .schedule import Scheduler, crontab
 from .states import TaskPriority, TaskState
 
 __all__ = [
+    "AnyTask",
     "EmptyParams",
+    "HasTask",
     "K8sConfig",
     "K8sResourceRequirements",
     "QueuedTask",
@@ -35,7 +51,18 @@ __all__ = [
 
 TaskExecutor = Callable[..., Any]
 RandomizeType = Callable[[], float | int]
-P = TypeVar("P")
+if TYPE_CHECKING:  # defaults of type variables are of Python 3.13
+    from typing_extensions import TypeVar
+
+    from ._run import TaskRun
+
+    P = TypeVar("P", default=Any)
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
+
+    P = TypeVar("P")
+    R = TypeVar("R")
 
 MAX_BATCH_RUNS = 1_000_000
 """Runs that one call of a batch task may take."""
@@ -103,8 +130,11 @@ class QueuedTask(msgspec.Struct, kw_only=True):
     priority: TaskPriority | None = None
 
 
-class Task(NamedTuple, Generic[P]):
-    """A function and the way to run it. ``@task`` makes it; an immutable tuple (``_replace`` makes a changed copy)."""
+class Task(NamedTuple, Generic[P, R]):
+    """A function and the way to run it. ``@task`` makes it; an immutable tuple (``_replace`` makes a changed copy).
+
+    ``P`` is the type of its params, ``R`` that of its result: ``Task[Mail]`` or ``Task[Mail, Receipt]``.
+    """
 
     name: str
     """Unique in a registry."""
@@ -188,6 +218,21 @@ class Task(NamedTuple, Generic[P]):
         return TaskInfo(**values)
 
 
+if not TYPE_CHECKING:
+    Task.__class_getitem__ = classmethod(types.GenericAlias)  # so that ``Task[P]`` needs no R before Python 3.13
+
+
+class HasTask:
+    """The base of ``BoundTask``: every method that takes a task takes the ``task`` of one."""
+
+    __name__: str
+    task: Task[Any, Any]
+
+
+AnyTask: TypeAlias = Task[Any, Any] | HasTask
+"""A task, or what ``@manager.task`` makes of a function."""
+
+
 class TaskOptions(TypedDict, total=False):
     """Keywords of ``@task``. The fields of ``Task`` describe each one."""
 
@@ -210,22 +255,47 @@ class TaskOptions(TypedDict, total=False):
     batch_wait: float | None
 
 
+class Spread:
+    """Calls a function with its own arguments: those that the params of a run hold under their names.
+
+    ``positional``, ``keyword``: the names, by the way that they are passed. ``takes_run``: the run comes first.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], positional: Sequence[str], keyword: Sequence[str], *, takes_run: bool
+    ) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self.function = function
+        self.positional = positional
+        self.keyword = keyword
+        self.takes_run = takes_run
+
+    def __call__(self, run: Any) -> Any:
+        params = run.params
+        args = [getattr(params, name) for name in self.positional]
+        if self.takes_run:
+            args.insert(0, run)
+        if not self.keyword:
+            return self.function(*args)
+        return self.function(*args, **{name: getattr(params, name) for name in self.keyword})
+
+
 async def launch(ctx: Any) -> None:
     """Execute a run of a CPU-bound task with its manager's ``launcher``, by default in its own process."""
     await ctx.task_manager.launcher(ctx)
 
 
 @overload
-def task(executor: Callable[..., Any], /) -> Task[Any]: ...
+def task(executor: Callable[["TaskRun[P, Any]"], Coroutine[Any, Any, R] | R], /) -> Task[P, R]: ...
 
 
 @overload
-def task(**options: Unpack[TaskOptions]) -> Callable[[Callable[..., Any]], Task[Any]]: ...
+def task(**options: Unpack[TaskOptions]) -> Callable[[Callable[..., Any]], Task[Any, Any]]: ...
 
 
 def task(
     executor: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]
-) -> Task[Any] | Callable[[Callable[..., Any]], Task[Any]]:
+) -> Task[Any, Any] | Callable[[Callable[..., Any]], Task[Any, Any]]:
     """Turn a function into a ``Task``: ``@task``, or ``@task(name=..., retry=...)`` with keywords of ``TaskOptions``.
 
     The function takes one argument, the run. Its annotation declares the params model, unless ``params_model`` does.
@@ -239,10 +309,7 @@ def task(
             is a generator or does not take one argument; the annotation cannot be resolved; or the params model cannot
             be written to a queue.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - TaskOptions.__annotations__.keys():
-        known = ", ".join(TaskOptions.__annotations__)
-        raise TaskDecoratorError(f"@task has no option {', '.join(sorted(unknown))}; it has: {known}")
+    given = given_options("@task", options)
     scope = sys._getframe(1).f_locals
     if executor is not None:
         if given:
@@ -253,15 +320,24 @@ def task(
     return lambda function: make_task(function, given, scope)
 
 
+def given_options(decorator: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ``@task`` that are not None.
+
+    Raises:
+        TaskDecoratorError: there is no option of such a name.
+    """
+    for name in options:
+        if name not in TaskOptions.__annotations__:
+            close = get_close_matches(name, TaskOptions.__annotations__, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(TaskOptions.__annotations__)}"
+            raise TaskDecoratorError(f"{decorator} has no option {name!r}; {hint}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict[str, Any]) -> Task[Any]:
-    if isinstance(function, type | Task) or not callable(function):
-        given = f"the task {function.name!r}" if isinstance(function, Task) else shown(function)
-        raise TaskDecoratorError(f"@task needs a function, not {given}")
-    options = dict(options)
+    name = name_for(function, options)
+    options = {option: value for option, value in options.items() if option != "name"}
     module = getattr(function, "__module__", None) or ""
-    name = options.pop("name", None) or getattr(function, "__name__", type(function).__name__)
-    if not isinstance(name, str) or not is_utf8(name):
-        raise TaskDecoratorError(f"a task's name must be text that can be written as UTF-8, not {shown(name)}")
     check_options(name, options)
     check_function(function, name, batch=options.get("batch", 0) > 0)
     description = options.pop("description", None) or inspect.cleandoc(function.__doc__ or "")
@@ -292,6 +368,23 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
         tags=frozenset(options.pop("tags", ())),
         **options,
     )
+
+
+def name_for(function: Callable[..., Any], options: Mapping[str, Any]) -> str:
+    """Return the name of a function's task.
+
+    Raises:
+        TaskDecoratorError: this is not a function, or the name cannot be a task's.
+    """
+    if isinstance(function, Task | HasTask):
+        made = function if isinstance(function, Task) else function.task
+        raise TaskDecoratorError(f"@task needs a function, not the task {made.name!r}")
+    if isinstance(function, type) or not callable(function):
+        raise TaskDecoratorError(f"@task needs a function, not {shown(function)}")
+    name = options.get("name") or getattr(function, "__name__", type(function).__name__)
+    if not isinstance(name, str) or not is_utf8(name):
+        raise TaskDecoratorError(f"a task's name must be text that can be written as UTF-8, not {shown(name)}")
+    return name
 
 
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -365,6 +458,7 @@ def check_function(function: Callable[..., Any], name: str, *, batch: bool) -> N
             f"task {name!r}: a task takes one argument, {'its runs' if batch else 'the run'}, and its function takes "
             f"{', '.join(names) or 'none'}; write def {getattr(function, '__name__', 'run')}({argument})"
             + (f" and read {fields}" if fields and not batch else "")
+            + ("" if batch else "; or write @manager.task, which makes the params of the function's own arguments")
         ) from None
 
 
@@ -382,14 +476,16 @@ def is_generator(function: Callable[..., Any]) -> bool:
     return False
 
 
-def checked(task: Any) -> Task[Any]:
-    """Return ``task`` if it is a Task.
+def checked(task: Any) -> Task[Any, Any]:
+    """Return ``task`` if it is a Task, or the task of a ``BoundTask``.
 
     Raises:
         TaskUsageError: it is something else, such as a function without ``@task``.
     """
     if isinstance(task, Task):
         return task
+    if isinstance(task, HasTask):
+        return task.task
     if callable(task):
         name = getattr(task, "__name__", "")
         hint = f"write @task above def {name}(...)" if name.isidentifier() else "make a task of it: task(function)"
@@ -397,11 +493,30 @@ def checked(task: Any) -> Task[Any]:
     raise TaskUsageError(f"{shown(task)} is not a task: a task is what @task makes of a function, or its name")
 
 
+def task_within(task: Any, registry: Mapping[str, Task[Any, Any]]) -> Task[Any, Any]:
+    """Return ``task`` if it is a Task. Of a ``BoundTask``, return the task that its manager registered.
+
+    Raises:
+        TaskUsageError: it is bound to another manager than that of ``registry``; or it is something else.
+    """
+    found = checked(task)
+    if not isinstance(task, HasTask):
+        return found
+    present: Task[Any, Any] | None = registry.get(found.name)
+    if present is None or not same_function(*(each.run_executor(in_process=True) for each in (present, found))):
+        raise TaskUsageError(
+            f"task {found.name!r} belongs to another manager: write await {task.__name__}.queue(...) to queue it "
+            f"there, or register it here too: register_task({task.__name__})"
+        )
+    return present
+
+
 def same_function(one: Any, other: Any) -> bool:
     """Return whether two callables are one function: the same object, or the same place in a module loaded again.
 
     Closures and callable objects also have to hold equal values.
     """
+    one, other = (each.function if isinstance(each, Spread) else each for each in (one, other))
     if one is other:
         return True
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
@@ -496,4 +611,6 @@ def model_of(annotation: Any) -> Any:
 
 def is_async(executor: TaskExecutor) -> bool:
     """Return whether a call returns an awaitable (else the function runs in a thread)."""
+    if isinstance(executor, Spread):
+        executor = executor.function
     return inspect.iscoroutinefunction(executor) or inspect.iscoroutinefunction(getattr(executor, "__call__", None))  # noqa: B004

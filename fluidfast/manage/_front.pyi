@@ -5,8 +5,9 @@ from ..brokers.base import TaskBroker
 from ..core._machine import Listeners
 from ..core._run import TaskRun
 from ..core.states import TaskPriority
-from ..core.task import Task
+from ..core.task import AnyTask
 from ..produce.backpressure import Backpressure
+from ..produce.handle import RunHandle
 from ..produce.producer import Producer
 
 class QueueFront:
@@ -22,7 +23,7 @@ class QueueFront:
 
     def queue(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None = None,
         *,
         run_id: str = "",
@@ -48,3 +49,6 @@ class QueueFront:
             BrokerConnectionError: the server is unavailable. If the connection was lost on the way and did not come
                 back, the run may or may not be queued.
         """
+
+    def queue_given(self, task: str | AnyTask, given: Any) -> Coroutine[Any, Any, RunHandle[Any]]:
+        """Queue a run as ``queue``, with the params as one dict, or as an object of the task's model."""

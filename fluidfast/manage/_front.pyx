@@ -7,6 +7,7 @@ from ..core._machine cimport INIT, N_STATES, QUEUED
 from ..core._run cimport TaskRun
 
 from ..errors import BufferedRunsLost
+from ..produce.handle import RunHandle
 from ..produce.producer import done, refused
 
 __all__ = ["QueueFront"]
@@ -72,6 +73,39 @@ cdef class QueueFront:
             return refused(exc)
         return self._when_there_is_room(run) if self._producer.crowded else done(run)
 
+    @cython.nonecheck(True)
+    def queue_given(self, task, given):
+        """Queue a run as ``queue``, with the params as one dict or an object of the task's model, which no keyword can
+        collide with. What this returns gives a ``RunHandle``."""
+        cdef Codec codec
+        cdef TaskRun run
+        cdef bytes payload
+        if not self.hands_over():
+            return self._queue_given(task, given)
+        codec = self.broker.codec
+        try:
+            if type(given) is dict:
+                run = codec.create(task, None, "", given, self, self._listeners)
+            else:
+                run = codec.create_with(task, None, "", given, self, self._listeners)
+            payload = codec.submit(run)
+        except Exception as exc:
+            return refused(exc)
+        handle = RunHandle(run.id)
+        if not self._never_takes and self.broker.push(run.prio, payload):
+            return done(handle)
+        try:
+            loop = self._producer._running_loop()
+        except RuntimeError:
+            return self._answer(handle, self._send(run, payload))
+        if not self._buffers:
+            return self._producer.submit(loop, run.prio, payload, handle)
+        try:
+            self._producer.accept(loop, run.prio, payload)
+        except BufferedRunsLost as exc:
+            return refused(exc)
+        return self._answer(handle, self._when_there_is_room(run)) if self._producer.crowded else done(handle)
+
     # -- the manager's
 
     def create_task_run(self, task, run_id="", priority=None, *, from_task_run=None, params=None, **kwargs):
@@ -80,6 +114,14 @@ cdef class QueueFront:
 
     def _queue(self, task, priority, run_id, from_task_run, params, kwargs):
         """Return a coroutine that queues a run by the intake."""
+        raise NotImplementedError
+
+    def _queue_given(self, task, given):
+        """Return a coroutine that queues a run by the intake, and gives its handle."""
+        raise NotImplementedError
+
+    def _answer(self, handle, sending):
+        """Return a coroutine that awaits a sending and gives the handle."""
         raise NotImplementedError
 
     def _send(self, run, payload):

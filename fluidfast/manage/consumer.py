@@ -8,17 +8,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ..brokers.base import TaskBroker
 from ..checks import check_number
 from ..consume.engine import Engine
 from ..core._run import TaskRun
 from ..core._time import keep_for_good
-from ..core.config import TaskManagerConfig
+from ..core.config import ManagerOptions, TaskManagerConfig
 from ..core.events import AsyncTaskDispatcher, Event, task_event
 from ..core.process import is_in_cpu_process
-from ..core.task import Task
+from ..core.task import AnyTask, checked
 from ..core.workers import AsyncConsumer, QueueConsumerWorker, Worker, WorkerFunction, Workers, WorkerState
 from ..errors import (
     BrokerAuthError,
@@ -65,7 +65,7 @@ class TaskConsumer(TaskManager, Workers):
         config: TaskManagerConfig | None = None,
         name: str = "",
         stopping_grace_period: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ManagerOptions],
     ) -> None:
         TaskManager.__init__(self, deps=deps, config=config, **kwargs)
         if stopping_grace_period is None:
@@ -228,9 +228,10 @@ class TaskConsumer(TaskManager, Workers):
             statuses[self.worker_name] = await Worker.status(self)
         return statuses
 
-    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
+    def register_task(self, task: AnyTask, tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
         """Register a task as ``TaskManager.register_task``, and warn of one that is a Kubernetes job in aio-fluid."""
         TaskManager.register_task(self, task, tags, replace=replace)
+        task = checked(task)
         if task.cpu_bound and task.k8s_config is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
             logger.warning(
                 "task %s has a k8s_config, but Kubernetes jobs are not supported yet: its runs are child processes in "
@@ -238,7 +239,7 @@ class TaskConsumer(TaskManager, Workers):
                 printable(task.name),
             )
 
-    def sync_queue(self, task: "str | Task[Any] | TaskRun[Any, Any]", delay: float = 0) -> None:
+    def sync_queue(self, task: "str | AnyTask | TaskRun[Any, Any]", delay: float = 0) -> None:
         """Queue a task, or a run, from code that cannot await, in any thread.
 
         The consumer sends it soon, at shutdown at the latest. ``delay``: seconds before it may start, 0 or more.

@@ -7,28 +7,31 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import ModuleType
-from typing import Any, Literal, Never, Protocol, Self, TypeVar
+from typing import Any, Literal, Never, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from ..brokers.base import TaskBroker, TaskRegistry
 from ..brokers.url import BOUNDS
 from ..checks import check_number
 from ..core._run import TaskRun
 from ..core.bag import Bag
-from ..core.config import TaskManagerConfig
+from ..core.config import ManagerOptions, TaskManagerConfig
 from ..core.events import AsyncTaskDispatcher, Event, TaskDispatcher
 from ..core.hooks import Hooks
 from ..core.places import has_place
+from ..core.signature import task_of
 from ..core.states import TaskPriority
-from ..core.task import Task, checked
+from ..core.task import AnyTask, HasTask, Task, TaskOptions, checked, given_options
 from ..errors import ConfigError, TaskAbortedError, TaskUsageError
 from ..execute.cpubound import run_in_subprocess
 from ..execute.executor import execute
 from ..produce.backpressure import Backpressure
 from ..produce.bulk import QueueSummary, queue_many
+from ..produce.handle import RunHandle, RunOptions, read_options
 from ..produce.intake import Intake
 from ..produce.producer import Producer, shown_as_queue
 from ..texts import error_text
 from ._front import QueueFront
+from .bound import BindTask, BoundTask
 from .dead import DeadLetters
 from .replies import Replies
 from .sync import SyncManager
@@ -48,6 +51,10 @@ AsyncHandler = Callable[[TaskRun[Any, Any]], Awaitable[None]]
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def gives_a_coroutine(function: F) -> F:
@@ -85,7 +92,9 @@ class TaskManager(QueueFront):
         BrokerURLError: the broker's URL is not valid.
     """
 
-    def __init__(self, *, deps: Any = None, config: TaskManagerConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, deps: Any = None, config: TaskManagerConfig | None = None, **kwargs: Unpack[ManagerOptions]
+    ) -> None:
         self.deps: Any = Bag() if deps is None else deps
         self.state = Bag()
         self.config = TaskManagerConfig.of(**kwargs) if config is None else config
@@ -230,7 +239,7 @@ class TaskManager(QueueFront):
         """The class's name in snake case, such as ``task_manager``."""
         return WORD_START.sub("_", type(self).__name__).lower()
 
-    def register_task(self, task: Task[Any], tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
+    def register_task(self, task: AnyTask, tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
         """Register a task. Only registered tasks can be queued by name or executed.
 
         ``tags``: added to the task's own. ``replace``: replace a task of a different function under this name; a task
@@ -241,7 +250,8 @@ class TaskManager(QueueFront):
             TaskUsageError: ``task`` is not a task, such as a function without ``@task``.
         """
         if tags:
-            task = checked(task)._replace(tags=task.tags | frozenset(tags))
+            task = checked(task)
+            task = task._replace(tags=task.tags | frozenset(tags))
         self.broker.register_task(task, replace=replace)
 
     def register_from_module(
@@ -258,14 +268,47 @@ class TaskManager(QueueFront):
         ``replace``, errors: as ``register_task``.
         """
         for name, value in data.items():
-            if not name.startswith("_") and isinstance(value, Task):
+            if not name.startswith("_") and isinstance(value, Task | HasTask):
                 self.register_task(value, tags=tags, replace=replace)
+
+    @overload
+    def task(self, function: Callable[P, T], /) -> BoundTask[P, T]: ...
+
+    @overload
+    def task(self, /, **options: Unpack[TaskOptions]) -> BindTask: ...
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
+        """Make a task of a function, register it, and return it as a ``BoundTask``: ``@manager.task``.
+
+        The function's arguments are the params: fluidfast makes the params model of their annotations and defaults.
+        A first argument ``ctx: TaskRun`` gets the run. A function that takes a params model by ``ctx: TaskRun[Model]``,
+        or a batch, works as with ``@task``. ``options``: those of ``@task``.
+
+            @manager.task(retry=RetryPolicy(max_attempts=3))
+            async def send(to: str, copies: int = 1) -> None: ...
+
+            await send.queue("grace@example.com", copies=2)
+
+        Raises:
+            TaskDecoratorError: as ``@task``; or the function is a method, takes ``*args`` or ``**kwargs``, has an
+                annotation whose values cannot be written to a queue, or a default that does not fit its annotation.
+            TaskNameTaken: a different function is already registered under this name.
+        """
+        given = given_options("@manager.task", options)
+        scope = sys._getframe(1).f_locals
+
+        def bind(function: Callable[..., Any]) -> BoundTask[..., Any]:
+            made = task_of(function, given, scope)
+            self.register_task(made)
+            return BoundTask(self, made, function)
+
+        return bind if function is None else bind(function)
 
     # -- runs
 
     def create_task_run(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
         *,
@@ -300,7 +343,7 @@ class TaskManager(QueueFront):
     @shown_as_queue
     async def _queue(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None,
         run_id: str,
         from_task_run: TaskRun[Any, Any] | None,
@@ -312,6 +355,39 @@ class TaskManager(QueueFront):
         await self.intake.send(run)
         return run
 
+    async def _queue_given(self, task: str | AnyTask, given: Any) -> RunHandle[Any]:
+        return await self.intake.enqueue(task, given, read_options({}))
+
+    @shown_as_queue
+    async def _answer(self, handle: RunHandle[Any], sending: Awaitable[Any]) -> RunHandle[Any]:
+        await sending
+        return handle
+
+    @overload
+    async def enqueue(
+        self, task: Task[M, R], params: M | Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]
+    ) -> RunHandle[R]: ...
+
+    @overload
+    async def enqueue(
+        self, task: str | HasTask, params: Any = None, /, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]: ...
+
+    async def enqueue(
+        self, task: str | AnyTask, params: Any = None, /, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
+        """Queue a run with its params as one object of the task's model, or as one mapping. Return its handle.
+
+        ``options``: ``run_id``, ``priority``, ``delay``, ``at``; see ``RunOptions``.
+
+            run = await manager.enqueue(send, Mail(to="grace@example.com"), delay=30)
+
+        Raises:
+            ConfigError: an option is unknown or out of range, or options exclude each other.
+            Others: as ``queue``.
+        """
+        return await self.intake.enqueue(task, {} if params is None else params, read_options(options))
+
     async def flush(self) -> None:
         """Wait until the broker has confirmed all runs queued with ``delivery="buffered"``.
 
@@ -322,7 +398,7 @@ class TaskManager(QueueFront):
 
     async def queue_many(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         items: Iterable[Any] | AsyncIterable[Any],
         *,
         priority: TaskPriority | str | None = None,
@@ -361,7 +437,7 @@ class TaskManager(QueueFront):
 
     async def queue_and_wait(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         *misplaced: Never,
         timeout: float | None = None,
         run_id: str = "",
@@ -402,7 +478,7 @@ class TaskManager(QueueFront):
 
     async def execute(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         *misplaced: Never,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
@@ -420,7 +496,9 @@ class TaskManager(QueueFront):
             Exception: any exception of the task.
         """
         refuse_positional("execute", misplaced)
-        run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
+        return await self._execute(self.create_task_run(task, run_id, priority, params=params, **kwargs), in_process)
+
+    async def _execute(self, run: TaskRun[Any, Any], in_process: bool = False) -> TaskRun[Any, Any]:
         try:
             await execute(run, in_process=in_process)
         except TaskAbortedError as exc:
@@ -429,7 +507,7 @@ class TaskManager(QueueFront):
 
     def execute_sync(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         *misplaced: Never,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
@@ -440,7 +518,7 @@ class TaskManager(QueueFront):
         refuse_positional("execute_sync", misplaced)
         return asyncio.run(self._execute_and_exit(task, run_id=run_id, priority=priority, params=params, **kwargs))
 
-    async def _execute_and_exit(self, task: str | Task[Any], **kwargs: Any) -> TaskRun[Any, Any]:
+    async def _execute_and_exit(self, task: str | AnyTask, **kwargs: Any) -> TaskRun[Any, Any]:
         async with self._without_consuming():
             return await self.execute(task, in_process=True, **kwargs)
 

@@ -1,8 +1,8 @@
 """``TaskScheduler``: a consumer that also fires schedules."""
 
-from typing import Any
+from typing import Any, Unpack
 
-from ..core.config import TaskManagerConfig
+from ..core.config import ManagerOptions, TaskManagerConfig
 from .consumer import TaskConsumer
 from .firing import ScheduleTasks
 
@@ -23,7 +23,7 @@ class TaskScheduler(TaskConsumer):
         config: TaskManagerConfig | None = None,
         name: str = "",
         stopping_grace_period: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ManagerOptions],
     ) -> None:
         super().__init__(deps=deps, config=config, name=name, stopping_grace_period=stopping_grace_period, **kwargs)
         self.add_workers(ScheduleTasks(self, stopping_grace_period=stopping_grace_period))

@@ -7,22 +7,25 @@ async methods.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, wait
-from typing import Any, Literal, Never, Protocol, Self, TypeVar
+from typing import Any, Literal, Never, Protocol, Self, TypeVar, Unpack, overload
 
 from ..brokers.base import TaskBroker
 from ..core._run import TaskRun
 from ..core._time import keep_for_good
 from ..core.states import TaskPriority
-from ..core.task import Task
+from ..core.task import AnyTask, HasTask, Task
 from ..produce.bulk import QueueSummary
+from ..produce.handle import RunHandle, RunOptions, Wanted, read_options
 from ..produce.intake import Intake, Posted
 
 __all__ = ["SyncManager"]
 
 logger = logging.getLogger(__name__)
 
+M = TypeVar("M")
+R = TypeVar("R")
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
 """Interval at which a call checks whether another thread's event loop still runs."""
@@ -152,7 +155,7 @@ class SyncManager:
 
     def queue(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None = None,
         *,
         run_id: str = "",
@@ -167,9 +170,31 @@ class SyncManager:
                 return await manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
 
             return self._call(queue())
-        # Made in this thread; that of the loop gets bytes, and makes no Task of them.
         self._refuse_own_thread()
-        run = manager.create_task_run(task, run_id, priority, params=params, **kwargs)
+        return self._post(manager.create_task_run(task, run_id, priority, params=params, **kwargs))
+
+    @overload
+    def enqueue(
+        self, task: Task[M, R], params: M | Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]
+    ) -> RunHandle[R]: ...
+
+    @overload
+    def enqueue(self, task: str | HasTask, params: Any = None, /, **options: Unpack[RunOptions]) -> RunHandle[Any]: ...
+
+    def enqueue(self, task: str | AnyTask, params: Any = None, /, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+        """Queue a run as ``TaskManager.enqueue``, blocking."""
+        return self._enqueue(task, {} if params is None else params, read_options(options))
+
+    def _enqueue(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]:
+        intake = self._manager.intake
+        if intake.buffers or wanted.seconds() or not self._manager.hands_over():
+            return self._call(intake.enqueue(task, params, wanted))
+        self._refuse_own_thread()
+        return RunHandle(self._post(intake.make_wanted(task, params, wanted)).id)
+
+    def _post(self, run: TaskRun[Any, Any]) -> TaskRun[Any, Any]:
+        """Queue a run that was made in this thread: that of the event loop gets bytes, and makes no Task of them."""
+        manager = self._manager
         payload = manager.broker.codec.submit(run)
         if manager.broker.push(run.prio, payload):
             return run
@@ -200,7 +225,7 @@ class SyncManager:
 
     def queue_many(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         items: Iterable[Any] | AsyncIterable[Any],
         *,
         priority: TaskPriority | str | None = None,
@@ -219,12 +244,12 @@ class SyncManager:
         )
 
     def queue_and_wait(
-        self, task: str | Task[Any], *misplaced: Never, timeout: float | None = None, **kwargs: Any
+        self, task: str | AnyTask, *misplaced: Never, timeout: float | None = None, **kwargs: Any
     ) -> TaskRun[Any, Any]:
         """Queue a run and wait for its end as ``TaskManager.queue_and_wait``, blocking."""
         return self._call(self._manager.queue_and_wait(task, *misplaced, timeout=timeout, **kwargs))
 
-    def execute(self, task: str | Task[Any], *misplaced: Never, **kwargs: Any) -> TaskRun[Any, Any]:
+    def execute(self, task: str | AnyTask, *misplaced: Never, **kwargs: Any) -> TaskRun[Any, Any]:
         """``TaskManager.execute``, blocking; the task runs in the loop's thread."""
         return self._call(self._manager.execute(task, *misplaced, **kwargs))
 

@@ -1,14 +1,14 @@
 """``queue_many``: any number of runs of one task, in batches bounded by count and by bytes, a few in flight."""
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from ..core.states import PRIORITIES, TaskPriority, TaskState
 from ..core.task import Task
-from ..errors import TaskError
+from ..errors import TaskError, TaskUsageError
 from ._outbox import Confirmation
 from .intake import Intake
 from .producer import MAX_BATCH
@@ -48,15 +48,21 @@ async def queue_many(
     on_error: str = "raise",
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
+    due: Callable[[], float] | None = None,
 ) -> QueueSummary:
-    """Queue a run for each item; see ``TaskManager.queue_many``."""
+    """Queue a run for each item; see ``TaskManager.queue_many``. ``due``: returns the seconds until they may start."""
+    if isinstance(items, Mapping | str | bytes):
+        raise TaskUsageError(
+            f"queue_many takes an iterable of params, and was given one {type(items).__name__}: write "
+            'queue_many(task, [{"name": value}]), or queue(...) for one run'
+        )
     codec, producer, gate = intake.broker.codec, intake.producer, intake.backpressure
     announce = intake.announce if intake.announces else None
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
     started = monotonic()
-    in_flight: list[Confirmation[None]] = []
+    in_flight: list[Confirmation[None] | asyncio.Future[None]] = []
     sent: list[tuple[list[bytes], int, list[str] | None]] = []
 
     async def confirm_oldest() -> None:
@@ -80,13 +86,18 @@ async def queue_many(
         if not payloads:
             await asyncio.sleep(0)
             return
-        await intake.admit(len(payloads), size)
+        if due is None:
+            await intake.admit(len(payloads), size)
         if announce is not None:
             announce(payloads, TaskState.init)
         if intake.hooks.queueing:
             await send_each(payloads)
             return
-        in_flight.append(producer.submit_batch(number, payloads))
+        if due is None:
+            in_flight.append(producer.submit_batch(number, payloads))
+        else:
+            seconds = due()
+            in_flight.append(asyncio.ensure_future(intake.broker.delay([(seconds, number, each) for each in payloads])))
         sent.append((payloads, size, ids))
         while len(in_flight) >= IN_FLIGHT:
             await confirm_oldest()
@@ -95,7 +106,8 @@ async def queue_many(
     async def send_each(payloads: list[bytes]) -> None:
         """Send runs one by one, since hooks see each of them."""
         runs = [codec.decode(payload, intake.manager, intake.manager.dispatcher.listeners) for payload in payloads]
-        answers = await asyncio.gather(*map(intake.post, runs, payloads), return_exceptions=True)
+        posted = (intake.post(*each, due) for each in zip(runs, payloads, strict=True))
+        answers = await asyncio.gather(*posted, return_exceptions=True)
         queued = [n for n, answer in enumerate(answers) if not isinstance(answer, BaseException)]
         summary.queued += len(queued)
         summary.bytes += sum(len(payloads[n]) for n in queued)

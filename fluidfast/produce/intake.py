@@ -9,10 +9,11 @@ from ..core._run import TaskRun
 from ..core.events import TaskDispatcher
 from ..core.hooks import Hooks
 from ..core.states import STATES, TaskPriority, TaskState
-from ..core.task import Task
+from ..core.task import AnyTask, Task
 from ..errors import TaskUsageError
 from ._outbox import Confirmation
 from .backpressure import Backpressure
+from .handle import RunHandle, Wanted
 from .producer import Producer
 
 __all__ = ["Intake", "Maker", "Posted"]
@@ -49,7 +50,7 @@ class Intake:
 
     def make(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         run_id: str = "",
         priority: TaskPriority | str | None = None,
         *,
@@ -87,6 +88,16 @@ class Intake:
             task, priority, "", params, self.manager, self.manager.dispatcher.listeners
         )
 
+    def make_wanted(self, task: str | AnyTask, params: Any, wanted: Wanted) -> TaskRun[Any, Any]:
+        """Return a run in state ``init``, with its params as one mapping, whose names may be any, or as an object of
+        the task's model. Raises as ``make``."""
+        run = self.broker.codec.create_with(
+            task, wanted.priority, wanted.run_id, params, self.manager, self.manager.dispatcher.listeners
+        )
+        if wanted.at is not None:
+            run.execute_after = wanted.at
+        return run
+
     def write(self, run: TaskRun[Any, Any]) -> bytes:
         """Fire the event ``init``, set the state ``queued``, and return the payload. This does not send it.
 
@@ -97,6 +108,16 @@ class Intake:
         return self.broker.codec.submit(run)
 
     # -- sending
+
+    async def enqueue(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]:
+        """Queue a run of ``make_wanted``.
+
+        Raises:
+            As ``TaskManager.queue``.
+        """
+        run = self.make_wanted(task, params, wanted)
+        await self.send(run, wanted.delay)
+        return RunHandle(run.id)
 
     async def send(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> None:
         """Queue a run, ``delay`` seconds from now or at its ``execute_after``, with the config's ``delivery``.
@@ -146,14 +167,20 @@ class Intake:
         if self.backpressure.active:
             await self.backpressure.admit(count, size)
 
-    def post(self, run: TaskRun[Any, Any], payload: bytes) -> Posted:
+    def post(self, run: TaskRun[Any, Any], payload: bytes, due: Callable[[], float] | None = None) -> Posted:
         """Send a run that was written and admitted. Return a future, done when the broker has confirmed the run; it
-        raises the same as ``send``. The caller fires the event ``queued``."""
+        raises the same as ``send``. The caller fires the event ``queued``. ``due``: with hooks, returns the seconds
+        until the run may start."""
         if self.hooks.queueing:
-            return asyncio.ensure_future(
-                # a hook may have changed the run
-                self.hooks.call_queueing(run, lambda: self._confirmed(run.prio, self.broker.codec.encode(run)))
-            )
+
+            async def go() -> None:
+                changed = self.broker.codec.encode(run)  # by a hook
+                if due is None:
+                    await self._confirmed(run.prio, changed)
+                else:
+                    await self.broker.delay([(due(), run.prio, changed)])
+
+            return asyncio.ensure_future(self.hooks.call_queueing(run, go))
         return self.producer.submit(self.producer.running_loop(), run.prio, payload, run)
 
     async def send_once(

@@ -5,7 +5,7 @@ from ..core._machine import Listeners
 from ..core._run import TaskRun
 from ..core.params import ParamsAdapter
 from ..core.states import TaskPriority
-from ..core.task import Task
+from ..core.task import AnyTask, Task
 
 __all__ = ["Codec", "TaskPlan", "encode_json"]
 
@@ -42,7 +42,7 @@ class Codec:
     def max_bytes(self) -> int: ...
     def create(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None,
         run_id: str,
         given: dict[str, Any],
@@ -60,7 +60,7 @@ class Codec:
         """
     def create_with(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None,
         run_id: str,
         value: Any,
@@ -71,7 +71,7 @@ class Codec:
         """Return a run as ``create``, with the params as one mapping or as an object of the model."""
     def take(
         self,
-        task: str | Task[Any],
+        task: str | AnyTask,
         priority: TaskPriority | str | None,
         items: Iterator[Any],
         max_count: int,
@@ -80,7 +80,7 @@ class Codec:
         ids: list[str] | None,
         base: int,
     ) -> tuple[list[bytes], int, int, bool]: ...
-    def has_field(self, task: str | Task[Any], field: str) -> bool:
+    def has_field(self, task: str | AnyTask, field: str) -> bool:
         """Return whether the task's params model has a field of this name."""
     def encode(self, run: TaskRun[Any, Any]) -> bytes:
         """Return the payload of a run.

@@ -49,10 +49,10 @@ from ..core._run cimport TaskRun, make_run, micros, priority_number
 
 from ..errors import ParamsError, PayloadError, PayloadTooLargeError, TaskParamsError, TaskRunError, UnknownTaskError
 from ..core.params import (
-    Params, adapter_for, cause_of, is_non_finite, non_finite_field, params_error, without_constants
+    Params, adapter_for, cause_of, is_non_finite, known_params, non_finite_field, params_error, without_constants
 )
 from ..core.states import PRIORITIES, STATES
-from ..core.task import checked
+from ..core.task import checked, task_within
 from ..texts import printable, quoted
 
 cdef extern from "Python.h":
@@ -142,7 +142,7 @@ cdef object misfit(TaskPlan plan, object priority, object exc):
     the better reason."""
     if priority is not None:
         priority_number(priority)
-    return params_error(plan.name, exc)
+    return params_error(plan.name, exc, known=plan.adapter.fields)
 
 
 cdef object bad_id(TaskRun run):
@@ -190,7 +190,9 @@ cdef class Codec:
                 raise UnknownTaskError(unknown_task(task, self.registry))
             return plan
         if self.registry.get(checked(task).name) is not task:
-            self.registry[task.name] = task
+            task = task_within(task, self.registry)
+            if self.registry.get(task.name) is not task:
+                self.registry[task.name] = task
         return self.plan_named(task.name)
 
     cpdef TaskRun create(
@@ -252,7 +254,7 @@ cdef class Codec:
                     else:
                         run.params = plan.validate(item)
                 except Exception as exc:
-                    raise params_error(plan.name, exc) from cause_of(exc)
+                    raise params_error(plan.name, exc, known=plan.adapter.fields) from cause_of(exc)
                 run.id = make_id()
                 payload = self.encode_with(plan, run)
             except (ParamsError, PayloadTooLargeError) as exc:
@@ -616,6 +618,13 @@ cdef class Codec:
                 value = numbers if numbers is not None else FROM_MSGPACK(raw) if packed else FROM_JSON(raw)
             except Exception as broken:
                 raise PayloadError(f"not a run: params: {brief(broken)}") from broken
+            known = known_params(plan.adapter, value)
+            if known is not None:
+                try:
+                    run.params = (plan.adapter.from_builtins if packed else plan.adapter.from_json)(known)
+                    return run
+                except Exception as unfit:
+                    exc = unfit
             run.params = Params(value) if isinstance(value, dict) else Params()
             error = params_error(plan.name, exc)
             raise TaskParamsError(run, str(error), field=error.field) from cause_of(exc)
