@@ -92,7 +92,7 @@ cdef class QueueFront:
         except Exception as exc:
             return refused(exc)
         handle = RunHandle(run.id)
-        if not self._never_takes and self.broker.push(run.prio, payload):
+        if not self._push_never_takes and self.broker.push(run.prio, payload):
             return done(handle)
         try:
             loop = self._producer._running_loop()
