@@ -15,6 +15,7 @@ import pytest
 
 from fluidfast import BoundTask, TaskManager, TaskRun
 from fluidfast.core.params import Params, adapter_for
+from fluidfast.core.task import is_async
 from fluidfast.errors import ParamsError, TaskDecoratorError, TaskNameTaken
 
 if typing.TYPE_CHECKING:
@@ -176,6 +177,30 @@ def test_the_same_function_again_and_another_one(manager: TaskManager) -> None:
 
         @manager.task(name="work")
         def other(n: int) -> None: ...
+
+
+def test_functions_of_one_factory_are_different(manager: TaskManager) -> None:
+    def factory(host: str) -> Callable[[int], str]:
+        def work(n: int) -> str:
+            return host * n
+
+        return work
+
+    manager.task(factory("a"))
+    manager.task(factory("a"))
+    with pytest.raises(TaskNameTaken):
+        manager.task(factory("b"))
+
+
+def test_an_async_function_needs_no_thread(manager: TaskManager) -> None:
+    @manager.task
+    async def here(n: int) -> None: ...
+
+    @manager.task
+    def there(n: int) -> None: ...
+
+    assert is_async(here.task.executor)
+    assert not is_async(there.task.executor)
 
 
 # --- refused
