@@ -353,6 +353,15 @@ class TaskBroker(ABC):
         A run that goes under its lease during the call may be counted twice; none is missed.
         """
 
+    async def has_runs(self) -> bool:
+        """Return whether any run is queued, leased, in the inbox of a consumer that was woken, or delayed.
+
+        A broker on a server sees all of it at one moment, each shard at its own.
+        """
+        return bool(
+            sum((await self.queue_length()).values()) or await self.leased_length() or await self.delayed_length()
+        )
+
     # -- tasks and managers
 
     @abstractmethod

@@ -22,9 +22,9 @@ from rich.text import Text
 from ..brokers.base import TaskBroker
 from ..commands.dead import dead
 from ..commands.fields import JSON, RESERVED, FieldOptions, field_name
-from ..commands.group import CommandGroup
+from ..commands.group import CommandError, CommandGroup
 from ..commands.queue import queue
-from ..commands.target import FOUND, Target, of_application
+from ..commands.target import FOUND, Target, described, of_application
 from ..commands.worker import worker
 from ..core.params import adapter_for, params_error, read_params
 from ..core.process import is_in_cpu_process, open_standard_streams
@@ -78,7 +78,7 @@ class TaskManagerCLI(CommandGroup):
         return super().make_context(info_name, args, *more, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        ctx.meta[FOUND] = Target("this application", lambda: task_manager_of(ctx))
+        ctx.meta[FOUND] = Target("this application", lambda: application_of(ctx))
         return super().invoke(ctx)
 
     def get_task_manager_app(self) -> Any:
@@ -168,6 +168,16 @@ def task_manager_of(ctx: click.Context) -> TaskManager:
         meta[MANAGER] = cli_of(ctx).get_task_manager()
     manager: TaskManager = meta[MANAGER]
     return manager
+
+
+def application_of(ctx: click.Context) -> TaskManager:
+    """The manager, for the commands that ``fluidfast`` has too."""
+    try:
+        return task_manager_of(ctx)
+    except click.ClickException:
+        raise
+    except Exception as exc:
+        raise CommandError(f"the application cannot be loaded: {described(exc)}") from exc
 
 
 def log_options(cli: TaskManagerCLI, manager: TaskManager) -> dict[str, Any]:

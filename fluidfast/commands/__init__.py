@@ -4,6 +4,7 @@ Each command is a click command in a module of its own, imported when it is call
 ``CommandError`` or a ``TaskError`` and ends as one line on stderr.
 """
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     If the reader of its output goes away (``| head``) it ends quietly, with 141, as a shell says of other commands.
     """
     open_standard_streams()
+    if "_FLUIDFAST_COMPLETE" in os.environ:
+        from .completion import know_bash
+
+        know_bash()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if is_in_cpu_process() and "exec" in given:
         run_in_child(given)

@@ -15,6 +15,7 @@ from ..brokers.contract import Kind
 from ..manage.dead import KINDS, DeadLetter
 from ..manage.manager import TaskManager
 from .display import Progress, one_line, print_pairs, print_table
+from .group import CommandGroup
 from .loops import run_loop
 from .target import HELP, CommandError, as_manager, at_least_one, takes_target, target_of
 
@@ -83,7 +84,12 @@ selection = options(
 )
 
 
-@click.group(epilog=EPILOG, help=DESCRIPTION + HELP, short_help="Show, requeue or purge runs that gave up or failed.")
+@click.group(
+    cls=CommandGroup,
+    epilog=EPILOG,
+    help=DESCRIPTION + HELP,
+    short_help="Show, requeue or purge runs that gave up or failed.",
+)
 @takes_target
 def dead() -> None:
     pass

@@ -47,8 +47,7 @@ exit codes: 0 if it queued every line, 1 if not, 2 wrong usage, 130 after Ctrl-C
 examples:
   fluidfast queue app:manager send_mail --params '{"to": "grace@example.com"}'
   fluidfast queue app:manager send_mail --from mails.csv.gz --rejects bad.csv
-  ls *.png | jq -cR '{path: .}' | fluidfast queue app:manager resize --from - \\
-      --priority low
+  ls *.png | jq -cR '{path: .}' | fluidfast queue app:manager resize --from -
 """
 DESCRIPTION = """\
 Queue runs of a task: one per line of a file or of stdin, or a single run.

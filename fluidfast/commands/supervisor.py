@@ -19,11 +19,13 @@ from ..observe.filters import WORKER
 from .loops import StopSignals, on_signals
 from .target import CommandError, first_of
 
-__all__ = ["NOT_STARTED", "Orders", "orders_of_a_supervisor", "supervise"]
+__all__ = ["NOT_STARTED", "Orders", "Supervisor", "orders_of_a_supervisor", "supervisor_of"]
 
 logger = logging.getLogger("fluidfast.supervisor")
 
 PIPE = "FLUIDFAST_SUPERVISOR_FD"
+REPORT = "FLUIDFAST_REPORT_FD"
+REPORT_BYTES = 4096
 NOT_STARTED = 78
 """Exit code of a supervised worker that could not start (EX_CONFIG of sysexits.h)."""
 FAILURES = 3
@@ -40,17 +42,25 @@ ENDED_EARLY = (-signal.SIGTERM, -signal.SIGINT, 130)
 
 
 class Supervisor:
-    """Runs ``count`` processes of one command."""
+    """Runs ``count`` processes of one command.
 
-    def __init__(self, command: Sequence[str], count: int) -> None:
+    ``reloads``: a process that ends is started again by ``restart`` only. ``reports``: one of each process that gave it
+    before it ended; such a process is not replaced.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, *, reloads: bool = False) -> None:
         self.command = command
         self.count = count
+        self.reloads = reloads
         self.replaced = 0
         self.failures = 0  # in a row
         self.codes: list[int] = []
         self.children: dict[asyncio.subprocess.Process, int] = {}  # with the write end of each one's pipe
         self.order = 0
         self.stopping = asyncio.Event()
+        self.changes = 0
+        self.changed = asyncio.Event()
+        self.reports: list[bytes] = []
 
     async def run(self) -> int:
         """Until all processes have ended. Gives 0 if all that were told to stop did so cleanly."""
@@ -78,6 +88,14 @@ class Supervisor:
         for write_end in self.children.values():
             send(write_end, order)
 
+    def restart(self, why: str) -> None:
+        """Have all workers drain, and start them again."""
+        logger.info("%s: draining and restarting %d workers", why, self.count)
+        self.changes += 1
+        self.changed.set()
+        for write_end in self.children.values():
+            send(write_end, DRAIN)
+
     def kill(self) -> None:
         """Kill all workers."""
         for child in self.children:
@@ -89,10 +107,16 @@ class Supervisor:
         pause = 0.1
         while not self.stopping.is_set():
             started = monotonic()
-            code, pid = await self.live(number)
-            if self.stopping.is_set():
+            changes = self.changes
+            code, pid, report = await self.live(number)
+            if report:
+                self.reports.append(report)
+            if self.stopping.is_set() or report:
                 self.codes.append(0 if code in ENDED_EARLY else code)
                 return
+            if self.reloads:
+                await self.until_changed(changes, f"worker {number} (process {pid}) {ending(code)}")
+                continue
             quick = monotonic() - started < QUICK_SECONDS
             self.failures = self.failures + 1 if code == NOT_STARTED else 0
             if self.failures >= FAILURES:
@@ -107,19 +131,33 @@ class Supervisor:
                 async with asyncio.timeout(pause):
                     await self.stopping.wait()
 
-    async def live(self, number: int) -> tuple[int, int]:
-        """Run one process, which knows its number, until it ends. Gives its exit code and its id."""
+    async def until_changed(self, changes: int, what: str) -> None:
+        """Wait until ``restart`` has been called since there were so many changes."""
+        if self.changes == changes:
+            logger.warning("%s; waiting for a change of a file", what)
+        while self.changes == changes and not self.stopping.is_set():
+            self.changed.clear()
+            waiting = [asyncio.ensure_future(event.wait()) for event in (self.changed, self.stopping)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in waiting:
+                each.cancel()
+
+    async def live(self, number: int) -> tuple[int, int, bytes]:
+        """Run one process, which knows its number, until it ends. Gives its exit code, its id and its report."""
         read_end, write_end = os.pipe()
+        report_end, said_end = os.pipe()
+        os.set_blocking(report_end, False)
         try:
             try:
                 child = await asyncio.create_subprocess_exec(
                     *self.command,
-                    pass_fds=(read_end,),
-                    env={**os.environ, PIPE: str(read_end), WORKER: str(number)},
+                    pass_fds=(read_end, said_end),
+                    env={**os.environ, PIPE: str(read_end), REPORT: str(said_end), WORKER: str(number)},
                     start_new_session=True,  # a terminal's Ctrl-C is for us, and we pass it on once
                 )
             finally:
                 os.close(read_end)
+                os.close(said_end)
             self.children[child] = write_end
             try:
                 if self.order:
@@ -127,9 +165,12 @@ class Supervisor:
                 code = await child.wait()
             finally:
                 del self.children[child]
+            with suppress(BlockingIOError):  # something that it started holds the other end
+                return code, child.pid, os.read(report_end, REPORT_BYTES)
+            return code, child.pid, b""
         finally:
+            os.close(report_end)
             os.close(write_end)  # if the process lives, it ends by itself now
-        return code, child.pid
 
 
 def send(write_end: int, order: int) -> None:
@@ -143,17 +184,18 @@ def ending(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-async def supervise(count: int) -> int:
-    """Run ``count`` processes of this process's command line, which know that they are supervised, until a signal ends
-    them."""
-    return await Supervisor((sys.executable, *sys.orig_argv[1:]), count).run()
+def supervisor_of(count: int, *, reloads: bool = False) -> Supervisor:
+    """Return the supervisor of ``count`` processes of this process's command line, which know that they are
+    supervised."""
+    return Supervisor((sys.executable, *sys.orig_argv[1:]), count, reloads=reloads)
 
 
 class Orders:
     """In a worker: follows the supervisor's orders from a thread, which works on while a handler blocks the loop."""
 
-    def __init__(self, pipe: int) -> None:
+    def __init__(self, pipe: int, report: int) -> None:
         self.pipe = pipe
+        self._report = report
         self.signals: StopSignals | None = None
         self.grace_seconds = 0.0
         threading.Thread(target=self.follow, name="fluidfast-supervisor-watch", daemon=True).start()
@@ -162,6 +204,10 @@ class Orders:
         """From here on orders are steps of these, and until then what ends this process."""
         self.grace_seconds = grace_seconds
         self.signals = signals
+
+    def report(self, data: bytes) -> None:
+        """Tell the supervisor what this worker did, so that it is not replaced: less than REPORT_BYTES."""
+        os.write(self._report, data)
 
     def follow(self) -> None:
         with suppress(OSError):
@@ -186,6 +232,7 @@ def orders_of_a_supervisor() -> Orders | None:
     text = os.environ.pop(PIPE, None)
     if text is None:
         return None
-    pipe = int(text)
-    os.set_inheritable(pipe, False)
-    return Orders(pipe)
+    pipe, report = int(text), int(os.environ.pop(REPORT))
+    for descriptor in (pipe, report):
+        os.set_inheritable(descriptor, False)
+    return Orders(pipe, report)

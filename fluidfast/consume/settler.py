@@ -33,7 +33,8 @@ class Settler(Ledger):
     ``lost`` is called with a lease that could not be settled, ``finished`` when all of a lease has been.
 
     Attributes: ``leases`` by batch; ``limited``: the slots held under ``max_concurrency``, slot -> task;
-    ``context``: in which it talks to the broker.
+    ``context``: in which it talks to the broker; ``buried``, ``failed``: how many runs went to the dead letters, and to
+    the failed runs.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Settler(Ledger):
         self._broker = broker
         self._who = who
         self._lost = lost
+        self.buried = self.failed = 0
         self._finished = finished
         self.context = copy_context()
         self._sends: set[asyncio.Task[None]] = set()
@@ -67,10 +69,12 @@ class Settler(Ledger):
 
     def bury(self, held: Claimed, reason: str) -> None:
         """It goes to the dead letters. To be said before, or right after, it is ``finished``."""
+        self.buried += 1
         held.lease.settlement.dead.append((held.field, reason))
 
     def fail(self, held: Claimed, reason: str) -> None:
         """It goes to the failed runs, as it has no retry. To be said as ``bury`` is."""
+        self.failed += 1
         held.lease.settlement.failed.append((held.field, reason))
 
     def discard(self, held: Claimed, reason: str) -> None:

@@ -398,6 +398,7 @@ class QueueConsumer(Worker, Generic[MessageType]):
         self._queue: deque[MessageType] = deque()
         self._queue_changed = asyncio.Event()
         self._queue_thread = 0
+        self._delivering = False
         self._worker_life.watchers.append(self._look)
 
     def _renew(self) -> Worker:
@@ -444,6 +445,10 @@ class QueueConsumer(Worker, Generic[MessageType]):
         """Return the number of queued messages."""
         return len(self._queue)
 
+    def is_busy(self) -> bool:
+        """Return whether a message is queued or being delivered."""
+        return bool(self._queue) or self._delivering
+
     async def status(self) -> dict[str, Any]:
         """A picture of the worker, with ``queue_size``."""
         return {**await super().status(), "queue_size": self.queue_size()}
@@ -471,7 +476,9 @@ class QueueConsumer(Worker, Generic[MessageType]):
             async with limit:
                 limit_the_rest()
                 while (message := await self.get_message(None)) is not None:
+                    self._delivering = True
                     await deliver(message)
+                    self._delivering = False
         except TimeoutError:
             if not limit.expired():
                 raise

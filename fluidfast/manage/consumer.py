@@ -228,6 +228,17 @@ class TaskConsumer(TaskManager, Workers):
             statuses[self.worker_name] = await Worker.status(self)
         return statuses
 
+    def is_busy(self) -> bool:
+        """Return whether a run is claimed or running here, or handlers or the producer have something left to do."""
+        slots = self.engine.slots
+        return bool(
+            slots.running
+            or slots.ready
+            or self.intake.producer.pending
+            or self._sync_queue.is_busy()
+            or self._async_dispatcher_worker.is_busy()
+        )
+
     def register_task(self, task: AnyTask, tags: Sequence[str] | None = None, *, replace: bool = False) -> None:
         """Register a task as ``TaskManager.register_task``, and warn of one that is a Kubernetes job in aio-fluid."""
         TaskManager.register_task(self, task, tags, replace=replace)

@@ -157,6 +157,44 @@ def test_it_imports_only_what_it_needs(tmp_path: Path, module: str, left_out: st
     assert run("-c", program, cwd=tmp_path, program=(sys.executable,)).stdout == "[]\n"
 
 
+COMPLETE = """
+eval "$(fluidfast completion bash)"
+COMP_WORDS=({words})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_fluidfast_completion fluidfast
+echo "${{COMPREPLY[@]}}"
+"""
+
+
+def test_completion_in_bash(app: Path) -> None:
+    """As bash calls it, which takes the TARGET apart at the colon."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for words, wanted in (
+        ("fluidfast w", "worker"),
+        ("fluidfast worker app : manager --con", "--concurrency"),
+        ("fluidfast queue app : manager ''", "block compute wait"),
+        ("fluidfast dead app : manager re", "requeue"),
+        ("fluidfast queue nothing : there ''", ""),
+    ):
+        done = run("-c", COMPLETE.format(words=words), cwd=app, program=("bash",), PATH=path)
+        assert (done.stdout.strip(), done.stderr) == (wanted, ""), words
+    for shell in ("zsh", "fish"):
+        assert "_FLUIDFAST_COMPLETE" in run("completion", shell, cwd=app).stdout
+
+
+def test_a_mistyped_command_or_option(tmp_path: Path) -> None:
+    for arguments, *words in (
+        (("wroker",), "no command 'wroker', did you mean 'worker'?"),
+        (("dance",), "no command 'dance'; there are bench, chaos, completion, dead, queue, worker"),
+        (("dead", "app:manager", "lst"), "no command 'lst', did you mean 'list'?"),
+        (("worker", "app:manager", "--concurency", "2"), "--concurency", "--concurrency"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        for word in words:
+            assert word in done.stderr
+
+
 # -- bench
 
 

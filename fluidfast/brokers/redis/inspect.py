@@ -157,6 +157,30 @@ class RedisInspection(TaskBroker):
 
         return int(await self.client.redis(action))
 
+    async def has_runs(self) -> bool:
+        keys, known = self.keys, set[bytes]()
+
+        async def action() -> Any:
+            # one transaction: a run that goes from one place to another is seen in one of them
+            pipe = self.redis_cli.pipeline(transaction=True)
+            pipe.zrange(keys.consumers, 0, -1)
+            pipe.zcard(keys.leases)
+            pipe.zcard(keys.delayed)
+            for each in (keys.suspect, *map(keys.queue, PRIORITIES)):
+                pipe.llen(each)
+            for consumer in known:
+                for priority in PRIORITIES:
+                    pipe.llen(keys.inbox(consumer.decode(), priority))
+            return await pipe.execute()
+
+        while True:
+            consumers, *counts = await self.client.redis(action)
+            if any(counts):
+                return True
+            if known.issuperset(consumers):  # else there are inboxes that were not looked at
+                return False
+            known.update(consumers)
+
     # -- tasks and managers
 
     async def get_tasks_info(self, *task_names: str) -> list[TaskInfo]:

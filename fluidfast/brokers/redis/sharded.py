@@ -544,6 +544,9 @@ class ShardedRedisBroker(TaskBroker):
     async def delayed_length(self) -> int:
         return sum(await self._each(lambda shard: shard.delayed_length()))
 
+    async def has_runs(self) -> bool:
+        return any(await self._each(lambda shard: shard.has_runs()))
+
     async def leased_length(self) -> int:
         return sum(await self._each(lambda shard: shard.leased_length()))
 

@@ -59,7 +59,7 @@ exit codes: 0; 1 if a run was lost, or the benchmark failed; 130 after Ctrl-C
 \b
 examples:
   fluidfast bench
-  fluidfast bench --broker redis://localhost:6379 --wire msgpack --json result.json
+  fluidfast bench --broker redis://localhost:6379 --json result.json
 """
 
 

@@ -80,6 +80,25 @@ async def test_two_equal_payloads_are_two(broker: TaskBroker) -> None:
     assert await broker.settle(Settlement(claim.batch, whole=True))
 
 
+async def test_whether_it_has_runs(broker: TaskBroker) -> None:
+    assert not await broker.has_runs()
+    await put(broker, b"run")
+    assert await broker.has_runs()
+    claim = await broker.claim("a", 10)
+    assert await broker.has_runs()
+    assert await broker.settle(Settlement(claim.batch, retries=[(0.05, MEDIUM, b"again")], whole=True))
+    assert await broker.has_runs()
+    await until_promoted(broker)
+    assert await broker.has_runs()
+    assert await take(broker) == [b"again"]
+    assert not await broker.has_runs()
+
+
+async def until_promoted(broker: TaskBroker) -> None:
+    while await broker.promote() is not None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 class TestBatches:
     """A producer's batches. The memory broker takes payloads at once and has no channel."""
 

@@ -622,6 +622,15 @@ class TestClaimAskedAgain:
         assert taken == payloads
 
 
+async def test_a_run_in_an_inbox_counts_as_there(broker: RedisTaskBroker) -> None:
+    inbox = broker.keys.inbox("c", "low")
+    await broker.redis_cli.zadd(broker.keys.consumers, {"b": 1, "c": 2})
+    assert not await broker.has_runs()
+    await broker.redis_cli.lpush(inbox, b"run")  # type: ignore[misc]
+    assert await broker.has_runs()
+    await broker.redis_cli.delete(inbox, broker.keys.consumers)
+
+
 async def test_the_inbox_of_a_consumer_that_fell_silent_is_taken(redis_url: str, no_leaked_keys: Any) -> None:
     url = with_options(redis_url, lease_seconds=0.1)
     dead, alive = TaskBroker.from_url(url), TaskBroker.from_url(url)
