@@ -10,9 +10,10 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import click
@@ -40,7 +41,6 @@ that returns one, or of a FastAPI application that has one.
 """
 FOUND = "fluidfast.commands.target"
 """Where click's context holds the Target."""
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 logger = logging.getLogger("fluidfast.worker")
 
@@ -60,13 +60,18 @@ class Target:
     find: Callable[[], Any]
 
 
-def takes_target(function: Decorated) -> Decorated:
+def takes_target(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the argument TARGET; its function reads it by ``target_of``."""
 
-    def keep(ctx: click.Context, _: click.Parameter, text: str) -> None:
+    def keep(ctx: click.Context, _: click.Parameter, text: str) -> str:
         ctx.meta[FOUND] = Target(text, lambda: load(text))
+        return text
 
-    return click.argument("target", metavar="TARGET", expose_value=False, callback=keep)(function)
+    @wraps(function)  # with a value that is not exposed click 8.1 completes nothing
+    def without(*arguments: Any, target: str = "", **options: Any) -> Any:
+        return function(*arguments, **options)
+
+    return click.argument("target", metavar="TARGET", callback=keep)(without)
 
 
 def target_of(ctx: click.Context) -> Target:

@@ -195,7 +195,7 @@ async def measured(
 ) -> tuple[Result, Exception | None]:
     """Measure. Gives what was measured, and the error that ended it before its time."""
     own_url = url_of_its_own(url, "bench", wire=wire)
-    concurrency = concurrency or get_settings().max_concurrent_tasks or 1
+    concurrency = concurrency or int(get_settings().max_concurrent_tasks) or 1
     manager = TaskConsumer(broker_url=own_url, max_concurrent_tasks=concurrency)
     broker = manager.broker
     local = isinstance(broker, MemoryTaskBroker)
