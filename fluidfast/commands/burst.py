@@ -77,12 +77,13 @@ class Burst:
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
+            if self.consumer.is_stopping():
+                return
             if self.consumer.is_busy():
                 pause, idle_since = PAUSES[0], monotonic()
                 continue
             try:
-                # twice: of several shards each is seen at a moment of its own
-                if not (await self.consumer.broker.has_runs() or await self.consumer.broker.has_runs()):
+                if await self.is_over():
                     break
             except BrokerError as exc:
                 logger.warning("cannot see whether the queue is empty: %s", exc)
@@ -92,6 +93,15 @@ class Burst:
                 logger.info("waiting for runs that are delayed, or that other workers hold")
         self.emptied_at = monotonic()
         self.consumer.gracefully_stop()
+
+    async def is_over(self) -> bool:
+        """Whether nothing is left, and nothing has happened here while the broker was asked."""
+        consumer = self.consumer
+        finished = consumer.engine.finished
+        for _ in range(2):  # of several shards each is seen at a moment of its own
+            if await consumer.broker.has_runs() or consumer.is_busy() or consumer.engine.finished != finished:
+                return False
+        return True
 
     def counts(self) -> Counts:
         engine = self.consumer.engine

@@ -139,6 +139,7 @@ async def supervising(processes: int, told: Callable[[Counts], None] | None) -> 
         seconds=monotonic() - began,
         workers_lost=supervisor.replaced,
     )
+    counts.emptied &= not supervisor.order
     told(counts)
     return code or counts.exit_code
 

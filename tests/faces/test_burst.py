@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,7 +11,11 @@ from typing import Any
 
 import pytest
 import redis
+from kits import waiting
 from kits.command_kit import Running, run, until
+
+from fluidfast import TaskConsumer, TaskRun, task
+from fluidfast.commands.burst import Burst
 
 APP = """
 import asyncio, pathlib
@@ -182,6 +187,39 @@ def test_a_signal_before_the_queue_is_empty(app: Path, redis_url: str, processes
         (app / "go").touch()
         assert bursting.end() == 130
     assert bursting.stdout.startswith("stopped before the queue was empty: 1 done")
+
+
+async def test_runs_that_end_while_the_broker_is_asked() -> None:
+    """What their handlers queue is seen by the next look only."""
+
+    @task
+    async def quick(ctx: TaskRun) -> None: ...
+
+    consumer = TaskConsumer(broker_url="memory://burst-asked")
+    consumer.register_task(quick)
+    release = asyncio.Event()
+
+    async def handler(run: TaskRun) -> None:
+        await release.wait()
+
+    consumer.register_async_handler("success", handler)
+    looks: list[bool] = []
+
+    async def has_runs() -> bool:
+        if not looks:
+            await consumer.queue(quick)
+            await waiting.until(lambda: consumer.engine.finished == 1)
+        looks.append(consumer.is_busy())
+        return False
+
+    consumer.broker.has_runs = has_runs  # type: ignore[method-assign]
+    async with consumer:
+        burst = Burst(consumer)
+        assert not await burst.is_over()
+        assert looks == [True]
+        release.set()
+        await waiting.until(lambda: not consumer.is_busy())
+        assert await burst.is_over()
 
 
 def test_options_that_do_not_go_together(app: Path) -> None:
