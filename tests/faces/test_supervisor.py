@@ -45,7 +45,7 @@ class Supervised:
         return self.log.read_text()
 
     def started(self) -> int:
-        return len(re.findall(r"fluidfast.worker: worker \w+:", self.text()))
+        return len(re.findall(r"fluidfast.worker(?:\[\d\])?: worker \w+:", self.text()))
 
     def queue(self, name: str, count: int = 1) -> None:
         lines = b"{}\n" * count
