@@ -217,6 +217,7 @@ async def test_runs_that_end_while_the_broker_is_asked() -> None:
         burst = Burst(consumer)
         assert not await burst.is_over()
         assert looks == [True]
+        assert not await burst.is_over(), "the handler still runs"
         release.set()
         await waiting.until(lambda: not consumer.is_busy())
         assert await burst.is_over()

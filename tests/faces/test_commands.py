@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from kits import waiting
-from kits.command_kit import Running, run, until
+from kits.command_kit import COMMAND, Running, environment, run, until
 from kits.servers import RedisServer
 
 from fluidfast import TaskConsumer, TaskRun, __version__, task
@@ -193,6 +195,32 @@ def test_a_mistyped_command_or_option(tmp_path: Path) -> None:
         assert done.returncode == 2
         for word in words:
             assert word in done.stderr
+
+
+def test_a_bar_on_a_terminal_only(app: Path, redis_url: str) -> None:
+    (app / "runs.ndjson").write_bytes(lines(range(60_000)))
+    seen = {}
+    for name, variables in (("colour", {}), ("none", {"NO_COLOR": "1"})):
+        terminal, other = os.openpty()
+        options = ("queue", "app:manager", "wait", "--from", "runs.ndjson")
+        env = environment(FLUID_BROKER_URL=redis_url, TERM="xterm", COLUMNS="80", **variables)
+        process = subprocess.Popen(
+            [*COMMAND, *options], cwd=app, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=other
+        )
+        os.close(other)
+        seen[name] = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(terminal, 1 << 16):
+                seen[name] += part
+        os.close(terminal)
+        out, _ = process.communicate(timeout=60)
+        assert out.startswith(b"queued 60,000 runs of 'wait'")
+    for text in seen.values():
+        assert b"queued" in text
+        assert b" left" in text
+        assert text.endswith(b"\x1b[2K")
+    assert b"\x1b[38" in seen["colour"] or b"\x1b[3" in seen["colour"]
+    assert not re.search(rb"\x1b\[[0-9;]*3\dm", seen["none"])
 
 
 # -- bench
