@@ -4,8 +4,10 @@ from kits import cli_page
 
 
 def test_the_page_is_the_help_of_the_commands() -> None:
-    # word by word: versions of click break lines at different places
-    assert cli_page.PAGE.read_text().split() == cli_page.text().split(), "python tests/kits/cli_page.py writes the page"
+    # word by word: versions of click break lines at different places, and write choices differently
+    assert cli_page.PAGE.read_text().casefold().split() == cli_page.text().casefold().split(), (
+        "python tests/kits/cli_page.py writes the page"
+    )
 
 
 def test_every_command_says_its_exit_codes() -> None:
