@@ -91,5 +91,17 @@ def test_a_signup_waits_for_a_server_that_is_away_for_a_moment(service: Service)
             worker.wait_for(json.loads(waiting.stdout)["run_id"])
 
 
+def test_a_signup_is_refused_when_the_server_stays_away(service: Service) -> None:
+    service.example.variables["FLUID_BROKER_URL"] += "?enqueue_timeout=0.2"  # the Compose file has 5
+    with service.start("api") as api:
+        api.wait_for("Application startup complete")
+        service.sign_up()
+        service.server.kill()
+        refused = service.example.run(SIGN_UP, replacing=service.here)
+        assert json.loads(refused) == {"detail": "try again later"}
+        service.server.restart()
+        until(lambda: "run_id" in service.example.run(SIGN_UP, replacing=service.here), "signups are taken again")
+
+
 def test_their_own_tests_pass(service: Service) -> None:
     assert "2 passed" in service.example.run(TESTS)
