@@ -34,7 +34,7 @@ app = task_manager_fastapi(manager, auth=only_staff, app=FastAPI(title="Signup")
 async def sign_up(signup: Signup) -> dict[str, str]:
     """Queue the welcome mail. When queue() returns, the server has the run."""
     try:
-        run = await manager.queue(send_welcome, to=signup.email)
+        run = await send_welcome.queue(signup.email)
     except BrokerConnectionError as exc:
         raise HTTPException(503, "try again later") from exc
     return {"run_id": run.id}

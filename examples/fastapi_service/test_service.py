@@ -16,7 +16,7 @@ def fluidfast_target() -> TaskManager:
 
 
 def test_the_task(fluidfast_consumer: Harness) -> None:
-    manager.sync.queue(send_welcome, to="grace@example.com")
+    send_welcome.sync.queue("grace@example.com")
     done = fluidfast_consumer.sync.drain()
     done.raise_failed()
     assert done.states == {"success": 1}

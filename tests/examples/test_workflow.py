@@ -21,7 +21,8 @@ async def test_an_order_is_shipped_once_also_if_it_is_paid_twice(redis_url: str,
         broker = manager.broker
 
         async def idle() -> bool:
-            return not sum((await broker.queue_length()).values()) and not await broker.leased_length()
+            waiting = sum((await broker.queue_length()).values()) + await broker.delayed_length()
+            return not waiting and not await broker.leased_length()
 
         with example.start(WORKER) as first, example.start(WORKER) as second:
             started(first, second)
