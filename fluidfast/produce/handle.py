@@ -1,4 +1,4 @@
-"""What a caller may say of one run that it queues (``RunOptions``), and what it gets (``RunHandle``)."""
+"""``RunOptions``: how to queue one run. ``RunHandle``: a run that was queued."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
