@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ..checks import CENTURY, check_number
 from ..core._run import TaskRun
 from ..core.params import adapter_for, items
 from ..core.states import FINISHED_STATES, TaskState
-from ..core.task import Task
 from ..errors import ConfigError, TaskError, TaskRunError, TaskUsageError
 from ..manage.consumer import TaskConsumer
 from ..manage.firing import EPOCH, micros_of
@@ -30,6 +29,13 @@ MOST_RUNS = 10_000
 
 _within: ContextVar[bool] = ContextVar("fluidfast_testing_within", default=False)
 """Whether this code is called by a run that a harness executes."""
+
+
+class Named(Protocol):
+    """A ``Task``, or what ``@manager.task`` makes."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class Ended(list[TaskRun[Any, Any]]):
@@ -236,7 +242,7 @@ class Harness:
 
     # -- looking
 
-    def queued_runs(self, task: "Task[Any] | str | None" = None) -> list[TaskRun[Any, Any]]:
+    def queued_runs(self, task: Named | str | None = None) -> list[TaskRun[Any, Any]]:
         """Return the queued runs of a task, or of all, in the order in which they will start; delayed ones last.
 
         ``execute_after`` of a delayed run is its due time.
@@ -257,11 +263,11 @@ class Harness:
                 found.append(run)
         return found
 
-    def queued(self, task: "Task[Any] | str") -> list[dict[str, Any]]:
+    def queued(self, task: Named | str) -> list[dict[str, Any]]:
         """Return the params of each queued run of a task: ``[{"to": "grace@example.com"}]``. As ``queued_runs``."""
         return [dict(items(run.params)) for run in self.queued_runs(task)]
 
-    def assert_queued(self, task: "Task[Any] | str", /, **params: Any) -> TaskRun[Any, Any]:
+    def assert_queued(self, task: Named | str, /, **params: Any) -> TaskRun[Any, Any]:
         """Return the first queued run of a task that has these params; it may have others beside them.
 
         Raises:
@@ -283,7 +289,7 @@ class Harness:
             + (f"\n{ended} runs of {printable(name)} have been executed" if ended else "")
         )
 
-    def _name_of(self, task: "Task[Any] | str") -> str:
+    def _name_of(self, task: Named | str) -> str:
         return self.broker.task_from_registry(task).name if isinstance(task, str) else task.name
 
     def _refuse_unknown(self, name: str, params: dict[str, Any]) -> None:
