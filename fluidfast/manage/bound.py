@@ -156,7 +156,7 @@ class Queueing(Generic[P, T_co]):
             on_error=on_error,
             return_ids=return_ids,
             progress=progress,
-            due=wanted.seconds if wanted.delay or wanted.at else None,
+            due=(lambda: wanted.seconds(intake.broker.now())) if wanted.delay or wanted.at else None,
         )
 
     @property

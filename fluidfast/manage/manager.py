@@ -117,6 +117,7 @@ class TaskManager(QueueFront):
     def _attach(self, broker: TaskBroker) -> None:
         """Work on this broker, in place of the one before. Nobody may be queueing or consuming meanwhile."""
         config = self.config
+        self.intake: Intake
         self.broker = broker
         broker.use(
             lease_seconds=config.lease_seconds,
@@ -129,7 +130,10 @@ class TaskManager(QueueFront):
         self._producer = Producer(broker, buffer_runs=config.buffer_runs, buffer_bytes=config.buffer_bytes)
         self._backpressure = Backpressure(broker, self._producer, config)
         self._push_never_takes = broker.push_never_takes
-        self.intake = Intake(self, broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)
+        if "intake" in self.__dict__:  # bound tasks may hold it
+            self.intake.attach(broker, self._producer, self._backpressure)
+        else:
+            self.intake = Intake(self, broker, self._producer, self._backpressure, self.hooks, buffers=self._buffers)
         self._replies = Replies(broker, self)
 
     # -- life

@@ -187,7 +187,7 @@ class SyncManager:
 
     def _enqueue(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]:
         intake = self._manager.intake
-        if intake.buffers or wanted.seconds() or not self._manager.hands_over():
+        if intake.buffers or wanted.seconds(intake.broker.now()) or not self._manager.hands_over():
             return self._call(intake.enqueue(task, params, wanted))
         self._refuse_own_thread()
         return RunHandle(self._post(intake.make_wanted(task, params, wanted)).id)

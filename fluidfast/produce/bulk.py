@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -97,7 +98,8 @@ async def queue_many(
             in_flight.append(producer.submit_batch(number, payloads))
         else:
             seconds = due()
-            in_flight.append(asyncio.ensure_future(intake.broker.delay([(seconds, number, each) for each in payloads])))
+            delay = partial(intake.broker.delay, [(seconds, number, each) for each in payloads])
+            in_flight.append(asyncio.ensure_future(producer.in_time(delay)))
         sent.append((payloads, size, ids))
         while len(in_flight) >= IN_FLIGHT:
             await confirm_oldest()

@@ -54,9 +54,9 @@ class Wanted(NamedTuple):
     delay: float = 0.0
     at: datetime | None = None
 
-    def seconds(self) -> float:
-        """Return the seconds from now until the run may start."""
-        return self.delay if self.at is None else max(0.0, self.at.timestamp() - now_micros() / 1e6)
+    def seconds(self, now: int) -> float:
+        """Return the seconds until the run may start, from ``now`` (microseconds since the epoch)."""
+        return self.delay if self.at is None else max(0.0, self.at.timestamp() - now / 1e6)
 
 
 def read_options(options: Mapping[str, Any], method: str = "enqueue") -> Wanted:

@@ -40,11 +40,15 @@ class Intake:
         *, buffers: bool,
     ) -> None:  # fmt: skip
         self.manager = manager
+        self.hooks = hooks
+        self.buffers = buffers
+        self.attach(broker, producer, backpressure)
+
+    def attach(self, broker: TaskBroker, producer: Producer, backpressure: Backpressure) -> None:
+        """Send to this broker. Those who hold this intake follow."""
         self.broker = broker
         self.producer = producer
         self.backpressure = backpressure
-        self.hooks = hooks
-        self.buffers = buffers
 
     # -- making
 
@@ -178,7 +182,7 @@ class Intake:
                 if due is None:
                     await self._confirmed(run.prio, changed)
                 else:
-                    await self.broker.delay([(due(), run.prio, changed)])
+                    await self.producer.in_time(lambda: self.broker.delay([(due(), run.prio, changed)]))
 
             return asyncio.ensure_future(self.hooks.call_queueing(run, go))
         return self.producer.submit(self.producer.running_loop(), run.prio, payload, run)

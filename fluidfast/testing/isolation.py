@@ -44,7 +44,8 @@ def isolated(manager: TaskManager | None = None) -> Iterator[Harness]:
         harness.close()
         manager.sync.close()
         keep_new(broker.registry, registry)
-        manager.dispatcher, manager._listeners, manager.hooks = dispatcher, listeners, hooks
+        manager.dispatcher, manager._listeners = dispatcher, listeners
+        manager.hooks = manager.intake.hooks = hooks
         for name in ("register_async_handler", "unregister_async_handler"):  # those of the consumer
             manager.__dict__.pop(name, None)
         manager._attach(before)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -407,3 +407,39 @@ async def test_a_consumer_made_of_a_manager_can_start_again() -> None:
             async with consumer:
                 run = await manager.queue_and_wait(send, to="grace", timeout=10)
                 assert run.state == "success"
+
+
+bound = TaskManager(broker_url="redis://127.0.0.1:1")
+
+
+@bound.task
+async def greet(name: str, times: int = 1) -> None:
+    bound.deps.greeted.append(name)
+
+
+urgent = greet.options(priority="high")  # it exists before the test does
+
+
+async def test_bound_tasks_follow_their_manager() -> None:
+    bound.deps.greeted = []
+    for _ in range(2):
+        with isolated(bound) as consumer:
+            consumer.set_now(datetime(2030, 1, 1, tzinfo=UTC))
+            await greet.queue("grace")
+            await urgent.queue("ada")
+            at = greet.options(at=datetime(2030, 1, 1, 1, tzinfo=UTC))
+            await at.queue("late")
+            await at.queue_many([{"name": "later"}])
+            assert consumer.queued(greet) == [{"name": name, "times": 1} for name in ("ada", "grace", "late", "later")]
+            assert consumer.assert_queued(greet, name="ada").priority == "high"
+            with pytest.raises(TaskUsageError, match="has no param 'nam'; it has: name, times"):
+                consumer.assert_queued(greet, nam="ada")
+            assert (await consumer.drain()).states == {"success": 2}
+            await consumer.travel(3601)
+            assert (await consumer.drain()).states == {"success": 2}
+            with consumer.eager():
+                await urgent.queue("eager")
+        assert bound.deps.greeted == ["ada", "grace", "late", "later", "eager"]
+        bound.deps.greeted.clear()
+    assert bound.intake.hooks is bound.hooks
+    assert bound.hooks.queueing == ()
