@@ -276,6 +276,7 @@ def test_an_event_loop_that_was_blocked(server: RedisServer, factory: Any) -> No
         loop.call_soon(manager._producer._look)  # in the same turn, in which nothing is read
         await call
         await manager.on_shutdown()
+        await manager.on_shutdown()
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
