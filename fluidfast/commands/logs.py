@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..observe import JsonFormatter, LineFormatter, RunFilter
-from ..observe.runs import RunLines
+from ..observe._runs import RunLines
 from ..observe.writer import LineHandler, LineWriter
 from ..settings import get_settings
 from .group import CommandError

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ STUCK_SECONDS = 1.0
 """... and for one that reads nothing."""
 PIPE_BYTES = 4096
 """What the kernel writes to a pipe as one: whole lines of several workers do not mix."""
+FILE_BYTES = 1 << 20
+"""What is written to anything else at once."""
 
 
 class LineWriter:
@@ -50,6 +53,7 @@ class LineWriter:
         self._lost = lost
         self._most_lines = most_lines
         self._most_bytes = most_bytes
+        self._most_at_once = PIPE_BYTES if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else FILE_BYTES
         self._told = 0  # how many of the dropped are told
         self._bytes = 0  # about: threads may count at the same time
         self._lines: deque[str | threading.Event] = deque()
@@ -118,7 +122,7 @@ class LineWriter:
                     taken.append(line)
                 else:
                     waiters.append(line)
-            for piece in pieces(taken):
+            for piece in pieces(taken, self._most_at_once):
                 self._write(piece)
             self._bytes -= sum(map(len, taken))
             if (dropped := self.dropped) > self._told:
@@ -163,16 +167,15 @@ class LineHandler(logging.Handler):
         self.writer.flush()
 
 
-def pieces(lines: list[str]) -> list[bytes]:
-    """Return lines as bytes, as many together as a pipe takes at once; a longer line by itself."""
+def pieces(lines: list[str], size: int) -> list[bytes]:
+    """Return lines as bytes, as many together as fit in ``size`` bytes; a longer line by itself."""
+    whole = "".join([f"{line}\n" for line in lines]).encode(errors="backslashreplace")
     found: list[bytes] = []
-    piece = b""
-    for line in lines:
-        data = f"{line}\n".encode(errors="backslashreplace")
-        if piece and len(piece) + len(data) > PIPE_BYTES:
-            found.append(piece)
-            piece = b""
-        piece += data
-    if piece:
-        found.append(piece)
+    at = 0
+    while len(whole) - at > size:
+        end = whole.rfind(b"\n", at, at + size) + 1 or whole.index(b"\n", at + size) + 1
+        found.append(whole[at:end])
+        at = end
+    if at < len(whole):
+        found.append(whole[at:])
     return found

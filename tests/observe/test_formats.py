@@ -10,8 +10,8 @@ import pytest
 
 from fluidfast import TaskRun, TaskState, task
 from fluidfast.observe import JsonFormatter, LineFormatter, RunFilter
+from fluidfast.observe._runs import RunLines
 from fluidfast.observe.filters import WORKER
-from fluidfast.observe.runs import RunLines
 
 
 @task

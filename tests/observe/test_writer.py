@@ -128,7 +128,7 @@ def test_a_descriptor_that_does_not_block(pipe: tuple[int, int]) -> None:
 
 def test_whole_lines_in_what_a_pipe_takes_as_one() -> None:
     lines = ["z" * 1000] * 10 + ["w" * 10_000] + ["short", "surrogate \udce9"]
-    found = pieces(lines)
+    found = pieces(lines, PIPE_BYTES)
     assert b"".join(found).decode() == "\n".join(lines[:-1]) + "\nsurrogate \\udce9\n"
     assert all(len(piece) <= PIPE_BYTES or piece.count(b"\n") == 1 for piece in found)
     assert all(piece.endswith(b"\n") for piece in found)
