@@ -1,4 +1,4 @@
-"""What every command line of fluidfast shares: how commands are found, and how their errors and exit codes are shown.
+"""Shared by every command line of fluidfast: how commands are found, and how their errors and exit codes are shown.
 
 ``fluidfast`` itself and ``TaskManagerCLI``, the command line of an application, are groups of this kind.
 """

@@ -632,7 +632,7 @@ async def test_a_run_in_an_inbox_counts_as_there(broker: RedisTaskBroker) -> Non
 
 
 async def test_the_inbox_of_a_consumer_that_fell_silent_is_taken(redis_url: str, no_leaked_keys: Any) -> None:
-    url = with_options(redis_url, lease_seconds=0.1)
+    url = with_options(redis_url, lease_seconds=1)  # it blocks for half of that: long enough for what is put
     dead, alive = TaskBroker.from_url(url), TaskBroker.from_url(url)
     assert isinstance(dead, RedisTaskBroker)
     waiting = asyncio.create_task(dead.wait("dead", 60))
