@@ -177,14 +177,14 @@ class Queueing(Generic[P, T_co]):
                 f"task {self._name!r} takes its params as one object, or each by name: write "
                 f"{self._shown}.queue(params) or {self._shown}.queue(name=value)"
             )
-        given = dict(zip(self._names, args, strict=False))
         if len(args) > len(self._names):
             why = f"it takes {len(self._names) or 'none'} by position, but {len(args)} were given"
-        elif twice := given.keys() & kwargs.keys():
-            why = f"{', '.join(sorted(twice))} is given by position and by name"
         else:
-            given.update(kwargs)
-            return given
+            given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            if len(given) == len(args) + len(kwargs):
+                return given
+            twice = sorted(set(self._names[: len(args)]) & kwargs.keys())
+            why = f"{', '.join(twice)} is given by position and by name"
         signature = str(inspect.signature(self._function)).replace("'", "")  # of annotations that are text
         raise TaskUsageError(f"{self._shown}.queue(...): {why}; the function is {self._shown}{signature}")
 
