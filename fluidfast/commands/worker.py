@@ -160,7 +160,8 @@ async def reloading(processes: int, text: str) -> int:
 
 
 def say(counts: Counts, *, as_json: bool) -> None:
-    print(json.dumps(counts.as_dict()) if as_json else counts, flush=True)
+    # in one write, since the log may be on the same terminal
+    click.echo(json.dumps(counts.as_dict()) if as_json else str(counts))
 
 
 async def work(

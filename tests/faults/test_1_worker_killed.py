@@ -37,6 +37,7 @@ def kill_again_and_again(
         until(lambda: any(process.is_ready() for process in fleet.living()), 30, "a worker is ready")
         time.sleep(draw.uniform(*pause))
         assert not fleet.exits()
+    until(lambda: all(process.is_ready() for process in fleet.living()), 30, "those started last can be stopped")
     return killed
 
 
