@@ -163,6 +163,8 @@ def test_all_is_written_at_the_end() -> None:
 
 def test_a_forked_child_writes_too() -> None:
     text = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside a thread, which is the point
 for n in range(200): logging.info(n)
 if not (pid := os.fork()):
     logging.info("child")
