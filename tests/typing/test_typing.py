@@ -80,4 +80,6 @@ def test_the_wrong_lines_are_errors_and_no_others(errors: Errors, name: str) -> 
 
 
 def test_the_documents_are_right(errors: Errors) -> None:
-    assert {name: lines for name, lines in errors.items() if name not in PROGRAMS} == {}
+    # the package is checked as its oldest Python reads it, by mypy in .ci/run
+    of_pages = {name: lines for name, lines in errors.items() if "/" not in name}
+    assert {name: lines for name, lines in of_pages.items() if name not in PROGRAMS} == {}
