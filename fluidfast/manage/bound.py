@@ -24,8 +24,8 @@ Run = TaskRun[Any, Any]
 class Blocking(Protocol):
     """``manager.sync``."""
 
-    def _enqueue(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]: ...
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+    def enqueue_wanted(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]: ...
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
 
 class Manager(Protocol):
@@ -36,7 +36,7 @@ class Manager(Protocol):
     @property
     def sync(self) -> Blocking: ...
     def queue_given(self, task: str | AnyTask, given: Any) -> Coroutine[Any, Any, RunHandle[Any]]: ...
-    async def _execute(self, run: Run, in_process: bool = False) -> Run: ...
+    async def execute_run(self, run: Run, in_process: bool = False) -> Run: ...
 
 
 class BindTask(Protocol):
@@ -258,7 +258,7 @@ class BoundTask(Queueing[P, T_co], HasTask):
             Others: as ``TaskManager.execute``.
         """
         given = self._given(args, kwargs) if args else kwargs
-        run: Run = await self._manager._execute(self._manager.intake.make_wanted(self._name, given, self._wanted))
+        run: Run = await self._manager.execute_run(self._manager.intake.make_wanted(self._name, given, self._wanted))
         return run
 
 
@@ -294,7 +294,7 @@ class SyncTask(Generic[P, T_co]):
         """Queue a run as ``BoundTask.queue``, blocking."""
         task = self._task
         given = task._given(args, kwargs) if args else kwargs
-        handle: RunHandle[Any] = self._sync._enqueue(task._name, given, task._wanted)
+        handle: RunHandle[Any] = self._sync.enqueue_wanted(task._name, given, task._wanted)
         return handle
 
     def queue_many(
@@ -306,7 +306,7 @@ class SyncTask(Generic[P, T_co]):
         progress: Callable[[QueueSummary], object] | None = None,
     ) -> QueueSummary:
         """Queue a run for each item as ``BoundTask.queue_many``, blocking."""
-        return self._sync._call(
+        return self._sync.call(
             self._task.queue_many(items, on_error=on_error, return_ids=return_ids, progress=progress)
         )
 

@@ -500,9 +500,10 @@ class TaskManager(QueueFront):
             Exception: any exception of the task.
         """
         refuse_positional("execute", misplaced)
-        return await self._execute(self.create_task_run(task, run_id, priority, params=params, **kwargs), in_process)
+        return await self.execute_run(self.create_task_run(task, run_id, priority, params=params, **kwargs), in_process)
 
-    async def _execute(self, run: TaskRun[Any, Any], in_process: bool = False) -> TaskRun[Any, Any]:
+    async def execute_run(self, run: TaskRun[Any, Any], in_process: bool = False) -> TaskRun[Any, Any]:
+        """Execute a run that was made here, and return it finished, or aborted. Raises as ``execute``."""
         try:
             await execute(run, in_process=in_process)
         except TaskAbortedError as exc:

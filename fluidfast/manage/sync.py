@@ -122,7 +122,12 @@ class SyncManager:
         if threading.current_thread() is self._thread:
             raise RuntimeError("manager.sync was called within its own event loop: use await there")
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop of these methods, and return its result. Raises as it does.
+
+        Raises:
+            RuntimeError: it was called within that event loop.
+        """
         try:
             self._refuse_own_thread()
         except RuntimeError:
@@ -169,7 +174,7 @@ class SyncManager:
             async def queue() -> TaskRun[Any, Any]:  # which is to be called in the loop that it is for
                 return await manager.queue(task, priority, run_id=run_id, params=params, **kwargs)
 
-            return self._call(queue())
+            return self.call(queue())
         self._refuse_own_thread()
         return self._post(manager.create_task_run(task, run_id, priority, params=params, **kwargs))
 
@@ -183,12 +188,13 @@ class SyncManager:
 
     def enqueue(self, task: str | AnyTask, params: Any = None, /, **options: Unpack[RunOptions]) -> RunHandle[Any]:
         """Queue a run as ``TaskManager.enqueue``, blocking."""
-        return self._enqueue(task, {} if params is None else params, read_options(options))
+        return self.enqueue_wanted(task, {} if params is None else params, read_options(options))
 
-    def _enqueue(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]:
+    def enqueue_wanted(self, task: str | AnyTask, params: Any, wanted: Wanted) -> RunHandle[Any]:
+        """Queue a run as ``enqueue``, with options that have been checked."""
         intake = self._manager.intake
         if intake.buffers or wanted.seconds(intake.broker.now()) or not self._manager.hands_over():
-            return self._call(intake.enqueue(task, params, wanted))
+            return self.call(intake.enqueue(task, params, wanted))
         self._refuse_own_thread()
         return RunHandle(self._post(intake.make_wanted(task, params, wanted)).id)
 
@@ -237,7 +243,7 @@ class SyncManager:
 
         The thread of the event loop iterates over the items and calls ``progress``.
         """
-        return self._call(
+        return self.call(
             self._manager.queue_many(
                 task, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
             )
@@ -247,15 +253,15 @@ class SyncManager:
         self, task: str | AnyTask, *misplaced: Never, timeout: float | None = None, **kwargs: Any
     ) -> TaskRun[Any, Any]:
         """Queue a run and wait for its end as ``TaskManager.queue_and_wait``, blocking."""
-        return self._call(self._manager.queue_and_wait(task, *misplaced, timeout=timeout, **kwargs))
+        return self.call(self._manager.queue_and_wait(task, *misplaced, timeout=timeout, **kwargs))
 
     def execute(self, task: str | AnyTask, *misplaced: Never, **kwargs: Any) -> TaskRun[Any, Any]:
         """``TaskManager.execute``, blocking; the task runs in the loop's thread."""
-        return self._call(self._manager.execute(task, *misplaced, **kwargs))
+        return self.call(self._manager.execute(task, *misplaced, **kwargs))
 
     def flush(self) -> None:
         """``TaskManager.flush``, blocking."""
-        self._call(self._manager.flush())
+        self.call(self._manager.flush())
 
     def close(self) -> None:
         """Shut the manager down and end the thread. The next call starts a new one.

@@ -203,8 +203,8 @@ def no_consumer(url: str) -> TaskConsumer:
 
 def left(consumer: TaskConsumer) -> int:
     assert not consumer.has_started()
-    lengths = consumer.sync._call(consumer.broker.queue_length())
-    consumer.sync._call(consumer.broker.clear())
+    lengths = consumer.sync.call(consumer.broker.queue_length())
+    consumer.sync.call(consumer.broker.clear())
     consumer.sync.close()
     return sum(lengths.values())
 

@@ -315,11 +315,11 @@ def test_sync(broker_url: str) -> None:
         assert tasks.send.options(delay=3600, run_id="later").sync.queue("b").id == "later"
         assert tasks.send.sync.queue_many([{"to": "c"}, {"to": "d"}]).queued == 2
         assert sync.enqueue(tasks.mail, Mail("n"), priority="high").id
-        assert sync._call(waiting(manager)) == 6
-        assert sync._call(manager.broker.delayed_length()) == 1
+        assert sync.call(waiting(manager)) == 6
+        assert sync.call(manager.broker.delayed_length()) == 1
         with pytest.raises(ParamsError):
             tasks.send.sync.queue(too="x")  # type: ignore[call-arg]
-        sync._call(manager.broker.clear())
+        sync.call(manager.broker.clear())
 
 
 # --- types

@@ -85,8 +85,8 @@ def opened(url: str, **options: Any) -> Iterator[TaskManager]:
 
 def taken(manager: TaskManager) -> list[TaskRun[Any, Any]]:
     """What waits, taken off, in the manager's own loop."""
-    runs: list[TaskRun[Any, Any]] = manager.sync._call(take_runs(manager))
-    manager.sync._call(manager.broker.clear())
+    runs: list[TaskRun[Any, Any]] = manager.sync.call(take_runs(manager))
+    manager.sync.call(manager.broker.clear())
     return runs
 
 
