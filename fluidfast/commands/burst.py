@@ -25,7 +25,7 @@ TALLIED = ("done", "failed", "dead", "aborted", "retried")
 
 @dataclass
 class Counts:
-    """What one worker did, or several.
+    """The counts of one worker, or of several.
 
     ``failed``: runs that failed for good, of tasks without a retry; ``dead``: runs that became dead letters;
     ``emptied``: no run was left; ``workers_lost``: workers that died before they could say what they had done.

@@ -335,7 +335,7 @@ cdef class Slots:
         return 0
 
     cdef Known known_of(self, object task):
-        """What a run needs of its task. Kept by id, since a callable in it need not have a hash."""
+        """Return the fields of a task that its runs need, kept by id: a callable in a task need not have a hash."""
         cdef Known known = self._last
         if known is None or known.task is not task:
             known = self._known.get(id(task))

@@ -76,7 +76,7 @@ cdef class QueueFront:
     @cython.nonecheck(True)
     def queue_given(self, task, given):
         """Queue a run as ``queue``, with the params as one dict or an object of the task's model, which no keyword can
-        collide with. What this returns gives a ``RunHandle``."""
+        collide with. The returned awaitable gives a ``RunHandle``."""
         cdef Codec codec
         cdef TaskRun run
         cdef bytes payload

@@ -1,4 +1,4 @@
-"""What a worker tells of its runs: the fields of a run on log records, formats, and a line a run."""
+"""The log of runs: their fields on log records, the formats, and a line for each run."""
 
 from .filters import RunFilter
 from .formats import JsonFormatter, LineFormatter

@@ -24,9 +24,9 @@ FLUSH_SECONDS = 10.0
 STUCK_SECONDS = 1.0
 """... and for one that reads nothing."""
 PIPE_BYTES = 4096
-"""What the kernel writes to a pipe as one: whole lines of several workers do not mix."""
+"""The kernel writes this much to a pipe in one piece, so lines of several workers do not mix."""
 FILE_BYTES = 1 << 20
-"""What is written to anything else at once."""
+"""Bytes per write to anything else."""
 
 
 class LineWriter:
@@ -34,8 +34,8 @@ class LineWriter:
 
     ``put`` may be called from any thread, also in a signal handler.
 
-    ``most_lines``, ``most_bytes``: what may wait to be written. What is more is dropped, and the number of lost lines
-    is written when the reader goes on. ``lost`` makes that line of the number.
+    ``most_lines``, ``most_bytes``: the most that may wait to be written. Further lines are dropped, and their number is
+    written when the reader goes on. ``lost`` makes that line of the number.
 
     Attributes: ``dropped``: how many lines have been dropped so far.
     """

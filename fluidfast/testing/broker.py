@@ -15,8 +15,8 @@ __all__ = ["StagedBroker"]
 class StagedBroker(MemoryTaskBroker):
     """A ``memory://`` broker that tells when no run is left to execute, and whose clock a test can move forward.
 
-    ``ahead``: microseconds by which its clock is ahead of the machine's. Only due times follow it: leases, timeouts and
-    locks last as long as ever.
+    ``ahead``: microseconds by which its clock is ahead of the machine's. Only due times follow it; leases, timeouts and
+    locks follow the machine's clock.
     """
 
     ahead = 0

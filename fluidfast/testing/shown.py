@@ -21,7 +21,7 @@ def shown_call(name: str, params: Mapping[str, Any], *, partial: bool = False) -
 
 
 def shown_queued(runs: Iterable[TaskRun[Any, Any]], now: int) -> str:
-    """What is queued, a run a line. ``now``: microseconds since the epoch."""
+    """Return the queued runs as text, a line for each. ``now``: microseconds since the epoch."""
     lines = []
     for run in runs:
         params = run.params
