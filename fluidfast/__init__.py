@@ -17,7 +17,7 @@ try:
     from .manage.manager import TaskManager
     from .manage.plugin import TaskManagerPlugin
     from .manage.scheduler import TaskScheduler
-    from .produce.handle import RunHandle, RunOptions
+    from .produce.handle import Middleware, RunHandle, RunOptions
 except ImportError as exc:
     package, _, module = (exc.name or "").rpartition(".")
     if not (package.startswith("fluidfast") and module.startswith("_")):
@@ -38,6 +38,7 @@ __all__ = [
     "BoundTask",
     "K8sConfig",
     "K8sResourceRequirements",
+    "Middleware",
     "QueuedTask",
     "RetryPolicy",
     "RunHandle",

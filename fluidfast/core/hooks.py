@@ -1,28 +1,44 @@
-"""Hooks: code around each queueing, or each execution, of a run. A manager without hooks pays nothing for them.
+"""Hooks and middleware: code around each queueing, or each execution, of a run. A manager without pays nothing.
 
-A hook gets the run and ``go``, and awaits ``go()`` to go on:
+Middleware is an object with one or both of these methods, which go on with ``call_next()``:
+
+    class Traced:
+        async def enqueue(self, run, options, call_next):
+            with tracer.start_as_current_span(f"send {run.name}"):
+                return await call_next()  # the run's handle
+
+        async def execute(self, run, call_next):
+            with tracer.start_as_current_span(f"process {run.name}"):
+                return await call_next()  # the function's result
+
+A hook is a function for one of them, which gets the run and ``go``, and returns nothing:
 
     async def traced(run, go):
         with tracer.start_as_current_span(f"queue {run.name}"):
             await go()
 
-A hook around queueing that raises refuses the run: the caller gets the exception, and nothing is sent. A hook around
-running that raises fails the run, as if the task's function had. The runs of a batch task are run as one: the hook gets
-the list of them.
+One around queueing that raises refuses the run: the caller gets the exception, and nothing is sent. One around running
+that raises fails the run, as if the task's function had. The runs of a batch task are run as one: it gets the list of
+them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from ..checks import shown
 from ..errors import TaskUsageError
 from ._machine import Listeners
 from .states import STATES
+from .task import is_async
 
-__all__ = ["AROUND_QUEUEING", "AROUND_RUNNING", "Around", "Go", "Hooks"]
+__all__ = ["AROUND_QUEUEING", "AROUND_RUNNING", "Around", "CallNext", "Go", "Hooks"]
 
 Go = Callable[[], Awaitable[None]]
 Around = Callable[[Any, Go], Awaitable[None]]
+CallNext = Callable[[], Awaitable[Any]]
+Enqueue = Callable[[Any, Any, CallNext], Awaitable[Any]]
+Execute = Callable[[Any, CallNext], Awaitable[Any]]
 
 AROUND_QUEUEING = 1 << len(STATES)
 """The bit of ``Listeners.mask`` for a hook around queueing, beside those of the states: one test covers all."""
@@ -31,42 +47,89 @@ AROUND_RUNNING = 1 << len(STATES) + 1
 
 
 class Hooks:
-    """The hooks of one manager, the first one outermost. ``queueing``, ``running``: the installed hooks."""
+    """The hooks and the middleware of one manager, the first one outermost.
+
+    ``queueing``: calls around queueing (run, options, call_next). ``running``: calls around running (run, call_next).
+    """
 
     def __init__(self, listeners: Listeners) -> None:
-        self.queueing: tuple[Around, ...] = ()
-        self.running: tuple[Around, ...] = ()
+        self.queueing: tuple[Enqueue, ...] = ()
+        self.running: tuple[Execute, ...] = ()
         self._listeners = listeners
 
     def around_queueing(self, hook: Around) -> None:
         """Call ``hook`` around each queueing of a run: one by one, in bulk, by a schedule, over HTTP, from a file."""
-        self.queueing += (hook,)
-        self._listeners.mask |= AROUND_QUEUEING
+
+        async def enqueue(run: Any, options: Any, call_next: CallNext) -> Any:
+            return await _within(hook, run, call_next)
+
+        self._add_queueing(enqueue)
 
     def around_running(self, hook: Around) -> None:
         """Call ``hook`` around each call of a task's function, in the consumer's process.
 
         This includes functions that run in a thread or in their own process.
         """
-        self.running += (hook,)
-        self._listeners.mask |= AROUND_RUNNING
+
+        async def execute(run: Any, call_next: CallNext) -> Any:
+            return await _within(hook, run, call_next)
+
+        self._add_running(execute)
+
+    def add_middleware(self, middleware: Any) -> None:
+        """Call the middleware's ``enqueue`` around each queueing, and its ``execute`` around each call of a function.
+
+        Raises:
+            TaskUsageError: it has neither method, one is not a coroutine function, or it is a class.
+        """
+        if isinstance(middleware, type):
+            raise TaskUsageError(
+                f"add_middleware takes an object, and was given the class {middleware.__name__}: write "
+                f"add_middleware({middleware.__name__}())"
+            )
+        enqueue, execute = (getattr(middleware, name, None) for name in ("enqueue", "execute"))
+        for name, method in (("enqueue", enqueue), ("execute", execute)):
+            if method is not None and not is_async(method):
+                raise TaskUsageError(f"middleware {shown(middleware)}: its {name} must be an async def")
+        if enqueue is None and execute is None:
+            raise TaskUsageError(
+                f"middleware {shown(middleware)} has neither 'async def enqueue(self, run, options, call_next)' nor "
+                "'async def execute(self, run, call_next)'"
+            )
+        if enqueue is not None:
+            self._add_queueing(enqueue)
+        if execute is not None:
+            self._add_running(execute)
 
     def copy_to(self, other: "Hooks") -> None:
         """Add these hooks to ``other``, after its own."""
-        for hook in self.queueing:
-            other.around_queueing(hook)
-        for hook in self.running:
-            other.around_running(hook)
+        for enqueue in self.queueing:
+            other._add_queueing(enqueue)
+        for execute in self.running:
+            other._add_running(execute)
 
-    async def call_queueing(self, run: Any, send: Go) -> None:
-        """Send a run within the hooks around queueing.
+    def _add_queueing(self, enqueue: Enqueue) -> None:
+        self.queueing += (enqueue,)
+        self._listeners.mask |= AROUND_QUEUEING
+
+    def _add_running(self, execute: Execute) -> None:
+        self.running += (execute,)
+        self._listeners.mask |= AROUND_RUNNING
+
+    async def call_queueing(self, run: Any, send: CallNext, options: Mapping[str, Any] | None = None) -> Any:
+        """Send a run within the hooks around queueing, and return what the outermost returns.
+
+        ``send`` returns the run's handle. ``options``: those that the caller gave.
 
         Raises:
-            TaskUsageError: a hook did not await ``go()`` exactly once.
+            TaskUsageError: a hook did not go on exactly once, or middleware returned no handle.
             RuntimeError: something that a hook awaited was cancelled, and not the caller.
         """
         try:
-            await _call(self.queueing, run, send)
+            handle = send
+            for enqueue in reversed(self.queueing):
+                handle = _link(enqueue, (run, {} if options is None else dict(options)), handle)
+            return await handle()
         except asyncio.CancelledError as exc:
             caller = asyncio.current_task()
             if caller is None or caller.cancelling():
@@ -74,35 +137,67 @@ class Hooks:
             raise RuntimeError(f"a hook around queueing {run.name} raised CancelledError") from exc
 
     async def call_running(self, function: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
-        """Call a task's function with its run, or its list of runs, within the hooks around running. Return its result.
+        """Call a task's function with its run, or its list of runs, within the hooks around running. Return its result,
+        or what the outermost middleware returns in its place.
 
         Raises:
-            TaskUsageError: a hook did not await ``go()`` exactly once.
+            TaskUsageError: a hook did not go on exactly once.
         """
-        result: Any = None
 
-        async def go() -> None:
-            nonlocal result
-            result = await function(argument)
+        async def call() -> Any:
+            return await function(argument)
 
-        await _call(self.running, argument, go)
+        result: CallNext = call
+        for execute in reversed(self.running):
+            result = _link(execute, (argument,), result)
+        return await result()
+
+
+class Once:
+    """What hooks go on with: they have to await it exactly once.
+
+    ``go``: how ``hook`` writes that. ``result``: what ``inner`` returned.
+    """
+
+    __slots__ = ("awaited", "go", "hook", "inner", "result")
+
+    def __init__(self, inner: CallNext, hook: Any, go: str) -> None:
+        self.inner = inner
+        self.hook = hook
+        self.go = go
+        self.awaited = False
+        self.result: Any = None
+
+    async def __call__(self) -> Any:
+        if self.awaited:
+            raise TaskUsageError(f"hook {self.hook!r} awaited {self.go} twice: await it once")
+        self.awaited = True
+        self.result = await self.inner()
+        return self.result
+
+    def check(self) -> None:
+        """Raise TaskUsageError if it was not awaited."""
+        if not self.awaited:
+            raise TaskUsageError(
+                f"hook {self.hook!r} returned without {self.go}: await {self.go}, or raise to refuse the run"
+            )
+
+
+async def _within(hook: Around, run: Any, call_next: CallNext) -> Any:
+    """Call a hook, which returns nothing, and return what ``call_next`` returned to it."""
+    go = Once(call_next, hook, "go()")
+    await hook(run, go)
+    go.check()
+    return go.result
+
+
+def _link(around: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...], inner: CallNext) -> CallNext:
+    """Return a call of ``around`` with these arguments, and with ``inner`` as its ``call_next``."""
+
+    async def call() -> Any:
+        call_next = Once(inner, around, "call_next()")
+        result = await around(*arguments, call_next)
+        call_next.check()
         return result
 
-
-async def _call(hooks: tuple[Around, ...], argument: Any, go: Go) -> None:
-    if not hooks:
-        await go()
-        return
-    hook, *inner = hooks
-    calls = 0
-
-    async def once() -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            raise TaskUsageError(f"hook {hook!r} awaited go() twice: await it once")
-        await _call(tuple(inner), argument, go)
-
-    await hook(argument, once)
-    if not calls:
-        raise TaskUsageError(f"hook {hook!r} returned without go(): await go(), or raise to refuse the run")
+    return call

@@ -152,11 +152,10 @@ class Queueing(Generic[P, T_co]):
             intake,
             intake.broker.task_from_registry(self._name),
             items,
-            priority=wanted.priority,
+            wanted=wanted,
             on_error=on_error,
             return_ids=return_ids,
             progress=progress,
-            due=(lambda: wanted.seconds(intake.broker.now())) if wanted.delay or wanted.at else None,
         )
 
     @property

@@ -26,7 +26,7 @@ from ..execute.cpubound import run_in_subprocess
 from ..execute.executor import execute
 from ..produce.backpressure import Backpressure
 from ..produce.bulk import QueueSummary, queue_many
-from ..produce.handle import RunHandle, RunOptions, read_options
+from ..produce.handle import Middleware, RunHandle, RunOptions, Wanted, read_options
 from ..produce.intake import Intake
 from ..produce.producer import Producer, shown_as_queue
 from ..texts import error_text
@@ -231,6 +231,30 @@ class TaskManager(QueueFront):
         plugin.register(self)
         return self
 
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Call an object's ``enqueue`` around each queueing of a run, its ``execute`` around each call of a function.
+
+        Either method may be absent. Both go on with ``call_next()``, which they await exactly once, or they raise: then
+        nothing is sent, or the run has failed. The middleware that was added first is the outermost.
+
+            class Timed:
+                async def enqueue(self, run, options, call_next):
+                    return await call_next()  # the run's handle
+
+                async def execute(self, run, call_next):
+                    began = perf_counter()
+                    try:
+                        return await call_next()  # the function's result
+                    finally:
+                        print(run.name, perf_counter() - began)
+
+            manager.add_middleware(Timed())
+
+        Raises:
+            TaskUsageError: it has neither method, one is not an ``async def``, or it is a class.
+        """
+        self.hooks.add_middleware(middleware)
+
     # -- tasks
 
     @property
@@ -356,7 +380,7 @@ class TaskManager(QueueFront):
     ) -> TaskRun[Any, Any]:
         """Queue a run where handlers, hooks or limits apply."""
         run = self.create_task_run(task, run_id, priority, from_task_run=from_task_run, params=params, **kwargs)
-        await self.intake.send(run)
+        await self.intake.send(run, options=Wanted(run_id, priority).given())
         return run
 
     async def _queue_given(self, task: str | AnyTask, given: Any) -> RunHandle[Any]:
@@ -431,7 +455,13 @@ class TaskManager(QueueFront):
             raise ConfigError(f"on_error is {on_error!r}, it must be 'raise' or 'collect'")
         found = self.broker.task_from_registry(task)
         return await queue_many(
-            self.intake, found, items, priority=priority, on_error=on_error, return_ids=return_ids, progress=progress
+            self.intake,
+            found,
+            items,
+            wanted=Wanted(priority=priority),
+            on_error=on_error,
+            return_ids=return_ids,
+            progress=progress,
         )
 
     @property
@@ -468,7 +498,7 @@ class TaskManager(QueueFront):
         token, finished = inbox.expect(run)
         limit = asyncio.timeout(None)
         try:
-            await self.intake.send(run)
+            await self.intake.send(run, options=Wanted(run_id, priority).given())
             if self.config.delivery == "buffered":  # else a run that was refused is waited for
                 await self.flush()
             async with asyncio.timeout(seconds) as limit:

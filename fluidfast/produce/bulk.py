@@ -11,6 +11,7 @@ from ..core.states import PRIORITIES, TaskPriority, TaskState
 from ..core.task import Task
 from ..errors import TaskError, TaskUsageError
 from ._outbox import Confirmation
+from .handle import Wanted
 from .intake import Intake
 from .producer import MAX_BATCH
 
@@ -45,13 +46,12 @@ async def queue_many(
     task: Task[Any],
     items: Iterable[Any] | AsyncIterable[Any],
     *,
-    priority: TaskPriority | str | None = None,
+    wanted: Wanted,
     on_error: str = "raise",
     return_ids: bool = False,
     progress: Callable[[QueueSummary], object] | None = None,
-    due: Callable[[], float] | None = None,
 ) -> QueueSummary:
-    """Queue a run for each item; see ``TaskManager.queue_many``. ``due``: returns the seconds until they may start."""
+    """Queue a run for each item; see ``TaskManager.queue_many``. ``wanted``: the options of each."""
     if isinstance(items, Mapping | str | bytes):
         raise TaskUsageError(
             f"queue_many takes an iterable of params, and was given one {type(items).__name__}: write "
@@ -59,6 +59,8 @@ async def queue_many(
         )
     codec, producer, gate = intake.broker.codec, intake.producer, intake.backpressure
     announce = intake.announce if intake.announces else None
+    priority = wanted.priority
+    due = (lambda: wanted.seconds(intake.broker.now())) if wanted.delay or wanted.at else None
     number = PRIORITIES.index(TaskPriority(task.priority if priority is None else priority))
     summary = QueueSummary(run_ids=[] if return_ids else None)
     errors = None if on_error == "raise" else summary.errors
@@ -108,7 +110,8 @@ async def queue_many(
     async def send_each(payloads: list[bytes]) -> None:
         """Send runs one by one, since hooks see each of them."""
         runs = [codec.decode(payload, intake.manager, intake.manager.dispatcher.listeners) for payload in payloads]
-        posted = (intake.post(*each, due) for each in zip(runs, payloads, strict=True))
+        options = wanted.given()
+        posted = (intake.post(*each, due, options) for each in zip(runs, payloads, strict=True))
         answers = await asyncio.gather(*posted, return_exceptions=True)
         queued = [n for n, answer in enumerate(answers) if not isinstance(answer, BaseException)]
         summary.queued += len(queued)

@@ -1,9 +1,9 @@
-"""``RunOptions``: how to queue one run. ``RunHandle``: a run that was queued."""
+"""``RunOptions``: how to queue one run. ``RunHandle``: a run that was queued. ``Middleware``: code around both ends."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypedDict
 
 import msgspec
 
@@ -12,7 +12,7 @@ from ..core._time import now_micros
 from ..core.states import TaskPriority
 from ..errors import ConfigError, TaskUsageError
 
-__all__ = ["RunHandle", "RunOptions", "Wanted", "read_options"]
+__all__ = ["EnqueueMiddleware", "ExecuteMiddleware", "Middleware", "RunHandle", "RunOptions", "Wanted", "read_options"]
 
 if TYPE_CHECKING:  # defaults of type variables are of Python 3.13
     from typing_extensions import TypeVar
@@ -46,6 +46,29 @@ class RunOptions(TypedDict, total=False):
     at: datetime
 
 
+class EnqueueMiddleware(Protocol):
+    """Code around each queueing of a run; see ``TaskManager.add_middleware``."""
+
+    async def enqueue(self, run: Any, options: Any, call_next: Callable[[], Awaitable[RunHandle[Any]]]) -> Any:
+        """Return ``await call_next()``, the run's handle; or raise to refuse the run.
+
+        ``run``: a ``TaskRun``. ``options``: a copy of the ``RunOptions`` that the caller gave.
+        """
+
+
+class ExecuteMiddleware(Protocol):
+    """Code around each call of a task's function; see ``TaskManager.add_middleware``."""
+
+    async def execute(self, run: Any, call_next: Callable[[], Awaitable[Any]]) -> Any:
+        """Return ``await call_next()``, the function's result, or another in its place; or raise to fail the run.
+
+        ``run``: a ``TaskRun``; of a batch task, the list of its runs.
+        """
+
+
+Middleware = EnqueueMiddleware | ExecuteMiddleware
+
+
 class Wanted(NamedTuple):
     """Checked ``RunOptions``."""
 
@@ -53,6 +76,10 @@ class Wanted(NamedTuple):
     priority: TaskPriority | str | None = None
     delay: float = 0.0
     at: datetime | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the ``RunOptions`` that differ from their defaults."""
+        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
 
     def seconds(self, now: int) -> float:
         """Return the seconds until the run may start, from ``now`` (microseconds since the epoch)."""

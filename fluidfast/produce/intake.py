@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from ..brokers.base import TaskBroker
+from ..checks import shown
 from ..core._run import TaskRun
 from ..core.events import TaskDispatcher
 from ..core.hooks import Hooks
@@ -18,7 +19,7 @@ from .producer import Producer
 
 __all__ = ["Intake", "Maker", "Posted"]
 
-Posted = Confirmation[Any] | asyncio.Future[None]
+Posted = Confirmation[Any] | asyncio.Future[Any]
 INIT_BIT = 1 << STATES.index(TaskState.init)
 QUEUED_BIT = 1 << STATES.index(TaskState.queued)
 
@@ -120,23 +121,43 @@ class Intake:
             As ``TaskManager.queue``.
         """
         run = self.make_wanted(task, params, wanted)
-        await self.send(run, wanted.delay)
-        return RunHandle(run.id)
+        return await self.send(run, wanted.delay, options=wanted.given() if self.hooks.queueing else None)
 
-    async def send(self, run: TaskRun[Any, Any], delay: float = 0.0, *, admit: bool = True) -> None:
+    async def send(
+        self,
+        run: TaskRun[Any, Any],
+        delay: float = 0.0,
+        *,
+        admit: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> RunHandle[Any]:
         """Queue a run, ``delay`` seconds from now or at its ``execute_after``, with the config's ``delivery``.
 
-        ``admit``: wait for room within ``max_queue_length`` and ``max_queue_bytes``.
+        ``admit``: wait for room within ``max_queue_length`` and ``max_queue_bytes``. ``options``: those that the caller
+        gave, for hooks.
 
         Raises:
             As ``TaskManager.queue``.
         """
         if self.hooks.queueing:
-            await self.hooks.call_queueing(run, lambda: self._send(run, delay, admit))
-        else:
-            await self._send(run, delay, admit)
+            return await self._within_hooks(run, lambda: self._send(run, delay, admit), options)
+        return await self._send(run, delay, admit)
 
-    async def _send(self, run: TaskRun[Any, Any], delay: float, admit: bool) -> None:
+    async def _within_hooks(
+        self,
+        run: TaskRun[Any, Any],
+        send: Callable[[], Awaitable[RunHandle[Any]]],
+        options: Mapping[str, Any] | None = None,
+    ) -> RunHandle[Any]:
+        handle = await self.hooks.call_queueing(run, send, options)
+        if not isinstance(handle, RunHandle):
+            raise TaskUsageError(
+                f"run {run.shown_name} is queued, but the enqueue of the outermost middleware returned "
+                f"{shown(handle)}: write 'return await call_next()'"
+            )
+        return handle
+
+    async def _send(self, run: TaskRun[Any, Any], delay: float, admit: bool) -> RunHandle[Any]:
         payload = self.write(run)
         if run.execute_after is not None:
             delay = max(delay, (run.execute_after.timestamp() * 1e6 - self.broker.now()) / 1e6)
@@ -145,6 +166,7 @@ class Intake:
         else:
             await self.hand_over(run.prio, payload, admit=admit)
         run._emit()
+        return RunHandle(run.id)
 
     async def hand_over(self, priority: int, payload: bytes, *, admit: bool = True) -> None:
         """Queue a payload with the config's delivery. The caller has called hooks and fired events."""
@@ -171,20 +193,27 @@ class Intake:
         if self.backpressure.active:
             await self.backpressure.admit(count, size)
 
-    def post(self, run: TaskRun[Any, Any], payload: bytes, due: Callable[[], float] | None = None) -> Posted:
+    def post(
+        self,
+        run: TaskRun[Any, Any],
+        payload: bytes,
+        due: Callable[[], float] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Posted:
         """Send a run that was written and admitted. Return a future, done when the broker has confirmed the run; it
-        raises the same as ``send``. The caller fires the event ``queued``. ``due``: with hooks, returns the seconds
-        until the run may start."""
+        raises the same as ``send``. The caller fires the event ``queued``. For hooks: ``due`` returns the seconds until
+        the run may start, ``options`` are those that the caller gave."""
         if self.hooks.queueing:
 
-            async def go() -> None:
+            async def go() -> RunHandle[Any]:
                 changed = self.broker.codec.encode(run)  # by a hook
                 if due is None:
                     await self._confirmed(run.prio, changed)
                 else:
                     await self.producer.in_time(lambda: self.broker.delay([(due(), run.prio, changed)]))
+                return RunHandle(run.id)
 
-            return asyncio.ensure_future(self.hooks.call_queueing(run, go))
+            return asyncio.ensure_future(self._within_hooks(run, go, options))
         return self.producer.submit(self.producer.running_loop(), run.prio, payload, run)
 
     async def send_once(
@@ -195,12 +224,13 @@ class Intake:
         Fire the events ``init``, of ``made``, and ``queued``, of ``run``, only if this one came first.
         """
 
-        async def go() -> None:
+        async def go() -> RunHandle[Any]:
             if await push(self.broker.codec.encode(run)):
                 made._emit()
                 run._emit()
+            return RunHandle(run.id)
 
-        await self.hooks.call_queueing(run, go)
+        await self._within_hooks(run, go)
 
     # -- many
 
