@@ -6,37 +6,26 @@ import decimal
 import enum
 import json
 import math
-import typing
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple
 
 import attrs
 import msgspec
 import pydantic
-import pydantic_core
 import pytest
+from kits.params_kit import SECRET, Box, Model, Struct, T, WithSecret, codecs, task_of
 from typing_extensions import TypedDict
 
-from fluidfast import Task, TaskRun, task
 from fluidfast.core.params import Params, ParamsAdapter, adapter_for
 from fluidfast.errors import ParamsError, PayloadError, TaskDecoratorError, TaskParamsError
 from fluidfast.wire._codec import Codec
-
-SECRET = "canary-secret-value"
-T = TypeVar("T")
 
 
 class Colour(enum.Enum):
     red = "red"
     blue = "blue"
-
-
-class Struct(msgspec.Struct):
-    a: int
-    b: str = "b"
-    c: list[float] = []
 
 
 class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -65,23 +54,11 @@ class Attrs:
     c: list[float] = attrs.field(factory=list)
 
 
-class Model(pydantic.BaseModel):
-    a: int
-    b: str = "b"
-    c: list[float] = []
-
-
 @pydantic.dataclasses.dataclass
 class ModelData:
     a: int
     b: str = "b"
     c: list[float] = dataclasses.field(default_factory=list)
-
-
-class Box(msgspec.Struct, Generic[T]):
-    a: T
-    b: str = "b"
-    c: list[float] = []
 
 
 class ModelBox(pydantic.BaseModel, Generic[T]):
@@ -90,25 +67,16 @@ class ModelBox(pydantic.BaseModel, Generic[T]):
     c: list[float] = []
 
 
-def task_of(model: Any) -> Task[Any]:
-    @task(name="work", params_model=model)
-    async def work(ctx: TaskRun) -> None: ...
-
-    return work
-
-
-codecs = pytest.mark.parametrize("msgpack", [False, True], ids=["json", "msgpack"])
 MODELS: list[Any] = [Struct, Frozen, Data, Attrs, Model, ModelData, Box[int], ModelBox[int]]
+
+
 MAPPINGS: list[Any] = [Typed, dict, dict[str, Any], Mapping[str, Any], Params]
+
+
 models = pytest.mark.parametrize("model", MODELS, ids=lambda model: getattr(model, "__name__", str(model)))
+
+
 kinds = pytest.mark.parametrize("model", MODELS + MAPPINGS, ids=str)
-
-
-def plain(params: Any) -> Any:
-    return json.loads(adapter_for(type(params)).encode(params)) if not isinstance(params, dict) else params
-
-
-# --- every kind -----------------------------------------------------------------------------------
 
 
 @kinds
@@ -223,9 +191,6 @@ def test_names_of_inherited_fields(keys: tuple[str, ...]) -> None:
         assert set(keys) <= adapter_for(derived).fields
 
 
-# --- what cannot be a model -----------------------------------------------------------------------
-
-
 class ArrayLike(msgspec.Struct, array_like=True):
     a: int
 
@@ -305,8 +270,6 @@ def test_a_model_that_names_a_later_one() -> None:
     assert run.params == Early(later=Later(a=1))
     assert codec.decode(codec.encode(run), None).params == run.params
 
-
-# --- values of many types -------------------------------------------------------------------------
 
 VALUES: dict[str, tuple[Any, Any, Any]] = {  # name: type, value, as JSON
     "when": (dt.datetime, dt.datetime(2025, 11, 24, 16, 0, 0, 1, tzinfo=dt.UTC), "2025-11-24T16:00:00.000001Z"),
@@ -398,9 +361,6 @@ def test_bytes(msgpack: bool) -> None:
         codec.encode(run)
 
 
-# --- Params ---------------------------------------------------------------------------------------
-
-
 def test_params_read_both_ways() -> None:
     params = Params(a=1, items=2)
     assert (params["a"], params.a, params["items"]) == (1, 1, 2)
@@ -422,9 +382,6 @@ def test_params_that_are_not_there() -> None:
     with pytest.raises(AttributeError, match="z"):
         del Params().z
     assert not hasattr(Params(), "z")
-
-
-# --- pydantic -------------------------------------------------------------------------------------
 
 
 @codecs
@@ -481,14 +438,6 @@ def test_no_warnings_that_show_values() -> None:
     assert shown == []
     with pytest.raises(TaskParamsError, match="field 'a'"):
         codec.decode(payload, None)
-
-
-# --- NaN ------------------------------------------------------------------------------------------
-
-
-class WithSecret(pydantic.BaseModel):
-    a: float | None = None
-    key: pydantic.SecretStr = pydantic.SecretStr("k")
 
 
 class Holder(pydantic.BaseModel):
@@ -594,252 +543,6 @@ def test_null_is_no_nan() -> None:
     for params in (WithSecret(), Holder(), Constants(c=None)):
         run = codec.create_with(task_of(type(params)), None, "", params, None, None)
         assert b"null" in codec.encode(run)
-
-
-# --- secrets --------------------------------------------------------------------------------------
-
-
-class InData(pydantic.BaseModel):
-    @dataclasses.dataclass
-    class Inner:
-        key: pydantic.SecretStr
-
-    a: Inner
-
-
-class InTyped(pydantic.BaseModel):
-    class Inner(TypedDict):
-        key: pydantic.SecretStr
-
-    a: Inner
-
-
-class InModel(pydantic.BaseModel):
-    class Inner(pydantic.BaseModel):
-        keys: dict[str, list[pydantic.SecretStr | None]]
-
-    a: list[Inner]
-    n: int = 1
-
-
-class InAny(pydantic.BaseModel):
-    a: Any
-
-
-class OfInt(pydantic.BaseModel):
-    a: pydantic.Secret[str]
-
-
-class OfBytes(pydantic.BaseModel):
-    a: pydantic.SecretBytes
-    when: dt.datetime = dt.datetime(2025, 11, 24)
-    table: dict[int, dt.date] = {1: dt.date(2025, 11, 24)}
-
-
-class SecretStruct(msgspec.Struct):
-    a: pydantic.SecretStr | None
-
-
-@dataclasses.dataclass
-class SecretData:
-    a: list[pydantic.SecretStr]
-
-
-@attrs.define
-class SecretAttrs:
-    a: dict[str, pydantic.SecretStr]
-
-
-class SecretTyped(TypedDict):
-    a: pydantic.SecretStr
-
-
-@pydantic.dataclasses.dataclass
-class SecretModelData:
-    a: pydantic.SecretStr
-    b: WithSecret | None = None
-
-
-class Own:
-    """A secret that pydantic does not know."""
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def get_secret_value(self) -> str:
-        return self._value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Own) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "**********"
-
-
-SECRETS: list[tuple[Any, dict[str, Any]]] = [
-    (InData, {"a": {"key": SECRET}}),
-    (InTyped, {"a": {"key": SECRET}}),
-    (InModel, {"a": [{"keys": {"x": [SECRET, None]}}, {"keys": {}}]}),
-    (OfInt, {"a": SECRET}),
-    (OfBytes, {"a": SECRET.encode()}),
-    (SecretStruct, {"a": SECRET}),
-    (SecretData, {"a": ["", SECRET]}),
-    (SecretAttrs, {"a": {"x": SECRET}}),
-    (SecretTyped, {"a": SECRET}),
-    (SecretModelData, {"a": SECRET, "b": {"key": SECRET}}),
-    (dict[str, pydantic.SecretStr], {"a": SECRET}),
-    (Box[pydantic.Secret[str]], {"a": SECRET}),
-    (Box[pydantic.SecretBytes], {"a": SECRET}),
-    (Box[Own], {"a": SECRET}),
-]
-
-
-@codecs
-@pytest.mark.parametrize(("model", "given"), SECRETS, ids=lambda value: getattr(value, "__name__", None))
-def test_secrets_arrive(model: Any, given: dict[str, Any], msgpack: bool) -> None:
-    codec = Codec({}, msgpack=msgpack)
-    run = codec.create(task_of(model), None, "", given, None, None)
-    shown = f"{run!r} {run.params!r} {run.params} {run.model_dump()} {run.model_dump_json()}"
-    assert SECRET not in shown
-    assert "**********" in shown
-    payload = codec.encode(run)
-    assert SECRET.encode() in payload
-    assert b"*****" not in payload
-    read = codec.decode(payload, None)
-    assert read.params == run.params
-    assert codec.decode(codec.encode(read), None).params == run.params
-    assert codec.create_with("work", None, "", read.params, None, None).params == run.params
-
-
-@codecs
-def test_secrets_in_fields_of_any_type(msgpack: bool) -> None:
-    codec = Codec({}, msgpack=msgpack)
-    for model in (InAny, Params, Box[Any]):
-        run = codec.create(task_of(model), None, "", {"a": [pydantic.SecretStr(SECRET)]}, None, None)
-        read = codec.decode(codec.encode(run), None)
-        assert read.params.a == [SECRET]
-
-
-def test_a_value_that_looks_like_a_masked_secret() -> None:
-    codec = Codec({})
-    run = codec.create(task_of(Model), None, "", {"a": 1, "b": "**********"}, None, None)
-    assert codec.decode(codec.encode(run), None).params == run.params
-
-
-def test_a_serializer_of_the_models_own() -> None:
-    class Shouting(pydantic.BaseModel):
-        key: pydantic.SecretStr
-        name: str
-
-        @pydantic.field_serializer("name", when_used="json")
-        def shout(self, value: str) -> str:
-            return value.upper()
-
-        @pydantic.field_serializer("key", when_used="json")
-        def reveal(self, value: pydantic.SecretStr) -> str:
-            return value.get_secret_value()
-
-    codec = Codec({})
-    run = codec.create(task_of(Shouting), None, "", {"key": SECRET, "name": "x"}, None, None)
-    assert json.loads(codec.encode(run))["params"] == {"key": SECRET, "name": "x"}  # for JSON only: not for the queue
-    assert codec.decode(codec.encode(run), None).params == run.params
-
-
-@codecs
-@pytest.mark.parametrize(
-    ("model", "given"),
-    [
-        (SecretModelData, {"a": [SECRET]}),
-        (SecretModelData, {"b": {"a": "x", "key": SECRET}}),
-        (InModel, {"a": [{"keys": {"x": [SECRET]}}], "n": SECRET}),
-        (SecretStruct, {"a": [SECRET]}),
-        (SecretData, {"a": {"x": SECRET}}),
-        (SecretTyped, {"b": SECRET}),
-        (dict[str, pydantic.SecretStr], {"a": {"x": SECRET}}),
-        (Model, {"a": SECRET, "b": [SECRET]}),
-        (Struct, {"a": SECRET, "b": [SECRET]}),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_values_are_not_in_errors(model: Any, given: dict[str, Any], msgpack: bool) -> None:
-    codec = Codec({}, msgpack=msgpack)
-    a_task = task_of(model)
-    with pytest.raises(ParamsError) as caught:
-        codec.create(a_task, None, "", given, None, None)
-    payload = json.dumps({"task": "work", "params": given}).encode()
-    if msgpack:
-        payload = msgspec.msgpack.encode(["x", "work", 1, given])
-    with pytest.raises(TaskParamsError) as unread:
-        codec.decode(payload, None)
-    for error in (caught.value, unread.value):
-        while error is not None:
-            assert SECRET not in f"{error} {error!r}"
-            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)  # type: ignore[assignment]
-
-
-def test_the_cause_of_an_error_is_kept_and_shows_no_values() -> None:
-    codec = Codec({})
-    with pytest.raises(ParamsError) as caught:
-        codec.create(task_of(Struct), None, "", {}, None, None)
-    assert isinstance(caught.value.__cause__, msgspec.ValidationError)
-
-    class Picky(pydantic.BaseModel):
-        a: int
-        b: typing.Annotated[float, pydantic.Field(gt=3)]
-        c: str
-        d: list[int | str] = []
-
-        @pydantic.field_validator("c")
-        def check(cls, value: str) -> str:
-            if value == "own":
-                raise pydantic_core.PydanticCustomError("my_kind", "no {kind}", {"kind": "{b}"})
-            raise ValueError("braces {c}")
-
-    for given in ({"a": SECRET, "b": 1, "c": "x", "d": [[SECRET]]}, {"a": [SECRET], "b": SECRET, "c": "own"}):
-        with pytest.raises(pydantic.ValidationError) as original:
-            Picky(**given)  # type: ignore[arg-type]
-        payload = json.dumps({"task": "work", "params": given}).encode()
-        for call in (
-            lambda: codec.create(task_of(Picky), None, "", given, None, None),  # noqa: B023
-            lambda: codec.create_with(task_of(Picky), None, "", Params(given), None, None),  # noqa: B023
-            lambda: codec.decode(payload, None),  # noqa: B023
-        ):
-            with pytest.raises(ParamsError) as refused:
-                call()
-            cause = refused.value.__cause__
-            assert isinstance(cause, pydantic.ValidationError)
-            assert [(e["type"], e["loc"], e["msg"]) for e in cause.errors()] == [
-                (e["type"], e["loc"], e["msg"]) for e in original.value.errors()
-            ]
-            assert cause.errors()[0]["input"] == given["a"]
-            assert SECRET not in f"{cause} {cause!r} {refused.value}"
-
-
-def test_an_error_of_the_models_own() -> None:
-    class Picky(msgspec.Struct):
-        a: int
-
-        def __post_init__(self) -> None:
-            if self.a < 0:
-                raise ValueError("a is below zero")
-            if self.a > 9:
-                raise ZeroDivisionError("not expected")
-
-    codec = Codec({})
-    a_task = task_of(Picky)
-    with pytest.raises(ParamsError, match="invalid params for task 'work': a is below zero"):
-        codec.create(a_task, None, "", {"a": -1}, None, None)
-    with pytest.raises(ParamsError, match="not expected") as caught:
-        codec.create(a_task, None, "", {"a": 10}, None, None)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(TaskParamsError, match="not expected"):
-        codec.decode(b'{"task":"work","params":{"a":10}}', None)
-
-
-# --- adapters -------------------------------------------------------------------------------------
 
 
 def test_adapter_is_frozen() -> None:

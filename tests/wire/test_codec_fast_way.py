@@ -2,7 +2,6 @@
 byte by byte.
 """
 
-
 import itertools
 from collections.abc import Iterator
 from typing import Any
