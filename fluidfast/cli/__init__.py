@@ -33,6 +33,7 @@ from ..core.task import Task
 from ..errors import OpenRoutesError, TaskAbortedError, TaskError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..execute.executor import execute as execute_run
+from ..execute.forkserver import Entry, serve_forks
 from ..manage.manager import TaskManager
 from ..run import TaskRun
 from ..texts import error_text, printable
@@ -274,6 +275,8 @@ def exec_command(task: Task[Any]) -> click.Command:
         manager = task_manager_of(ctx)
         if log:
             configure_logging(**log_options(cli_of(ctx), manager))
+        if serve_forks(Entry(lambda: manager, asyncio.run)):
+            return
         raw = sys.stdin.buffer.read() if params == "-" else (params or "{}").encode()
         try:
             value = decoded(task, raw, fields.given(ctx))

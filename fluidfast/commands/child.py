@@ -10,14 +10,12 @@ from typing import Any
 
 import click
 
-from ..core.params import adapter_for, read_params
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
-from ..execute.executor import execute as execute_run
-from ..texts import error_text
+from ..execute.forkserver import Entry, Job, execute_in_child, serve_forks
 from .group import CommandError
 from .logs import Log
-from .loops import run_loop
+from .loops import run_loop, run_new_loop
 from .target import Target, as_manager
 
 __all__ = ["execute"]
@@ -32,12 +30,14 @@ __all__ = ["execute"]
 def execute(ctx: click.Context, task: str, log: bool, run_id: str, params: str) -> None:
     """Execute a run; its params are on stdin."""
     target: Target = ctx.obj
-    die_with_parent()
-    body = sys.stdin.buffer.read()
     found = target.find()
     if log:
         given = {} if ctx.parent is None else ctx.parent.params  # the worker's
-        ctx.call_on_close(Log(given.get("log_level"), given.get("log_format")).flush)
+        ctx.call_on_close(Log(given.get("log_level"), given.get("log_format"), direct=True).flush)
+    if serve_forks(Entry(lambda: as_manager(found, target.text), run_new_loop)):
+        return
+    die_with_parent()
+    body = sys.stdin.buffer.read()
     try:
         ctx.exit(run_loop(execute_one(found, target.text, task, run_id, body)))
     except (click.exceptions.Exit, click.ClickException):
@@ -51,13 +51,9 @@ def execute(ctx: click.Context, task: str, log: bool, run_id: str, params: str) 
 
 async def execute_one(found: Any, text: str, name: str, run_id: str, params: bytes) -> int:
     async with as_manager(found, text)._without_consuming() as manager:
-        task = manager.broker.task_from_registry(name)
-        value = read_params(adapter_for(task.params_model), params)
-        made = manager.broker.codec.create_with(task, None, run_id, value, manager, manager.dispatcher.listeners)
-        task_run = made.model_copy(update=record_of_this_process())
+        record = record_of_this_process() or ({"id": run_id} if run_id else {})
         try:
-            await execute_run(task_run, in_process=True)
-        except TaskAbortedError as exc:
-            await manager.broker.set_task_aborted(task_run.id, error_text(exc))
+            await execute_in_child(manager, Job(name, record, b"", params))
+        except TaskAbortedError:
             return ABORTED_EXIT
     return 0

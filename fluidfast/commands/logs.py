@@ -29,14 +29,16 @@ class Log:
     ``level``: of the root logger; None: LOG_LEVEL, if the application has not set up logging. ``format``: ``"console"``
     or ``"json"``; None: ``"console"``.
 
+    ``direct``: whether lines are written by the thread that logs them, in place of one of their own.
+
     Raises:
         CommandError: LOG_LEVEL is no level.
     """
 
-    def __init__(self, level: str | None, format: str | None) -> None:
+    def __init__(self, level: str | None, format: str | None, *, direct: bool = False) -> None:
         self._json = format == "json"
         formatter = JsonFormatter() if self._json else LineFormatter()
-        self._writer = LineWriter(stderr(), lost=partial(told_lost, formatter))
+        self._writer = LineWriter(stderr(), lost=partial(told_lost, formatter), direct=direct)
         self._handler = LineHandler(self._writer)
         self._handler.setFormatter(formatter)
         root = logging.getLogger()

@@ -12,7 +12,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["STOP_SIGNALS", "StopSignals", "ease_collector", "loop_name", "on_signals", "run_loop"]
+__all__ = ["STOP_SIGNALS", "StopSignals", "ease_collector", "loop_name", "on_signals", "run_loop", "run_new_loop"]
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,6 +47,11 @@ def ease_collector() -> None:
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` on that loop, for a process that does nothing else."""
     ease_collector()
+    return run_new_loop(main)
+
+
+def run_new_loop(main: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run`` on that loop."""
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main)
 

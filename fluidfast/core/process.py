@@ -4,9 +4,12 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "CommandLine",
     "consumer_began",
     "consumer_ended",
     "cpu_env",
@@ -28,6 +31,25 @@ def is_in_cpu_process() -> bool:
 def cpu_env() -> dict[str, str]:
     """The environment that tells a process so."""
     return {VARIABLE: "true"}
+
+
+class CommandLine:
+    """This process's command line, as other processes see it (Linux)."""
+
+    def __init__(self) -> None:
+        self._start = self._size = 0
+        with suppress(OSError, ValueError, IndexError):
+            fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+            self._start = int(fields[45])
+            self._size = int(fields[46]) - self._start
+
+    def show(self, *arguments: str) -> None:
+        """Show these behind the program's name, as far as there is room for them."""
+        line = b"\0".join(os.fsencode(each.replace("\0", "")) for each in (sys.argv[0], *arguments))
+        if self._start and self._size > 1:
+            import ctypes
+
+            ctypes.memmove(self._start, line[: self._size - 1].ljust(self._size, b"\0"), self._size)
 
 
 # -- standard streams

@@ -14,6 +14,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Generic,
+    Literal,
     NamedTuple,
     NoReturn,
     TypeAlias,
@@ -166,6 +167,9 @@ class Task(NamedTuple, Generic[P, R]):
     """The most runs that the function takes at once, as a list; 0: it takes a single run."""
     batch_wait: float = 0.0
     """Seconds that a batch waits to become full."""
+    cpu_process: str = "fork"
+    """How a CPU-bound task gets its process: ``"fork"`` from a warm one where that is safe, ``"spawn"``: a new one for
+    each run, or ``"pool"``: one that has executed other runs."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse the call: use ``manager.queue`` or ``manager.execute``.
@@ -244,7 +248,7 @@ class TaskOptions(TypedDict, total=False):
     randomize: RandomizeType | None
     max_concurrency: int | None
     priority: TaskPriority | str | None
-    cpu_bound: bool | None
+    cpu_bound: bool | Literal["spawn", "pool"] | None
     k8s_config: K8sConfig | None
     timeout_seconds: float | None
     tags: Sequence[str] | None
@@ -345,8 +349,10 @@ def make_task(function: Callable[..., Any], options: dict[str, Any], scope: dict
     model = options.pop("params_model", None)
     if model is None:
         model = annotated_model(function, name, scope)
-    if options.pop("cpu_bound", False):
+    if way := options.pop("cpu_bound", False):
         options["cpu_executor"] = function
+        if way is not True:
+            options["cpu_process"] = way
         executor: TaskExecutor = launch
     else:
         executor = function
@@ -407,6 +413,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             raise TaskDecoratorError(
                 f"{where}: {option} is {shown(policy)}, it must be a RetryPolicy: {option}=RetryPolicy(max_attempts=3)"
             )
+    if (way := options.get("cpu_bound", False)) not in (True, False, "spawn", "pool"):
+        raise TaskDecoratorError(f"{where}: cpu_bound is {shown(way)}, it must be True, False, 'spawn' or 'pool'")
     if isinstance(options.get("tags"), str):
         raise TaskDecoratorError(f"{where}: tags is a string, it must be a list of strings: tags=[{options['tags']!r}]")
     if "randomize" in options and not callable(options["randomize"]):

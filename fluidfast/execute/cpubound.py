@@ -6,6 +6,9 @@ The params go down the child's stdin, never into its argv, where every user of t
 output comes out of this process, line by line. How it ended is its exit code, for an aborted run the reason on
 the broker, and for a success a word on a pipe of its own: a process that ends well without having executed its run is
 a failure.
+
+The first such process of a consumer on Linux becomes a fork server if it can, which forks a child for each run:
+``forks`` is this process's side of it, ``forkserver`` its own.
 """
 
 import asyncio
@@ -13,8 +16,9 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..core._run import TaskRun
@@ -35,6 +39,8 @@ DRAIN_SECONDS = 1.0
 LINE_BYTES = 1 << 16
 RECORD = "FLUIDFAST_RUN"
 PARENT = "FLUIDFAST_PARENT"
+FORKS = "FLUIDFAST_FORKS"
+"""The descriptor of the socket that a fork server takes its orders from."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -49,7 +55,11 @@ def exec_args(ctx: TaskRun[Any, Any]) -> list[str]:
 
     The id is there to be seen, with ``=`` as it may begin with a dash, and escaped as it may hold anything.
     """
-    return ["exec", ctx.name, "--log", f"--run-id={printable(ctx.id)}", "--params", "-"]
+    return exec_line(ctx.name, ctx.id)
+
+
+def exec_line(name: str, run_id: str) -> list[str]:
+    return ["exec", name, "--log", f"--run-id={printable(run_id)}", "--params", "-"]
 
 
 def cpu_bound_command(ctx: TaskRun[Any, Any]) -> list[str]:
@@ -65,33 +75,62 @@ async def run_in_subprocess(ctx: TaskRun[Any, Any]) -> None:
         TaskRunError: the process did not end with exit code 0; the message names the code, the output says why.
         OSError: it could not be started.
     """
-    params = write_params(adapter_for(ctx.task.params_model), ctx.params)
+    servers = getattr(ctx.task_manager, "fork_servers", None)
+    if servers is None or not servers.serves(ctx.task):
+        await run_spawned(ctx)
+    else:
+        await servers.run(ctx)
+
+
+async def run_spawned(ctx: TaskRun[Any, Any]) -> None:
+    """Execute a run in a process that is started for it. Raises as ``run_in_subprocess``."""
+    await judge(ctx, *await spawn(ctx))
+
+
+async def judge(ctx: TaskRun[Any, Any], code: int, executed: bool) -> None:
+    """Raise the error of a run whose process ended with this exit code, unless it has executed the run."""
+    if executed and code == 0:
+        return
+    reason = await ctx.task_manager.broker.get_task_aborted(ctx.id)
+    if reason is not None or code == ABORTED_EXIT:
+        raise TaskAbortedError(reason or "aborted in its own process")
+    raise TaskRunError(how_it_ended(ctx, code))
+
+
+async def spawn(ctx: TaskRun[Any, Any], forks: socket.socket | None = None) -> tuple[int, bool]:
+    """Run the entry point for a run until it ends. Return its exit code, and whether it has executed the run.
+
+    ``forks``: the socket that makes a fork server of it; it is closed here.
+    """
+    params = params_of(ctx)
     command = cpu_bound_command(ctx)
     word = secrets.token_bytes(8)
     read_end, write_end = os.pipe()
     try:
         try:
+            env = {**child_environment(), RECORD: json.dumps([record_of(ctx), write_end, word.hex()]), **ctx.task.env}
+            inherited = [write_end]
+            if forks is not None:
+                inherited.append(forks.fileno())
+                env[FORKS] = str(forks.fileno())
             # A session of its own, so that what the task starts is ended with it.
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(write_end,),
-                env=child_environment(ctx, write_end, word),
+                pass_fds=inherited,
+                env=env,
                 start_new_session=True,
             )
         finally:
             os.close(write_end)
+            if forks is not None:
+                forks.close()
         await until_ended(process, params)
-        executed = read_now(read_end) == word
+        return process.returncode or 0, read_now(read_end) == word
     finally:
         os.close(read_end)
-    reason = await ctx.task_manager.broker.get_task_aborted(ctx.id)
-    if reason is not None or process.returncode == ABORTED_EXIT:
-        raise TaskAbortedError(reason or "aborted in its own process")
-    if process.returncode or not executed:
-        raise TaskRunError(how_it_ended(ctx, process.returncode or 0))
 
 
 async def until_ended(process: asyncio.subprocess.Process, params: bytes) -> None:
@@ -101,8 +140,8 @@ async def until_ended(process: asyncio.subprocess.Process, params: bytes) -> Non
     assert process.stderr is not None
     streams = [
         asyncio.ensure_future(feed(process.stdin, params)),
-        asyncio.ensure_future(relay(process.stdout, lambda: sys.stdout)),
-        asyncio.ensure_future(relay(process.stderr, lambda: sys.stderr)),
+        asyncio.ensure_future(relay(process.stdout, Lines("stdout"))),
+        asyncio.ensure_future(relay(process.stderr, Lines("stderr"))),
     ]
     try:
         await process.wait()
@@ -126,10 +165,14 @@ def read_now(pipe: int) -> bytes:
         return b""
 
 
-def child_environment(ctx: TaskRun[Any, Any], pipe: int, word: bytes) -> dict[str, str]:
-    """This process's environment, what says that it is a child, what the run is beside its params, where and with which
-    word the child confirms that it executed it, and the task's own."""
-    record = {
+def params_of(ctx: TaskRun[Any, Any]) -> bytes:
+    """The params of a run, as its process reads them."""
+    return write_params(adapter_for(ctx.task.params_model), ctx.params)
+
+
+def record_of(ctx: TaskRun[Any, Any]) -> dict[str, Any]:
+    """What a run is beside its params, for ``record_of_this_process``."""
+    return {
         "id": ctx.id,
         "priority": str(ctx.priority),
         "rate_limit_attempt": ctx.rate_limit_attempt,
@@ -137,14 +180,12 @@ def child_environment(ctx: TaskRun[Any, Any], pipe: int, word: bytes) -> dict[st
         "from_run_id": ctx.from_run_id,
         "root_run_id": ctx.root_run_id,
     }
-    env = {"PYTHONUNBUFFERED": "1", **os.environ}  # unbuffered: its lines are relayed as they come
-    return {
-        **env,
-        **cpu_env(),
-        RECORD: json.dumps([record, pipe, word.hex()]),
-        PARENT: str(os.getpid()),
-        **ctx.task.env,
-    }
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, and what says that it is a child."""
+    # unbuffered: its lines are relayed as they come
+    return {"PYTHONUNBUFFERED": "1", **os.environ, **cpu_env(), PARENT: str(os.getpid())}
 
 
 def how_it_ended(ctx: TaskRun[Any, Any], code: int) -> str:
@@ -157,7 +198,8 @@ def how_it_ended(ctx: TaskRun[Any, Any], code: int) -> str:
     if code == 0:
         return (
             f"the process of {name} ended with exit code 0 and has not executed the run: its entry point has to "
-            "execute it when it is called with exec (TaskManagerCLI does), and the task must not end the process"
+            "execute it when it is called with exec (TaskManagerCLI does), and the task must not end the process, nor "
+            "close descriptors that it has not opened"
         )
     hint = "; is its entry point a TaskManagerCLI, which has the exec command?" if code == 2 else ""
     return f"the process of {name} ended with exit code {code}{hint}"
@@ -174,27 +216,41 @@ async def feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
         pass
 
 
-async def relay(stream: asyncio.StreamReader, target: Callable[[], Any]) -> None:
-    """Pass what a child prints on to ``sys.stdout`` or ``sys.stderr``, whole lines at a time (long ones in pieces)."""
+class Lines:
+    """Passes output of a child on to ``sys.stdout`` or ``sys.stderr``, whole lines at a time (long ones in pieces)."""
 
-    def write(data: bytes) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rest = b""
+
+    def put(self, chunk: bytes) -> None:
+        lines, newline, rest = (self._rest + chunk).rpartition(b"\n")
+        if newline or len(rest) > LINE_BYTES:
+            self._write(lines + newline if newline else rest)
+            rest = rest if newline else b""
+        self._rest = rest
+
+    def close(self) -> None:
+        """Pass on the last line, which did not end."""
+        if self._rest:
+            self._write(self._rest)
+        self._rest = b""
+
+    def _write(self, data: bytes) -> None:
         try:
-            out = target()
+            out = getattr(sys, self._name)
             out.write(data.decode("utf-8", "replace"))
             out.flush()
         except (OSError, ValueError, AttributeError):  # ours is closed, or there is none: the child need not care
             pass
 
-    rest = b""
+
+async def relay(stream: asyncio.StreamReader, lines: Lines) -> None:
     try:
         while chunk := await stream.read(LINE_BYTES):
-            lines, newline, rest = (rest + chunk).rpartition(b"\n")
-            if newline or len(rest) > LINE_BYTES:
-                write(lines + newline if newline else rest)
-                rest = rest if newline else b""
+            lines.put(chunk)
     finally:
-        if rest:
-            write(rest)
+        lines.close()
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
@@ -222,43 +278,58 @@ def send(process: asyncio.subprocess.Process, number: int) -> None:
 
 def record_of_this_process() -> dict[str, Any]:
     """Return the fields of the run that the parent gave beside its params, for ``model_copy``."""
-    global _confirmation
     text = os.environ.pop(RECORD, None)
     if text is None:
         return {}
     record, pipe, word = json.loads(text)
+    return expect_run(record, pipe, bytes.fromhex(word))
+
+
+def expect_run(record: dict[str, Any], descriptor: int, word: bytes) -> dict[str, Any]:
+    """This process is that of one run, and confirms it on this descriptor with this word. Return the record."""
+    global _confirmation
     try:
-        os.set_inheritable(pipe, False)  # what the task starts has no part in it
+        os.set_inheritable(descriptor, False)  # what the task starts has no part in it
+        place = os.fstat(descriptor).st_ino
     except OSError:  # something between us and the parent has closed it
-        pass
-    _confirmation = (printable(record["id"]), pipe, bytes.fromhex(word))
+        place = 0
+    _confirmation = (printable(record["id"]), descriptor, place, word)
     return dict(record)
 
 
-_confirmation: tuple[str, int, bytes] | None = None
-"""The id of this process's run, the pipe and the word to confirm it with."""
+_confirmation: tuple[str, int, int, bytes] | None = None
+"""The id of this process's run, the descriptor and its inode, and the word to confirm it with."""
 
 
 def confirm_executed(run_id: str) -> None:
     """Tell the parent that this process's run was executed. Of other runs it is told nothing."""
     record_of_this_process()
-    if _confirmation is not None and _confirmation[0] == printable(run_id):
-        try:
-            os.write(_confirmation[1], _confirmation[2])
-        except OSError:  # the parent is gone
-            pass
+    if _confirmation is None or _confirmation[0] != printable(run_id):
+        return
+    _, descriptor, place, word = _confirmation
+    try:
+        if os.fstat(descriptor).st_ino == place:  # else the task has closed it, and the number is another file's
+            os.write(descriptor, word)
+    except OSError:  # closed, or the parent is gone
+        pass
 
 
-def die_with_parent() -> None:
-    """Have this process killed when the one that started it is (Linux): its run is somebody else's then."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have this process get a signal when the one that started it ends (Linux): its run is somebody else's then."""
     parent = os.environ.pop(PARENT, "")
-    if not sys.platform.startswith("linux") or not parent.isdecimal():
+    if parent.isdecimal():
+        signal_with_parent(int(parent), number)
+
+
+def signal_with_parent(parent: int, number: int) -> None:
+    """Have this process get a signal when its parent ends (Linux), or end it if the parent has ended."""
+    if not sys.platform.startswith("linux"):
         return
     try:
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        os.kill(int(parent), 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        os.kill(parent, 0)
     except ProcessLookupError:  # it was gone before we had asked
         os._exit(1)
     except (ImportError, OSError, AttributeError):

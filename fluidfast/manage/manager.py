@@ -24,6 +24,7 @@ from ..core.task import AnyTask, HasTask, Task, TaskOptions, checked, given_opti
 from ..errors import ConfigError, TaskAbortedError, TaskUsageError
 from ..execute.cpubound import run_in_subprocess
 from ..execute.executor import execute
+from ..execute.forks import ForkServers
 from ..produce.backpressure import Backpressure
 from ..produce.bulk import QueueSummary, queue_many
 from ..produce.handle import Middleware, RunHandle, RunOptions, Wanted, read_options
@@ -109,6 +110,7 @@ class TaskManager(QueueFront):
         self.plugins: list[Plugin] = []
         self.launcher: Callable[[TaskRun[Any, Any]], Awaitable[None]] = run_in_subprocess
         """Executes a run of a CPU-bound task in another process, and returns at its end. A plugin may replace it."""
+        self.fork_servers = ForkServers()
         self._async_contexts: list[Any] = []
         self._stack = AsyncExitStack()
         self._entered = False
@@ -149,6 +151,7 @@ class TaskManager(QueueFront):
         """Drop, in the child of a fork, the ids that name a place on the server. Their first use makes new ones."""
         self._manager_id = ""
         self._sync.forked()
+        self.fork_servers.forked()
         self._replies.forked()
 
     def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
@@ -187,6 +190,7 @@ class TaskManager(QueueFront):
             await self._stack.__aexit__(*exc_info)
         finally:
             try:
+                await self.fork_servers.close()
                 await self._replies.close()
                 await self._producer.close()
             finally:

@@ -35,7 +35,8 @@ class LineWriter:
     ``put`` may be called from any thread, also in a signal handler.
 
     ``most_lines``, ``most_bytes``: the most that may wait to be written. Further lines are dropped, and their number is
-    written when the reader goes on. ``lost`` makes that line of the number.
+    written when the reader goes on. ``lost`` makes that line of the number. ``direct``: write in the thread that calls
+    ``put``, without one of its own.
 
     Attributes: ``dropped``: how many lines have been dropped so far.
     """
@@ -47,6 +48,7 @@ class LineWriter:
         lost: Callable[[int], str] = "{} lines of the log were dropped, its reader is too slow".format,
         most_lines: int = MAX_LINES,
         most_bytes: int = MAX_BYTES,
+        direct: bool = False,
     ) -> None:
         self.dropped = 0
         self._descriptor = descriptor
@@ -60,7 +62,9 @@ class LineWriter:
         self._bell: SimpleQueue[bool] = SimpleQueue()  # True: do not wait for more lines
         self._rung = False
         self._progress = False  # something was written since the last look
-        self._direct = False  # without a thread
+        self._direct = direct  # without a thread
+        if direct:
+            return
         self._thread = threading.Thread(target=self._serve, name="fluidfast-log", daemon=True)
         self._thread.start()
         os.register_at_fork(after_in_child=self._forked)
