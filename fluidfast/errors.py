@@ -14,6 +14,7 @@ __all__ = [
     "CpuBoundEntryPointError",
     "DisabledTaskError",
     "DurabilityUnsupportedError",
+    "HistoryError",
     "HungThreadsError",
     "NoThreadError",
     "NotDurableError",
@@ -129,6 +130,10 @@ class HungThreadsError(TaskError):
 
 class NoThreadError(TaskError):
     """The system refused a thread for a plain function. The consumer handles this and requeues the run."""
+
+
+class HistoryError(TaskError):
+    """The database of the run history is unavailable, lacks its tables, or took longer than 10 s."""
 
 
 class BrokerError(TaskError):

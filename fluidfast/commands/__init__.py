@@ -45,6 +45,7 @@ def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         "chaos": f"{__name__}.trials.chaos:chaos",
         "completion": f"{__name__}.completion:completion",
         "dead": f"{__name__}.dead:dead",
+        "history": f"{__name__}.history:history",
         "queue": f"{__name__}.queue:queue",
         "worker": f"{__name__}.worker:worker",
     },

@@ -73,7 +73,7 @@ class Engine(Worker):
         self.upkeep = upkeep = Upkeep(broker, life.who)
         self.functions = functions = PlainFunctions(slots, settler, life, give_up=self._give_up)
         self.timeouts = timeouts = Timeouts(slots, settler, broker, life, kept=functions.kept)
-        failures = Failures()
+        failures = Failures(manager.hooks)
         self.summary = Summary(slots, broker, upkeep, failures)
         outcomes = Outcomes(slots, settler, broker, life, upkeep, manager, listeners, failures)
         groups = Groups(slots, settler, life, outcomes, functions, manager.hooks)

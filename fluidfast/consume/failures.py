@@ -1,15 +1,19 @@
 """The log lines of failed attempts: a line each, and one traceback for each error and place in a while."""
 
+import logging
 import os
 import traceback
 from typing import Any
 
 from ..core._run import TaskRun
 from ..core._time import now_micros
+from ..core.hooks import Hooks
 from ..errors import TaskRunError
 from ..texts import error_text, printable
 
 __all__ = ["Failures"]
+
+logger = logging.getLogger("fluidfast.engine")
 
 SHOWN = 300
 """Characters of an exception's text in a line."""
@@ -24,9 +28,12 @@ class Failures:
 
     A failure that is retried is a warning, a final one an error. The values are fields of the record too. Params are
     never logged.
+
+    Then it calls the ``hooks`` after a failure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
         self._seen: dict[tuple[str, str], int] = {}  # error and place -> failures since the last traceback
 
     def log(self, run: TaskRun[Any, Any], exc: BaseException, *, again_in: float | None, ours: bool) -> None:
@@ -63,6 +70,11 @@ class Failures:
         shows = not (ours or isinstance(exc, TaskRunError)) and self._is_first(error, place)
         log = run.logger.error if again_in is None else run.logger.warning
         log(message, *values, extra=fields, exc_info=exc if shows else None)
+        for hook in self._hooks.failures:
+            try:
+                hook(run, exc, place)
+            except Exception:
+                logger.exception("hook %r after a failure of run %s failed", hook, run.shown_name)
 
     def _is_first(self, error: str, place: str) -> bool:
         key = (error, place)

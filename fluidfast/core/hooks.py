@@ -39,6 +39,7 @@ Around = Callable[[Any, Go], Awaitable[None]]
 CallNext = Callable[[], Awaitable[Any]]
 Enqueue = Callable[[Any, Any, CallNext], Awaitable[Any]]
 Execute = Callable[[Any, CallNext], Awaitable[Any]]
+AfterFailure = Callable[[Any, BaseException, str], None]
 
 AROUND_QUEUEING = 1 << len(STATES)
 """The bit of ``Listeners.mask`` for a hook around queueing, beside those of the states: one test covers all."""
@@ -50,11 +51,13 @@ class Hooks:
     """The hooks and the middleware of one manager, the first one outermost.
 
     ``queueing``: calls around queueing (run, options, call_next). ``running``: calls around running (run, call_next).
+    ``failures``: calls after a failed attempt (run, exception, place).
     """
 
     def __init__(self, listeners: Listeners) -> None:
         self.queueing: tuple[Enqueue, ...] = ()
         self.running: tuple[Execute, ...] = ()
+        self.failures: tuple[AfterFailure, ...] = ()
         self._listeners = listeners
 
     def around_queueing(self, hook: Around) -> None:
@@ -101,12 +104,21 @@ class Hooks:
         if execute is not None:
             self._add_running(execute)
 
+    def after_failure(self, hook: AfterFailure) -> None:
+        """Call ``hook`` after each failed attempt of a run here, with the run, the exception, and ``file.py:line``.
+
+        It must not block. The consumer logs an exception of the hook and goes on.
+        """
+        self.failures += (hook,)
+
     def copy_to(self, other: "Hooks") -> None:
         """Add these hooks to ``other``, after its own."""
         for enqueue in self.queueing:
             other._add_queueing(enqueue)
         for execute in self.running:
             other._add_running(execute)
+        for failed in self.failures:
+            other.after_failure(failed)
 
     def _add_queueing(self, enqueue: Enqueue) -> None:
         self.queueing += (enqueue,)

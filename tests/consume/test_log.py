@@ -16,6 +16,8 @@ from fluidfast import RetryPolicy, TaskRun, task
 from fluidfast.consume import summary as summaries
 from fluidfast.consume.failures import MAX_PLACES, Failures
 from fluidfast.consume.summary import Summary, shown_rate, spoken
+from fluidfast.core._machine import Listeners
+from fluidfast.core.hooks import Hooks
 from fluidfast.errors import BrokerConnectionError
 
 
@@ -81,7 +83,7 @@ async def test_a_traceback_for_each_error_and_place(
 
 
 def test_places_are_bounded() -> None:
-    failures = Failures()
+    failures = Failures(Hooks(Listeners()))
     assert all(failures._is_first("E", f"a.py:{n}") for n in range(MAX_PLACES))
     assert not failures._is_first("E", "b.py:1")
     assert failures.left_out() == []
@@ -155,7 +157,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def of(consumer: Any) -> Summary:
     engine = consumer.engine
-    return Summary(engine.slots, engine.broker, engine.upkeep, Failures())
+    return Summary(engine.slots, engine.broker, engine.upkeep, Failures(Hooks(Listeners())))
 
 
 async def test_what_happened(start: Start, notes: Notes, keeps: list[str], clock: Clock) -> None:
@@ -223,7 +225,7 @@ class Counting:
 
 
 def summary_of(slots: Counting, *lengths: int) -> Summary:
-    parts: Any = (slots, Waiting(*lengths), None, Failures())
+    parts: Any = (slots, Waiting(*lengths), None, Failures(Hooks(Listeners())))
     return Summary(*parts)
 
 

@@ -442,9 +442,7 @@ def test_kubernetes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
     assert warnings_of(send) == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["scheduler.db", "scheduler.k8s_job", "db", "db.crud", "tools_fastapi", "tools_fastapi.x"]
-)
+@pytest.mark.parametrize("name", ["scheduler.k8s_job", "db", "db.crud", "tools_fastapi", "tools_fastapi.x"])
 def test_missing_modules(name: str) -> None:
     with pytest.raises(ImportError, match=r"fluidfast.* has no .*aio-fluid"):
         importlib.import_module(f"fluidfast.{name}")
