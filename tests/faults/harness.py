@@ -57,9 +57,14 @@ class Process:
         paths = [str(Path(fluidfast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FAULT": json.dumps(options), **env}
         with self.log_path.open("ab") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, str(APP)], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environ
-            )
+            # a SIGTERM that comes before the process listens waits until it does
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                self.popen = subprocess.Popen(
+                    [sys.executable, str(APP)], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environ
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     @property
     def pid(self) -> int:

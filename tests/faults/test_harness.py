@@ -219,3 +219,10 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (ProcessLookupError, FileNotFoundError):
         return True
+
+
+def test_told_to_end_before_it_listens(fleet: Fleet) -> None:
+    process = fleet.producer(count=10)
+    process.terminate()
+    process.done()
+    assert any(line.id == "stopped" for line in fleet.oracle.notes(process.who))

@@ -167,6 +167,7 @@ async def consume() -> int:
             consumer.engine.hurry()
 
     loop.add_signal_handler(signal.SIGTERM, asked)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the harness blocked it until now
     await consumer.startup()
     ended = asyncio.create_task(consumer.wait_for_shutdown())
     stopping = asyncio.create_task(stop.wait())
@@ -197,6 +198,7 @@ async def produce() -> int:
     register(manager)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the harness blocked it until now
     book = ledger()
     patience = OPTIONS.get("exit_after", 60)
     numbers = iter(range(start, start + count))
@@ -241,6 +243,13 @@ async def produce() -> int:
     return 0
 
 
+async def as_told() -> int:
+    try:
+        return await (produce() if OPTIONS.get("role") == "producer" else consume())
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it has ended, and nobody listens from here on
+
+
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     end_with_parent()
@@ -248,7 +257,7 @@ def main() -> int:
         import plants
 
         plants.plant(*OPTIONS["plant"].split(","))
-    return asyncio.run(produce() if OPTIONS.get("role") == "producer" else consume())
+    return asyncio.run(as_told())
 
 
 if __name__ == "__main__":
