@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import fluidfast
+
+from .warm import Warm
 
 ROOT = Path(fluidfast.__file__).parents[1]
 COMMAND = (sys.executable, "-m", "fluidfast")
@@ -35,16 +38,26 @@ def run(
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    done = subprocess.run(
-        [*program, *arguments],
-        cwd=cwd,
-        env=environment(**variables),
-        stdin=subprocess.DEVNULL if input is None else None,
-        input=input,
-        capture_output=True,
-        timeout=timeout,
-    )
+    env = environment(**variables)
+    if program is COMMAND and not any(name.startswith("PYTHON") for name in variables):
+        done = warm().run(arguments, cwd, env, input, timeout)
+    else:
+        done = subprocess.run(
+            [*program, *arguments],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL if input is None else None,
+            input=input,
+            capture_output=True,
+            timeout=timeout,
+        )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@functools.cache
+def warm() -> Warm:
+    """The process of this session that runs commands."""
+    return Warm()
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
