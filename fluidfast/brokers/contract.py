@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from ..core.model import Model
 from ..texts import printable
 from ._leases import Claimed
 
@@ -55,7 +56,7 @@ Kind = Literal["dead", "failed"]
 
 
 @dataclass
-class TaskManagerStatus:
+class TaskManagerStatus(Model):
     """The status that a running manager reports: its kind, and its workers by name."""
 
     kind: str
@@ -63,7 +64,7 @@ class TaskManagerStatus:
 
 
 @dataclass
-class TaskManagersStatus:
+class TaskManagersStatus(Model):
     """All running managers, and runs waiting by priority."""
 
     workers: list[TaskManagerStatus]

@@ -14,7 +14,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from ..core.params import Params
+from ..core.params import Params, is_pydantic_model
 from ..core.task import Task
 
 __all__ = ["JSON", "RESERVED", "Columns", "FieldOptions", "field_name"]
@@ -150,7 +150,7 @@ def model_fields(model: Any) -> Iterator[Field]:
     """The fields of a params model of any kind; of a mapping: none."""
     if model is Params:
         return
-    if hasattr(model, "model_fields"):
+    if is_pydantic_model(model):
         yield from pydantic_fields(model)
         return
     try:
@@ -251,7 +251,7 @@ def plain_type(node: Any) -> ParamType | None:
     if isinstance(node, inspect.UnionType):
         return None if any(plain_type(node_of(kind)) is None for kind in node.types) else click.STRING
     if isinstance(node, inspect.CustomType):
-        structured = hasattr(node.cls, "model_fields")
+        structured = is_pydantic_model(node.cls)
         return None if structured else click.STRING
     return None if isinstance(node, STRUCTURED) else click.STRING
 

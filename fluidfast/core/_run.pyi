@@ -1,7 +1,7 @@
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Generic, NoReturn
+from typing import Any, ClassVar, Generic, NoReturn, Self
 
 from typing_extensions import TypeVar
 
@@ -30,6 +30,7 @@ class TaskRun(RunState, Generic[P, D]):
         TaskRunError: the state is not valid.
     """
 
+    model_fields: ClassVar[Mapping[str, Any]]
     params: P
     @property
     def prio(self) -> int: ...
@@ -111,14 +112,30 @@ class TaskRun(RunState, Generic[P, D]):
             TypeError: ``update`` has a name that is not a field of a run.
         """
     def model_dump(
-        self, *, mode: str = "python", exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+        self,
+        *,
+        mode: str = "python",
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Return the run as a dict, with the task's name as ``task`` and with secrets masked by their own type.
 
         ``mode="json"``: times as ISO 8601 text, params as plain builtins. ``include``, ``exclude``: names of fields.
+        ``options``: those of pydantic's ``model_dump``, which needs pydantic.
         """
-    def model_dump_json(self, *, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> str:
-        """Return ``model_dump(mode="json")`` as JSON text."""
+    def model_dump_json(
+        self, *, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None, **options: Any
+    ) -> str:
+        """Return ``model_dump(mode="json")`` as JSON text. ``options`` as there, and ``indent``."""
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the fields as they are in JSON."""
+    @classmethod
+    def model_validate(cls, value: Any, **options: Any) -> Self:
+        """Return a run of its fields, whose ``task`` is a ``Task``; return a run as it is. Needs pydantic."""
+    @classmethod
+    def model_json_schema(cls, **options: Any) -> dict[str, Any]:
+        """Return the JSON schema of the record. Needs pydantic."""
     def queue_dump_json(self) -> bytes:
         """Return the JSON payload for a queue, with secrets revealed."""
     def abort(self, reason: str = "") -> NoReturn:

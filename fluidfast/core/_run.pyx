@@ -20,7 +20,8 @@ from ._machine cimport INIT, N_STATES, QUEUED, RUNNING, SUCCESS, Listeners, RunS
 
 from ..checks import shown
 from ..errors import ConfigError, TaskAbortedError, TaskRunError, TaskUsageError
-from .record import dump, dump_json
+from .model import ModelFields, adapter, twin
+from .record import TWIN, dump, dump_json, schema
 from .states import PRIORITIES, STATES
 from ..texts import printable
 
@@ -184,6 +185,7 @@ cdef class TaskRun(RunState):
     """
 
     __signature__ = inspect.signature(parameters)  # an extension type has none of its own
+    model_fields = ModelFields()
 
     def __init__(
         self, *, id, task, priority=None, params=None, task_manager=None, state=None, queued=None, start=None, end=None,
@@ -383,12 +385,35 @@ cdef class TaskRun(RunState):
         """The record as a dict: the task by its name, secrets of the params masked by their own type.
 
         ``mode="json"``: times as ISO 8601 text, params as plain builtins. ``include``, ``exclude``: names of fields.
+        Other options are those of pydantic, and need it.
         """
         return dump(self, **options)
 
     def model_dump_json(self, **options) -> str:
         """``model_dump(mode="json")`` as JSON text."""
         return dump_json(self, **options)
+
+    def __iter__(self):
+        """The record as it is in JSON: FastAPI calls ``dict(run)`` for a route without a return type."""
+        return iter(dump(self, mode="json").items())
+
+    @classmethod
+    def model_validate(cls, value, **options):
+        """A run of its fields, whose ``task`` is a ``Task``; a run is returned as it is."""
+        return adapter(cls).validate_python(value, **options)
+
+    @classmethod
+    def model_json_schema(cls, **options) -> dict:
+        """The JSON schema of the record; needs pydantic."""
+        return twin(cls).model_json_schema(**options)
+
+    @classmethod
+    def __pydantic_twin__(cls) -> dict:
+        return TWIN
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        return schema(cls, handler)
 
     def queue_dump_json(self) -> bytes:
         """The payload that goes on a queue, in JSON, secrets revealed."""

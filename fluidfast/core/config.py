@@ -8,6 +8,7 @@ from ..checks import CENTURY, ENQUEUE_TIMEOUT, LEASE_SECONDS, MAX_CONCURRENT, PA
 from ..errors import ConfigError
 from ..settings import Unset, get_settings
 from ..texts import hide_password
+from .model import Model
 from .process import is_in_cpu_process
 
 __all__ = ["ManagerOptions", "TaskManagerConfig"]
@@ -37,7 +38,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(kw_only=True)
-class TaskManagerConfig:
+class TaskManagerConfig(Model):
     """Settings of a manager, a consumer or a scheduler. The environment supplies the defaults.
 
     ``broker_url``: the broker that stores runs (``""``: FLUID_BROKER_URL, else ``memory://``).
@@ -109,6 +110,10 @@ class TaskManagerConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["broker_url"] = hide_password(self.broker_url)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    def _fields(self, mode: str) -> dict[str, Any]:
+        values = super()._fields(mode)
+        return {**values, "broker_url": hide_password(self.broker_url)} if mode == "json" else values
 
     @property
     def sleep(self) -> float:

@@ -21,12 +21,14 @@ from msgspec.inspect import DataclassType, DictType, StructType, TypedDictType, 
 from ..errors import ParamsError, TaskDecoratorError
 from ..texts import MAX_ERROR, error_text, printable, quoted
 from .bag import Bag
+from .model import adapter
 
 __all__ = [
     "Params",
     "ParamsAdapter",
     "adapter_for",
     "cause_of",
+    "is_pydantic_model",
     "items",
     "known_params",
     "made_of_call",
@@ -40,7 +42,7 @@ __all__ = [
 PATH = re.compile(r"at `\$\.?([^`]*)`")
 MASKED = b"**********"
 """How pydantic shows a secret."""
-MODEL_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "model_fields")
+MODEL_MARKS = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__pydantic_validator__")
 CONSTANT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN', re.DOTALL)
 """A text of JSON, or what Python's ``json`` writes for a float that JSON has no number for."""
 OF_CALL = "__fluidfast_of_call__"
@@ -50,8 +52,28 @@ UNKNOWN = ("unknown field", "Extra inputs")
 MISSING = re.compile(r"(?:missing required|unknown) field `([^`]*)`")
 
 
-Params = Bag
-"""Params of a task that names no model."""
+class Params(Bag):
+    """Params of a task that names no model. They have the methods of a pydantic model that users call."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls, handler(dict[str, Any]))
+
+    def model_dump(self, *, mode: str = "python", **options: Any) -> dict[str, Any]:
+        """Return a plain dict. ``mode="json"``: of what JSON has, secrets masked. ``options``: those of pydantic."""
+        if options:
+            return adapter(dict[str, Any]).dump_python(dict(self), mode=mode, **options)  # type: ignore[no-any-return]
+        return msgspec.to_builtins(dict(self), enc_hook=str, str_keys=True) if mode == "json" else dict(self)
+
+    def model_dump_json(self, **options: Any) -> str:
+        """Return JSON text, secrets masked. ``options``: those of pydantic."""
+        if options:
+            return adapter(dict[str, Any]).dump_json(dict(self), **options).decode()  # type: ignore[no-any-return]
+        return msgspec.json.encode(self.model_dump(mode="json")).decode()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,9 +173,7 @@ def adapter_for(model: Any) -> ParamsAdapter:
     """
     if model is Params:
         return mapping_adapter()
-    if isinstance(model, type) and hasattr(model, "model_validate") and hasattr(model, "model_fields"):
-        return pydantic_adapter(model)
-    if isinstance(model, type) and dataclasses.is_dataclass(model) and hasattr(model, "__pydantic_validator__"):
+    if isinstance(model, type) and hasattr(model, "__pydantic_validator__"):  # a model or a dataclass
         return pydantic_adapter(model)
     return msgspec_adapter(model)
 
@@ -356,6 +376,11 @@ def pydantic_adapter(model: Any) -> ParamsAdapter:
         fields=frozenset(getattr(model, "model_fields", None) or model.__pydantic_fields__),
         from_texts=lambda value: validate(value),
     )
+
+
+def is_pydantic_model(model: Any) -> bool:
+    """Return whether this is a class of pydantic's models. A record of fluidfast has only their methods."""
+    return hasattr(model, "__pydantic_validator__") and hasattr(model, "model_fields")
 
 
 def is_complete(model: Any) -> bool:
@@ -594,8 +619,8 @@ def has_secret(annotation: Any, seen: dict[int, Any]) -> bool:
         return True
     if any(has_secret(part, seen) for part in (get_origin(annotation), *get_args(annotation))):
         return True
-    fields = getattr(annotation, "model_fields", None) or getattr(annotation, "__pydantic_fields__", None)
-    if isinstance(fields, dict):
+    if hasattr(annotation, "__pydantic_validator__"):
+        fields = getattr(annotation, "model_fields", None) or annotation.__pydantic_fields__
         return any(has_secret(field.annotation, seen) for field in fields.values())
     try:
         hints = get_type_hints(annotation) if isinstance(annotation, type) else {}
@@ -667,7 +692,7 @@ def unwritable_field(params: Any) -> str:
 def items(params: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(params, Mapping):
         yield from ((str(name), value) for name, value in params.items())
-    elif hasattr(type(params), "model_fields"):  # pydantic: declared or extra, its own or inherited
+    elif is_pydantic_model(type(params)):  # pydantic: declared or extra, its own or inherited
         yield from {**vars(params), **(params.__pydantic_extra__ or {})}.items()
     else:
         yield from ((name, getattr(params, name, None)) for name in field_names(type(params)))

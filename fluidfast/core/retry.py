@@ -10,6 +10,7 @@ import msgspec
 
 from ..checks import CENTURY, MAX_COUNT, check_number, shown
 from ..errors import ConfigError
+from .model import Model
 
 __all__ = ["RetryPolicy", "RetryPolicyInfo"]
 
@@ -84,7 +85,7 @@ class RetryPolicy:
         )
 
 
-class RetryPolicyInfo(msgspec.Struct, kw_only=True):
+class RetryPolicyInfo(Model, msgspec.Struct, kw_only=True):
     """A retry policy as data: see ``RetryPolicy``."""
 
     max_attempts: int | None = None

@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from typing import (
@@ -30,6 +31,7 @@ import msgspec
 from .. import settings
 from ..checks import MAX_COUNT, check_number, shown
 from ..errors import ConfigError, TaskDecoratorError, TaskUsageError
+from .model import Model
 from .params import Params, adapter_for
 from .retry import RetryPolicy, RetryPolicyInfo
 from .schedule import Scheduler, crontab
@@ -79,7 +81,7 @@ class K8sResourceRequirements(TypedDict, total=False):
     requests: dict[str, str]
 
 
-class K8sConfig(msgspec.Struct, kw_only=True):
+class K8sConfig(Model, msgspec.Struct, kw_only=True):
     """Kubernetes settings of a CPU-bound task. fluidfast stores and shows them, but does not run jobs yet."""
 
     namespace: str = "default"
@@ -94,7 +96,7 @@ class K8sConfig(msgspec.Struct, kw_only=True):
         check_number("sleep", self.sleep, ConfigError)
 
 
-class TaskInfoUpdate(msgspec.Struct, kw_only=True):
+class TaskInfoUpdate(Model, msgspec.Struct, kw_only=True):
     """The part of a task's data that changes while the fleet runs; the broker stores it."""
 
     enabled: bool = True
@@ -122,8 +124,9 @@ class TaskInfo(TaskInfoUpdate, kw_only=True):
     env: dict[str, str] = {}
 
 
-class QueuedTask(msgspec.Struct, kw_only=True):
-    """A request to queue a run, as data."""
+@dataclass(kw_only=True)
+class QueuedTask(Model):
+    """A request to queue a run, as data. FastAPI takes a dataclass as the body of a request."""
 
     run_id: str
     task: str

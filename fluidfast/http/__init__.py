@@ -46,7 +46,7 @@ from starlette.requests import HTTPConnection
 
 from ..brokers.contract import TaskManagersStatus
 from ..core.params import Params, adapter_for
-from ..core.states import TaskPriority, TaskState
+from ..core.states import TaskPriority
 from ..core.task import Task, TaskInfo
 from ..core.workers import Worker
 from ..errors import (
@@ -59,6 +59,7 @@ from ..errors import (
     UnknownTaskError,
 )
 from ..manage.manager import TaskManager
+from ..run import TaskRun
 from ..settings import read_settings
 
 __all__ = [
@@ -314,28 +315,20 @@ def routes_of(task_manager: TaskManager, guards: Sequence[DependsMarker] = ()) -
         dependencies=[*guards, Depends(refuse_other_sites), Depends(refuse_other_types), Depends(in_http_terms)]
     )
     unknown: dict[int | str, dict[str, Any]] = {404: {"description": "No such task"}}
-    router.add_api_route("", get_tasks, summary="List tasks", responses=answer(list[TaskInfo]))
-    router.add_api_route("-status", get_status, summary="Running managers", responses=answer(TaskManagersStatus))
+    # The routes write their answers themselves; the response models are for OpenAPI.
+    router.add_api_route("", get_tasks, summary="List tasks", response_model=list[TaskInfo])
+    router.add_api_route("-status", get_task_status, summary="Running managers", response_model=TaskManagersStatus)
     router.add_api_route("-health", get_health, summary="Whether this process consumes", responses=UNHEALTHY)
-    router.add_api_route("-queue", delete_queues, methods=["DELETE"], summary="Empty all queues")
-    router.add_api_route("-queue/{priority}", delete_queue, methods=["DELETE"], summary="Empty one queue")
-    router.add_api_route("/{task_name}", get_task, summary="Get a task", responses={**answer(TaskInfo), **unknown})
+    router.add_api_route("-queue", delete_queue, methods=["DELETE"], summary="Empty all queues")
+    router.add_api_route("-queue/{priority}", delete_queue_by_priority, methods=["DELETE"], summary="Empty one queue")
+    router.add_api_route("/{task_name}", get_task, summary="Get a task", response_model=TaskInfo, responses=unknown)
     router.add_api_route(
         "/{task_name}",
         patch_task,
         methods=["PATCH"],
         summary="Enable or disable a task",
-        responses={**answer(TaskInfo), **unknown},
-    )
-    run_fields = msgspec.defstruct(
-        "TaskRun",
-        [
-            ("id", str),
-            ("task", str),
-            ("priority", TaskPriority),
-            ("params", dict[str, Any]),
-            ("state", TaskState),
-        ],
+        response_model=TaskInfo,
+        responses=unknown,
     )
     refused: dict[int | str, dict[str, Any]] = {422: {"description": "The params do not fit"}}
     for task in task_manager.registry.values():
@@ -345,7 +338,8 @@ def routes_of(task_manager: TaskManager, guards: Sequence[DependsMarker] = ()) -
             methods=["POST"],
             summary=f"Queue a run of {task.name}",
             description=task.description,
-            responses={**answer(run_fields), **refused},
+            response_model=TaskRun,
+            responses=refused,
             openapi_extra={"requestBody": params_body(task)},
         )
     # also for those that are registered later
@@ -388,15 +382,17 @@ async def get_health(task_manager: TaskManagerDep) -> Response:
     return Response(health, status_code=200 if running else 503, media_type=JSON_TYPE)
 
 
-async def get_status(task_manager: TaskManagerDep) -> Response:
+async def get_task_status(task_manager: TaskManagerDep) -> Response:
     return encoded(await task_manager.broker.get_all_manager_statuses())
 
 
-async def delete_queues(task_manager: TaskManagerDep) -> dict[str, int]:
+async def delete_queue(task_manager: TaskManagerDep) -> dict[str, int]:
     return await task_manager.broker.clear_queue()
 
 
-async def delete_queue(task_manager: TaskManagerDep, priority: Annotated[TaskPriority, Path()]) -> dict[str, int]:
+async def delete_queue_by_priority(
+    task_manager: TaskManagerDep, priority: Annotated[TaskPriority, Path()]
+) -> dict[str, int]:
     return await task_manager.broker.clear_queue(priority)
 
 
@@ -404,6 +400,7 @@ def queue_named(task_name: str) -> Callable[..., Any]:
     async def route(task_manager: TaskManagerDep, request: Request) -> Response:
         return await queue_task(task_manager, task_name, request)
 
+    route.__name__ = queue_task.__name__  # the operation's id is made of it
     return route
 
 
@@ -459,11 +456,6 @@ def mistakes(task: Task[Any], params: dict[str, Any], exc: ParamsError) -> list[
 
 
 # -- OpenAPI
-
-
-def answer(model: Any) -> dict[int | str, dict[str, Any]]:
-    """Return the description of an answer, which the route writes itself."""
-    return {200: {"content": {JSON_TYPE: {"schema": schema_of(model)}}}}
 
 
 def params_body(task: Task[Any]) -> dict[str, Any]:

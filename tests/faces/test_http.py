@@ -411,7 +411,7 @@ async def test_openapi(client: httpx.AsyncClient) -> None:
     assert params("note")["properties"] == {"text": {"type": "string"}}
     assert params("anything") == {"type": "object"}
     answer = spec["paths"]["/tasks"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-    assert answer["items"]["properties"]["name"] == {"type": "string"}
+    assert answer["items"] == {"$ref": "#/components/schemas/TaskInfo"}
 
 
 async def test_a_model_that_contains_itself() -> None:
