@@ -57,6 +57,7 @@ cdef class Slots:
     cpdef int make_room(self) except -1
     cpdef int take(self, Lease lease) except -1
     cdef int pace(self, Lease lease) except -1
+    cdef int call_after_end(self, TaskRun run) except -1
     cpdef int wake(self) except -1
     cpdef int limit(self, Slot slot, double deadline) except -1
     cpdef int occupy(self, Slot slot, object held) except -1

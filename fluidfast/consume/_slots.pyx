@@ -49,6 +49,7 @@ cdef double TURN = YIELD_SECONDS
 cdef object current_run = RUN
 cdef enum:
     AROUND_RUNNING = 1 << N_STATES + 1  # see core/hooks.py
+    AFTER_END = 1 << N_STATES + 2
     ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
 
 
@@ -121,6 +122,7 @@ cdef class Slots:
         ``functions.call(slot, task, argument)``, awaited: calls a plain function.
         ``timeouts.sweep_by(when)``: some time is up at this monotonic time, earlier than ``sweep_at``.
         ``hooks.call_running(function, run)``, awaited: calls it within the hooks around running, if there are some.
+        ``hooks.ends``: called with each run that has ended. ``hooks.log_error(hook, run)``: one of them raised.
         ``ended(slot, task)``: a slot's task has ended; ``begin`` gives it another.
         """
         self._admission = admission
@@ -364,7 +366,17 @@ cdef class Slots:
         self.tally.ended[run._state] += 1
         if self.log_run is not None:
             self.log_run(run)
+        if self._listeners.mask & AFTER_END:
+            self.call_after_end(run)
         return self._ledger.end(held)
+
+    cdef int call_after_end(self, TaskRun run) except -1:
+        for hook in self._hooks.ends:
+            try:
+                hook(run)
+            except Exception:
+                self._hooks.log_error(hook, run)
+        return 0
 
 
 cdef int enter(Slot slot, object run) except -1:

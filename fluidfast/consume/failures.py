@@ -1,6 +1,5 @@
 """The log lines of failed attempts: a line each, and one traceback for each error and place in a while."""
 
-import logging
 import os
 import traceback
 from typing import Any
@@ -12,8 +11,6 @@ from ..errors import TaskRunError
 from ..texts import error_text, printable
 
 __all__ = ["Failures"]
-
-logger = logging.getLogger("fluidfast.engine")
 
 SHOWN = 300
 """Characters of an exception's text in a line."""
@@ -74,7 +71,7 @@ class Failures:
             try:
                 hook(run, exc, place)
             except Exception:
-                logger.exception("hook %r after a failure of run %s failed", hook, run.shown_name)
+                self._hooks.log_error(hook, run)
 
     def _is_first(self, error: str, place: str) -> bool:
         key = (error, place)

@@ -23,6 +23,7 @@ them.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -32,31 +33,37 @@ from ._machine import Listeners
 from .states import STATES
 from .task import is_async
 
-__all__ = ["AROUND_QUEUEING", "AROUND_RUNNING", "Around", "CallNext", "Go", "Hooks"]
+__all__ = ["AFTER_END", "AROUND_QUEUEING", "AROUND_RUNNING", "Around", "CallNext", "Go", "Hooks"]
+
+logger = logging.getLogger(__name__)
 
 Go = Callable[[], Awaitable[None]]
 Around = Callable[[Any, Go], Awaitable[None]]
 CallNext = Callable[[], Awaitable[Any]]
 Enqueue = Callable[[Any, Any, CallNext], Awaitable[Any]]
 Execute = Callable[[Any, CallNext], Awaitable[Any]]
+AfterEnd = Callable[[Any], None]
 AfterFailure = Callable[[Any, BaseException, str], None]
 
 AROUND_QUEUEING = 1 << len(STATES)
 """The bit of ``Listeners.mask`` for a hook around queueing, beside those of the states: one test covers all."""
 AROUND_RUNNING = 1 << len(STATES) + 1
 """The same for hooks around running."""
+AFTER_END = 1 << len(STATES) + 2
+"""The same for hooks after the end of a run."""
 
 
 class Hooks:
     """The hooks and the middleware of one manager, the first one outermost.
 
     ``queueing``: calls around queueing (run, options, call_next). ``running``: calls around running (run, call_next).
-    ``failures``: calls after a failed attempt (run, exception, place).
+    ``ends``: calls after the end of a run (run). ``failures``: calls after a failed attempt (run, exception, place).
     """
 
     def __init__(self, listeners: Listeners) -> None:
         self.queueing: tuple[Enqueue, ...] = ()
         self.running: tuple[Execute, ...] = ()
+        self.ends: tuple[AfterEnd, ...] = ()
         self.failures: tuple[AfterFailure, ...] = ()
         self._listeners = listeners
 
@@ -104,6 +111,14 @@ class Hooks:
         if execute is not None:
             self._add_running(execute)
 
+    def after_end(self, hook: AfterEnd) -> None:
+        """Call ``hook`` with each run that a consumer has brought to its end here, and not with a copy of it.
+
+        It must not block. The consumer logs an exception of the hook and goes on.
+        """
+        self.ends += (hook,)
+        self._listeners.mask |= AFTER_END
+
     def after_failure(self, hook: AfterFailure) -> None:
         """Call ``hook`` after each failed attempt of a run here, with the run, the exception, and ``file.py:line``.
 
@@ -111,12 +126,18 @@ class Hooks:
         """
         self.failures += (hook,)
 
+    def log_error(self, hook: Callable[..., Any], run: Any) -> None:
+        """Log the exception that is being handled, of a hook after the end of a run or after a failure."""
+        logger.exception("hook %s failed for run %s", shown(hook), run.shown_name)
+
     def copy_to(self, other: "Hooks") -> None:
         """Add these hooks to ``other``, after its own."""
         for enqueue in self.queueing:
             other._add_queueing(enqueue)
         for execute in self.running:
             other._add_running(execute)
+        for ended in self.ends:
+            other.after_end(ended)
         for failed in self.failures:
             other.after_failure(failed)
 

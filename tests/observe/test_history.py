@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from kits.manager_kit import consuming
 from kits.waiting import until
 from pydantic import BaseModel, SecretStr
 
-from fluidfast import RetryPolicy, TaskManager, TaskRun, TaskState, task
+from fluidfast import RetryPolicy, TaskConsumer, TaskRun, TaskState, task
 from fluidfast.core.states import TaskPriority
 from fluidfast.errors import ConfigError, HistoryError
 from fluidfast.observe.history import Attempt, History, HistoryQuery, recorder
+from fluidfast.observe.history._ends import Ends
 from fluidfast.observe.history.params import masked
 from fluidfast.observe.history.records import contains, cursor_of, position_of, read_keep
 from fluidfast.observe.history.store import Row, Store, engine_of
@@ -88,11 +88,14 @@ def ids(store: Store, **query: Any) -> list[str]:
     return [run.id for run in store.page(HistoryQuery(**query)).runs]
 
 
-async def test_runs_of_a_consumer(database: str) -> None:
-    history = History(database, slow=0.0, record="all")
+@pytest.mark.parametrize("record", ["ended", "all"])
+async def test_runs_of_a_consumer(database: str, record: str) -> None:
+    history = History(database, slow=0.0, record=record)  # type: ignore[arg-type]
     tasks = (ship, break_twice, fail, together, unrecorded)
-    async with consuming("memory://", *tasks, lease_seconds=30) as consumer:
-        consumer.with_plugin(history)
+    consumer = TaskConsumer(broker_url="memory://").with_plugin(history)
+    for one in tasks:
+        consumer.register_task(one)
+    async with consumer:
         await consumer.queue_and_wait(ship, number=7)
         await consumer.queue_and_wait(unrecorded)
         await consumer.queue_and_wait(fail, params={"id": "x", "state": "y", "model_dump_json": 1, "nul": "a\0b"})
@@ -134,17 +137,6 @@ async def test_runs_of_a_consumer(database: str) -> None:
         assert await history.prune("1h") == 0
         assert await history.prune(0.000001) >= 7
         assert (await history.page()).runs == []
-
-
-async def test_what_a_handler_needs_is_taken_at_once(store: Store) -> None:
-    """Params that a task changes after its run has ended are stored as they were."""
-    history = History(store.engine)
-    manager = TaskManager(broker_url="memory://").with_plugin(history)
-    manager.register_task(ship)
-    async with manager:
-        run = await manager.execute(ship, number=3)
-        run.params.number = 4
-    assert [found.params["number"] for found in store.page(HistoryQuery()).runs] == [3]
 
 
 def test_only_later_events_replace(store: Store) -> None:
@@ -349,12 +341,34 @@ def test_params_as_they_are_stored(params: Any, expected: Any) -> None:
 
 
 def test_sampling() -> None:
-    history = History("sqlite:///x.db")
-    history.recorder.every = 10
-    assert sum(not history.recorder.leaves_out() for _ in range(1_000)) == 100
-    assert history.stats().sampled_out == 900
-    history.recorder.every = 1
-    assert not history.recorder.leaves_out()
+    """At most about 1,000 successes a second, spread evenly; every failure, slow run, and retried run."""
+
+    def run(task: Any, end: int, state: str = "success", **fields: Any) -> TaskRun[Any]:
+        return TaskRun(id="", task=task, state=state, params={}, start=(end - 10) / 1e6, end=end / 1e6, **fields)
+
+    recorded: list[TaskRun[Any]] = []
+    ends = Ends(recorded.append, slow_us=1_000_000, samples=True, skip_tag="skip_db")
+    for n in range(50_000):  # 100,000 in a second
+        ends(run(ship, T + n * 10))
+    assert ends.every == 100
+    assert 500 <= len(recorded) <= 2_000
+    assert ends.left_out == 50_000 - len(recorded)
+
+    del recorded[:]
+    end = T + 2_000_000
+    kept = [
+        run(ship, end, "failure"), run(ship, end, "aborted"), run(ship, end, retry_attempt=1),
+        TaskRun(id="", task=ship, state="success", params={}, start=T / 1e6, end=T / 1e6 + 2),
+    ]  # fmt: skip
+    for found in kept:
+        ends(found)
+    assert recorded == kept
+    ends(run(unrecorded, end, "failure"))
+    assert recorded == kept
+    for n in range(100):  # a quiet second
+        ends(run(ship, end + 1_000_000 + n))
+    assert ends.every == 1
+    assert len(recorded) == len(kept) + 100
 
 
 def test_options() -> None:

@@ -18,6 +18,7 @@ from ...core.process import is_in_cpu_process
 from ...core.states import FINISHED_STATES, PRIORITIES, TaskState
 from ...errors import BrokerError, ConfigError, HistoryError
 from ...texts import describe, printable
+from ._ends import Ends
 from .params import masked
 from .recorder import FLUSH_SECONDS, Recorder
 from .records import Attempt, HistoryPage, HistoryQuery, HistoryStats, RunDetail, read_keep
@@ -51,10 +52,10 @@ class History:
     ``database``: a URL of PostgreSQL or SQLite; or a SQLAlchemy engine. Of an async engine, and of aio-fluid's CrudDB,
     only the URL is used.
     ``table``: the table of runs. Attempts are recorded beside it, in ``{table}_attempts``.
-    ``record``: ``"ended"``, a row for each run that ends in this process; or ``"all"``, also when it is queued and
-    started here.
-    ``sample``: ``"auto"``, all failures and slow runs, and at most about 5,000 successes per second and process; or
-    ``"none"``, all runs.
+    ``record``: ``"ended"``, a row for each run that a consumer ends in this process; or ``"all"``, a row that follows
+    each state that a run enters in this process, from queued on.
+    ``sample``: ``"auto"``, all failures and slow runs, and at most about 1,000 successes per second and process; or
+    ``"none"``, all runs, as ``record="all"`` does.
     ``keep``: how long rows are kept, such as ``"14d"``, ``"12h"``; None: for ever. One of the processes deletes older
     ones every 10 minutes, 5,000 at a time.
     ``slow``: seconds from which on a run is slow.
@@ -88,8 +89,10 @@ class History:
         self.tag = tag
         self.skip_tag = skip_tag
         self.store = Store(database, table, schema=schema)
-        self.recorder = Recorder(self.store, samples=sample == "auto")
-        self._slow_us = min(slow * 1e6, 1e18)
+        self.recorder = Recorder(self.store)
+        self._slow_us = int(min(slow, 1e9) * 1e6)
+        samples = sample == "auto" and record == "ended"
+        self._ends = Ends(self._ended, slow_us=self._slow_us, samples=samples, skip_tag=skip_tag)
         self._manager: Any = None
         self._worker, self._pid = "", 0
         self._second, self._tracebacks = 0, 0
@@ -101,10 +104,9 @@ class History:
         self._manager = task_manager
         if is_in_cpu_process():  # the consumer that waits for this process records its run
             return
-        for state in FINISHED_STATES:
-            task_manager.dispatcher.register_handler(f"{state}.{self.tag}", self._ended)
+        task_manager.hooks.after_end(self._ends)
         if self.record == "all":
-            for state in (TaskState.queued, TaskState.running):
+            for state in (TaskState.queued, TaskState.running, *FINISHED_STATES):
                 task_manager.dispatcher.register_handler(f"{state}.{self.tag}", self._changed)
         task_manager.hooks.after_failure(self._failed)
         task_manager.add_async_context_manager(Life(self))
@@ -143,8 +145,8 @@ class History:
         return HistoryStats(
             recorded=recorder.recorded,
             waiting=recorder.waiting,
-            every=recorder.every,
-            sampled_out=recorder.sampled_out,
+            every=self._ends.every,
+            sampled_out=self._ends.left_out,
             dropped=recorder.dropped,
             refused=recorder.refused,
             error=recorder.error,
@@ -173,27 +175,23 @@ class History:
     # -- recording
 
     def _ended(self, run: TaskRun[Any, Any]) -> None:
-        if self.skip_tag in run.task.tags:
-            return
-        state = run.state
         times = run.times_us
         slow = times[2] - times[1] >= self._slow_us
-        succeeded = state is TaskState.success
-        recorder = self.recorder
-        if succeeded and not slow and recorder.leaves_out():
-            return
-        self._put(run, state, times, keep=slow or not succeeded)
+        succeeded = run.state is TaskState.success
+        if self.record == "ended":
+            self._put(run, times, keep=slow or not succeeded)
         if slow or (succeeded and run.retry_attempt):
             self._put_attempt(run, "", "", "")
 
     def _changed(self, run: TaskRun[Any, Any]) -> None:
         if self.skip_tag not in run.task.tags:
-            self._put(run, run.state, run.times_us, keep=False)
+            self._put(run, run.times_us, keep=run.is_done and run.state is not TaskState.success)
 
-    def _put(self, run: TaskRun[Any, Any], state: TaskState, times: tuple[int, int, int], *, keep: bool) -> None:
+    def _put(self, run: TaskRun[Any, Any], times: tuple[int, int, int], *, keep: bool) -> None:
         params = masked(run.params)
         queued, start, end = times
-        row = Row(run.id, run.task.name, PRIORITIES[run.prio], stored_state(state), queued or start, start, end, params)
+        state = stored_state(run.state)
+        row = Row(run.id, run.task.name, PRIORITIES[run.prio], state, queued or start, start, end, params)
         self.recorder.put(row, len(params), keep=keep)
 
     def _failed(self, run: TaskRun[Any, Any], exc: BaseException, place: str) -> None:

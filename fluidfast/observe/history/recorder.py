@@ -27,8 +27,6 @@ FOR_SUCCESSES = 0.8
 """The part of the inbox that successes may take: the rest is for failures."""
 OVERHEAD = 300
 """Bytes of an entry beside its params or its texts, about."""
-RATE = 5_000
-"""Successes a second that ``sample="auto"`` records."""
 FLUSH_SECONDS = 5.0
 """How long a shutdown waits for the database."""
 BACKOFF_SECONDS = (0.25, 10.0)
@@ -42,21 +40,14 @@ logger = logging.getLogger("fluidfast.history")
 class Recorder:
     """Writes rows and attempts from any thread to a store. ``put`` never blocks and never raises.
 
-    ``samples``: record 1 in so many successes that no more than 5,000 are recorded in a second.
-
-    Attributes: ``every``: record 1 in so many successes now; ``recorded``, ``dropped``, ``refused``,
-    ``sampled_out``: how many rows;
+    Attributes: ``recorded``, ``dropped``, ``refused``: how many rows;
     ``error``: why the last batch could not be written, ``""`` if it could.
     """
 
-    def __init__(self, store: Store, *, samples: bool) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.every = 1
         self.recorded = self.dropped = self.refused = 0
         self.error = ""
-        self.sampled_out = 0
-        self._seen = 0
-        self._samples = samples
         self._thread: threading.Thread | None = None
         self._reset()
         has_place(self)
@@ -83,14 +74,6 @@ class Recorder:
     def waiting(self) -> int:
         """Entries that are not written yet."""
         return len(self._inbox) + len(self._batch)
-
-    def leaves_out(self) -> bool:
-        """Count a success, and return whether sampling leaves it out."""
-        self._seen += 1
-        if self.every == 1 or self._seen % self.every == 0:
-            return False
-        self.sampled_out += 1
-        return True
 
     def put(self, entry: Row | Attempt, size: int, *, keep: bool) -> None:
         """Have an entry of ``size`` bytes written. ``keep``: it is of a failure, and dropped after all others."""
@@ -166,7 +149,6 @@ class Recorder:
 
     def _serve(self, stop: threading.Event) -> None:
         bell = self._bell
-        began, seen = monotonic(), self._seen
         told = [0, 0.0]
         while True:
             if not bell.get():
@@ -181,10 +163,6 @@ class Recorder:
             self._tell(told)
             if stop.is_set():
                 return
-            if self._samples and (took := monotonic() - began) >= WRITE_SECONDS:
-                rate = (self._seen - seen) / took
-                self.every = max(1, -int(-rate // RATE))
-                began, seen = monotonic(), self._seen
 
     def _take(self) -> None:
         inbox, batch, size = self._inbox, self._batch, 0

@@ -8,7 +8,8 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -395,11 +396,15 @@ def moment(index: int) -> str:
 
 def text_of(micros: int) -> str | None:
     """Return a time as SQLAlchemy keeps it in SQLite."""
-    return (
-        text_of_moment(datetime.fromtimestamp(micros // 1_000_000, UTC) + timedelta(0, 0, micros % 1_000_000))
-        if micros
-        else None
-    )
+    if not micros:
+        return None
+    seconds, rest = divmod(micros, 1_000_000)
+    return f"{text_of_second(seconds)}.{rest:06d}"
+
+
+@lru_cache(1_000)
+def text_of_second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def text_of_moment(moment: datetime) -> str:
