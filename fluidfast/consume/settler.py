@@ -108,7 +108,7 @@ class Settler(Ledger):
         try:
             assert run.extra is not None
             address = msgspec.json.decode(run.extra["reply"], type=str)
-            payload = run.queue_dump_json()
+            payload = self._broker.codec.encode_finished(run)
         except (TaskError, msgspec.DecodeError) as exc:
             logger.warning("%s: cannot send the result of %s to its caller: %s", self._who, run.shown_name, exc)
         else:

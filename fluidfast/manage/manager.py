@@ -499,20 +499,18 @@ class TaskManager(QueueFront):
         run = self.create_task_run(task, run_id, priority, params=params, **kwargs)
         seconds = run.task.timeout_seconds if timeout is None else timeout
         inbox = self._replies.here()
-        token, finished = inbox.expect(run)
-        limit = asyncio.timeout(None)
+        call = inbox.expect(run)
         try:
-            await self.intake.send(run, options=Wanted(run_id, priority).given())
+            await self.intake.send(run, options=Wanted(run_id, priority).given() if self.hooks.queueing else None)
             if self.config.delivery == "buffered":  # else a run that was refused is waited for
                 await self.flush()
-            async with asyncio.timeout(seconds) as limit:
-                return await finished
-        except TimeoutError:
-            if not limit.expired():
-                raise
+            inbox.limit(call, seconds)
+            finished = await call.future
         finally:
-            inbox.forget(token)
-        raise await self._replies.timed_out(run, seconds)
+            inbox.forget(call)
+        if finished is None:
+            raise await self._replies.timed_out(run, seconds)
+        return finished
 
     async def execute(
         self,

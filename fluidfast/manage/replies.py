@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import msgspec
@@ -17,42 +18,88 @@ __all__ = ["Replies"]
 logger = logging.getLogger(__name__)
 
 READ_SECONDS = 2.0
+CHECK_SECONDS = 0.005
+"""Deadlines that lie closer together than this are looked at in one."""
+CLOCK_SECONDS = 0.001
+"""A timer may be early by the event loop's clock."""
 ASK_SECONDS = 1.0
 """How long a caller that has timed out waits for the broker to say which consumers are alive."""
 
 
+class Call:
+    """A call that waits for a finished run: the future gets the run, or None when ``deadline`` (by the event loop's
+    clock) has passed."""
+
+    __slots__ = ("deadline", "future", "token")
+
+    def __init__(self, token: str, future: "asyncio.Future[TaskRun[Any, Any] | None]") -> None:
+        self.token = token
+        self.future = future
+        self.deadline = math.inf
+
+
 class Inbox:
-    """Finished runs that one event loop waits for. Its address names this loop of this process on the broker."""
+    """Finished runs that one event loop waits for. Its address names this loop of this process on the broker.
+
+    A call costs neither a task nor a timer: one task reads for all of them, and one timer is set to the next deadline.
+    """
 
     def __init__(self, broker: TaskBroker, manager: Any) -> None:
         self.broker = broker
         self.manager = manager
+        self.loop = asyncio.get_running_loop()
         self.address = new_id()
-        self.expected: dict[str, asyncio.Future[TaskRun[Any, Any]]] = {}
+        self.reply = msgspec.json.encode(self.address)
+        self.expected: dict[str, Call] = {}
         self.reader: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
-    def expect(self, run: TaskRun[Any, Any]) -> "tuple[str, asyncio.Future[TaskRun[Any, Any]]]":
-        """Direct this run's reply to this inbox. Return the call's token, and a future for the finished run.
+    def expect(self, run: TaskRun[Any, Any]) -> Call:
+        """Direct this run's reply to this inbox. Return the call that waits for it.
 
-        The token distinguishes two calls with the same run id.
+        Its token distinguishes two calls with the same run id.
         """
         token = new_id()
-        run.extra = {"reply": msgspec.json.encode(self.address), "reply_token": msgspec.json.encode(token)}
-        future: asyncio.Future[TaskRun[Any, Any]] = asyncio.get_running_loop().create_future()
-        self.expected[token] = future
+        run.extra = {"reply": self.reply, "reply_token": b'"%b"' % token.encode()}
+        call = self.expected[token] = Call(token, self.loop.create_future())
         if self.reader is None or self.reader.done():
             self.reader = asyncio.create_task(self._read(), name="fluidfast-replies")
-        return token, future
+        return call
 
-    def forget(self, token: str) -> None:
+    def limit(self, call: Call, seconds: float) -> None:
+        """Have a call wait no longer than for so many seconds from now."""
+        call.deadline = self.loop.time() + seconds
+        if call.deadline != math.inf and (self.timer is None or call.deadline < self.timer.when()):
+            self._wake_at(call.deadline)
+
+    def forget(self, call: Call) -> None:
         """Drop a call whose caller no longer waits."""
-        self.expected.pop(token, None)
+        self.expected.pop(call.token, None)
+
+    def _wake_at(self, when: float) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.loop.call_at(when, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        self.timer = None
+        now = self.loop.time() + CLOCK_SECONDS
+        soonest = math.inf
+        for call in self.expected.values():
+            if call.deadline > now:
+                soonest = min(soonest, call.deadline)
+            elif not call.future.done():
+                call.future.set_result(None)
+        if soonest != math.inf:
+            self._wake_at(max(soonest, now + CHECK_SECONDS))
 
     async def _read(self) -> None:
-        while self.expected:
+        payloads: list[bytes] = []
+        while self.expected or payloads:  # having read, it waits once more: the next call finds it waiting
             try:
                 payloads = await self.broker.replies(self.address, READ_SECONDS)
             except BrokerError as exc:
+                payloads = []
                 if isinstance(exc, BrokerAuthError):  # waiting does not give the user the right
                     self._fail(exc)
                     return
@@ -68,10 +115,10 @@ class Inbox:
     def _fail(self, exc: Exception) -> None:
         """Raise ``exc`` in every waiting call: nothing reads replies any more."""
         expected, self.expected = self.expected, {}
-        for future in expected.values():
-            if not future.done():
-                future.set_exception(exc)
-                future.exception()  # its caller may have been cancelled
+        for call in expected.values():
+            if not call.future.done():
+                call.future.set_exception(exc)
+                call.future.exception()  # its caller may have been cancelled
 
     def _deliver(self, payload: bytes) -> None:
         try:
@@ -80,17 +127,20 @@ class Inbox:
         except (TaskError, msgspec.DecodeError) as exc:
             logger.warning("a finished run cannot be read: %s", describe(exc))
             return
-        future = self.expected.pop(token, None)
-        if future is not None and not future.done():  # else its caller has gone, or the answer was read twice
-            future.set_result(run)
+        call = self.expected.pop(token, None)
+        if call is not None and not call.future.done():  # else its caller has gone, or the answer was read twice
+            call.future.set_result(run)
 
     async def close(self) -> None:
         """Stop reading; every caller that still waits gets CancelledError."""
         reader, self.reader = self.reader, None
-        for future in self.expected.values():
-            if not future.done():
-                future.cancel()
+        for call in self.expected.values():
+            if not call.future.done():
+                call.future.cancel()
         self.expected.clear()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         if reader is not None and not reader.done():
             reader.cancel()
             await asyncio.wait([reader])

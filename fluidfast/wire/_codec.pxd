@@ -34,6 +34,8 @@ cdef class Codec:
     )
     cpdef bytes submit(self, TaskRun run)
     cpdef bytes encode(self, TaskRun run)
+    cdef TaskPlan plan_for(self, TaskRun run)
+    cdef tuple read_object(self, bytes payload)
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run)
     cdef TaskRun read(self, bytes payload, object manager, object listeners)
     cdef TaskRun decode_canonical(self, bytes payload, object manager, object listeners)

@@ -90,6 +90,12 @@ class Codec:
             PayloadTooLargeError: the payload is larger than ``max_bytes``.
             TaskRunError: an id cannot be encoded.
         """
+    def encode_finished(self, run: TaskRun[Any, Any]) -> bytes:
+        """Return the JSON payload of a run in any state, of any size, also if ``encode`` writes MessagePack.
+
+        Raises:
+            ParamsError, TaskRunError: as ``encode``.
+        """
     def submit(self, run: TaskRun[Any, Any]) -> bytes:
         """Set the state ``queued``, without events, and return the payload. Raises as ``encode``."""
     def decode(self, payload: bytes, manager: Any, listeners: Listeners | None = None) -> TaskRun[Any, Any]:

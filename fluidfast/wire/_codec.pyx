@@ -287,13 +287,24 @@ cdef class Codec:
         """
         if run is None:
             raise TypeError("a run is needed, not None")
+        return self.encode_with(self.plan_for(run), run)
+
+    def encode_finished(self, TaskRun run not None) -> bytes:
+        """The JSON payload of a run in any state, of any size, whatever this codec writes to queues. Raises as
+        ``encode_json``."""
+        try:
+            return write_json(self.plan_for(run), run)
+        except UnicodeEncodeError as exc:
+            raise bad_id(run) from exc
+
+    cdef TaskPlan plan_for(self, TaskRun run):
         cdef TaskPlan plan = self.last
         if plan is None or plan.task is not run.task:
             plan = self.plan_named(run.task.name)
             if plan is None or plan.task is not run.task:
                 plan = TaskPlan(run.task)
             self.last = plan
-        return self.encode_with(plan, run)
+        return plan
 
     cdef bytes encode_with(self, TaskPlan plan, TaskRun run):
         cdef bytes payload
@@ -359,16 +370,16 @@ cdef class Codec:
             PayloadError, UnknownTaskError: as ``decode``.
         """
         cdef TaskRun run
+        wire, raw, extra, numbers = self.read_object(payload)
         try:
-            run = self.decode_object(payload, manager, listeners)
+            run = self.assemble(wire, raw, extra, False, manager, listeners, numbers)
         except TaskParamsError as exc:
             run = exc.task_run
         try:
-            fields = FROM_JSON(payload)
-            run._state = state_number(fields.get("state") or "queued")
-            run.start_us = json_micros(fields.get("start"))
-            run.end_us = json_micros(fields.get("end"))
-        except (TaskRunError, ValueError, msgspec.DecodeError) as exc:
+            run._state = state_number(wire.state or "queued")
+            run.start_us = json_micros(wire.start)
+            run.end_us = json_micros(wire.end)
+        except (TaskRunError, ValueError) as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
         return run
 
@@ -517,6 +528,12 @@ cdef class Codec:
 
     def decode_object(self, bytes payload not None, manager, listeners) -> TaskRun:
         """Any JSON object that holds a run."""
+        wire, raw, extra, numbers = self.read_object(payload)
+        return self.assemble(wire, raw, extra, False, manager, listeners, numbers)
+
+    cdef tuple read_object(self, bytes payload):
+        """A JSON object as a JsonRun, its params, its further keys, and the params if they hold a NaN."""
+        cdef dict extra
         if too_deep(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), MAX_DEPTH + 1):
             raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
         if not self.has_further:
@@ -525,7 +542,9 @@ cdef class Codec:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass                    # it has further keys, or it is none
             else:
-                return self.assemble(wire, bytes(wire.params), None, False, manager, listeners)
+                extra = simple_extra(wire)
+                if extra is not None:
+                    return wire, bytes(wire.params), extra or None, None
         numbers = None
         try:
             fields = RAW_FIELDS(payload)
@@ -541,9 +560,9 @@ cdef class Codec:
             extra = {name: further_key(value) for name, value in fields.items() if name not in FIELDS}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise PayloadError(f"not a run: {brief(exc)}") from exc
-        self.has_further = bool(extra)
+        self.has_further = any([name not in ("reply", "reply_token") for name in extra])
         raw = bytes(fields["params"]) if "params" in fields else b"{}"
-        return self.assemble(JsonRun(**values), raw, extra or None, False, manager, listeners, numbers)
+        return JsonRun(**values), raw, extra or None, numbers
 
     def decode_packed(self, bytes payload not None, manager, listeners) -> TaskRun:
         """The MessagePack form."""

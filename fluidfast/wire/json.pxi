@@ -1,7 +1,8 @@
 # Part of _codec.pyx: the JSON form.
 
 class JsonRun(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON form with no further keys, read. Values are of any type: what is wrong with one is said later."""
+    """The JSON form with no further keys but those of a run that is waited for, read. Values are of any type: what is
+    wrong with one is said later."""
 
     id: object = None
     task: object = None
@@ -16,6 +17,8 @@ class JsonRun(msgspec.Struct, forbid_unknown_fields=True):
     retry_attempt: object = None
     from_run_id: object = None
     root_run_id: object = None
+    reply: msgspec.Raw = msgspec.Raw()
+    reply_token: msgspec.Raw = msgspec.Raw()
 
 
 cdef object AS_JSON_RUN = msgspec.json.Decoder(JsonRun).decode
@@ -29,6 +32,33 @@ cdef bytes further_key(object value):
     if too_deep(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)):
         raise PayloadError(f"nested deeper than {MAX_DEPTH} levels")
     return text
+
+
+cdef bint is_simple_text(bytes value) noexcept:
+    """Whether a JSON value is a string of printable ASCII without escapes."""
+    cdef const char* at = PyBytes_AS_STRING(value)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(value), i
+    if length < 2 or at[0] != 34 or at[length - 1] != 34:
+        return False
+    for i in range(1, length - 1):
+        if at[i] < 32 or at[i] > 126 or at[i] == 34 or at[i] == 92:
+            return False
+    return True
+
+
+cdef dict simple_extra(object wire):
+    """The further keys in a JsonRun, or None if one of them is more than simple text."""
+    cdef dict extra = {}
+    cdef bytes reply = bytes(wire.reply), token = bytes(wire.reply_token)
+    if reply:
+        extra["reply"] = reply
+        if not is_simple_text(reply):
+            return None
+    if token:
+        extra["reply_token"] = token
+        if not is_simple_text(token):
+            return None
+    return extra
 
 
 cdef bytes optional_json(TaskRun run):

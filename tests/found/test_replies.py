@@ -153,3 +153,35 @@ async def test_a_user_who_may_not_read_answers(start_server: Any) -> None:
         with pytest.raises(BrokerAuthError, match=r"(?i)blmove"):
             await within(manager.queue_and_wait("other", timeout=600))
         await manager.on_shutdown()
+
+
+async def test_what_was_read_on_a_lost_connection_removes_no_later_answer(redis_url: str) -> None:
+    async with managing(redis_url, other) as manager:
+        broker: Any = manager.broker
+        key = broker.keys.reply("here")
+        await broker.redis_cli.rpush(key, "first")
+        assert await within(broker.replies("here", 1)) == [b"first"]
+        broker.client._reply_link.abort()
+        await broker.redis_cli.delete(key)  # it has expired, or the server has lost it
+        await broker.redis_cli.rpush(key, "second")
+        assert await within(broker.replies("here", 1)) == [b"second"]
+        await broker.redis_cli.delete(key)
+
+
+async def test_one_timer_for_all_deadlines() -> None:
+    async with managing("memory://one-timer", gated) as manager:
+        timeouts = [30, 0.05, 0.051, 30, float("inf")]
+        waiting = [
+            asyncio.create_task(manager.queue_and_wait("gated", n=n, timeout=each)) for n, each in enumerate(timeouts)
+        ]
+        late = await within(asyncio.gather(*waiting[1:3], return_exceptions=True))
+        assert [type(error) for error in late] == [TimeoutError] * 2
+        inbox = manager._replies.here()
+        deadlines = [call.deadline for call in inbox.expected.values()]
+        assert len(deadlines) == 3
+        assert inbox.timer is not None
+        assert inbox.timer.when() == min(deadlines)
+        for each in (waiting[0], waiting[3], waiting[4]):
+            each.cancel()
+        await asyncio.wait(waiting)
+        assert not inbox.expected

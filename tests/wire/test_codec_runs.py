@@ -214,6 +214,17 @@ def test_finished(record: dict[str, Any], state: str) -> None:
     assert found.task_manager == "the manager"
 
 
+@pytest.mark.parametrize("reply", ['"abc"', '""', r'"\u0041"', "7", "null", '["a"]', '"\u00e9"'])
+def test_a_run_that_is_waited_for(codec: Codec, reply: str) -> None:
+    """Its keys stay as they came, whichever way they are read, and its answer is JSON."""
+    payload = b'{"id":"x","task":"work","priority":"medium","state":"queued","reply":%b,"reply_token":"t","params":{}}'
+    run = codec.decode(payload % reply.encode(), None)
+    assert run.extra == {"reply": reply.encode(), "reply_token": b'"t"'}
+    answer = PACKER.encode_finished(run)
+    assert answer == run.queue_dump_json()
+    assert codec.decode_finished(answer, None).extra == run.extra
+
+
 def test_finished_with_params_that_do_not_fit(codec: Codec) -> None:
     run = codec.decode_finished(b'{"task":"mail","id":"x","state":"failure","end":7,"params":{"to":7}}', None)
     assert (run.id, run.state, run.params, micros(run.end)) == ("x", "failure", {"to": 7}, 7_000_000)

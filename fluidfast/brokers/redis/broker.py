@@ -112,6 +112,7 @@ class RedisTaskBroker(RedisInspection):
         self._wakeups: dict[str, WakeUp] = {}
         self._renewing: dict[str, redis.Redis] = {}  # of the threads that renew, by consumer
         self._seen_expired: dict[bytes, Sighting] = {}
+        self._seen_replies: dict[str, tuple[int, Link | None]] = {}  # how many, on which connection
         self._seen_silent: dict[bytes, Sighting] = {}
         self._shortest_lease = math.inf  # in seconds, of whoever's lease ends first
         self._server_ahead = -math.inf, math.inf  # of our monotonic clock, in seconds: at least, at most
@@ -591,18 +592,30 @@ class RedisTaskBroker(RedisInspection):
         link = await self.client.reply_link()
         key = self.keys.reply(address)
         seconds = f"{min(timeout, REPLY_SECONDS / 2):.3f}"
+        # in one write: remove those of the last call; move one to where it is, which waits for one and takes none away;
+        # read. What is not removed, as the connection was lost, comes once more
+        commands = pack(("BLMOVE", key, key, "LEFT", "LEFT", seconds)) + pack(("LRANGE", key, 0, MAX_REPLIES - 1))
+        count = 2
+        seen, on = self._seen_replies.pop(address, (0, None))
+        if on is link:
+            commands = pack(("LPOP", key, seen)) + commands
+            count = 3
+        *removed, moved, found = link.calls(commands, count)
+        for each in removed:
+            each.cancel()  # nobody needs its answer
         try:
-            # it moves the first to where it is: waits for one, and takes none away
-            if await link.call(pack(("BLMOVE", key, key, "LEFT", "LEFT", seconds))) is None:
-                return []
-            found: list[bytes] = await link.call(pack(("LRANGE", key, 0, MAX_REPLIES - 1)))
-            link.send(pack(("LPOP", key, len(found))), lambda reply, exc: None)  # if that is lost they come once more
-            return found
+            await moved
+            payloads: list[bytes] = await found
         except (ServerReply, LinkLost) as exc:
+            found.cancel()
             raise self.client.error(exc) from exc
         except asyncio.CancelledError:
+            found.cancel()
             link.abort()  # it blocks still, and nobody takes its answer
             raise
+        if payloads:
+            self._seen_replies[address] = len(payloads), link
+        return payloads
 
     # -- tasks and managers
 

@@ -88,6 +88,12 @@ class Link(Direct, asyncio.Protocol):
         self._write(command, future)
         return future
 
+    def calls(self, commands: bytes, count: int) -> "list[asyncio.Future[Any]]":
+        """Write packed commands in one; a future for each gets its reply, as that of ``call``."""
+        futures: list[asyncio.Future[Any]] = [self._loop.create_future() for _ in range(count)]
+        self._write(commands, *futures)
+        return futures
+
     def send(self, command: bytes, *sinks: Sink) -> None:
         """Write a packed command, or several in a row; each of ``sinks`` is called with the reply to one, straight out
         of the event loop's reading. A ``Transaction`` takes those to several."""
