@@ -186,18 +186,15 @@ def test_pages(store: Store) -> None:
     assert position_of(cursor_of(moment, "id")) == (moment, "id")
 
 
-def test_containment_is_the_same_everywhere(postgres_url: str) -> None:
+def test_containment_is_the_same_everywhere(store: Store) -> None:
     values: list[Any] = [
         {}, {"a": 1}, {"a": 1.0}, {"a": True}, {"a": None}, {"a": "1"}, {"a": [1, 2]}, {"a": [2, {"b": 1}]}, {"a": {}},
         {"a": {"b": [1], "c": 2}}, {"a": {"b": []}}, {"a": [[1]]}, {"a": 0}, {"a": False}, {"b": 1, "a": 1}, {"a": []},
     ]  # fmt: skip
-    store = Store(postgres_url, "fluid_tasks")
-    upgrade(postgres_url)
     store.write([row(f"{n:02}", **value) for n, value in enumerate(values)], [])
     for part in values:
         expected = [f"{n:02}" for n, value in enumerate(values) if contains(value, part)]
         assert sorted(ids(store, params=part)) == expected, part
-    store.close()
 
 
 def test_two_processes_write_the_same_ids(store: Store) -> None:

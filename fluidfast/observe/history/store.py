@@ -349,7 +349,14 @@ class Store:
                 sa.cast(sa.literal(part, sa.Text()), JSONB())
             )
             return contained
-        return sa.func.history_contains(sa.cast(self.runs.c.params, sa.Text()), part) == 1
+        column = sa.cast(self.runs.c.params, sa.Text())
+        # what SQLite can compare itself, first: a call of Python takes 10 us a row
+        equal = [
+            sa.func.json_extract(column, f"$.{name}") == value
+            for name, value in params.items()
+            if is_plain(name, value)
+        ]
+        return sa.and_(*equal, sa.func.history_contains(column, part) == 1)
 
     def run(self, run_id: str) -> RunDetail | None:
         """Return a run with its attempts; None if it is not recorded.
@@ -388,6 +395,13 @@ IS_LATER = """
     ELSE excluded.start > t.start END
 """
 """Whether a row is of a later event than the one in the table: queued, started, ended, started again by a retry."""
+
+
+def is_plain(name: str, value: Any) -> bool:
+    """Return whether SQLite's ``json_extract`` finds this param, and gives what equals its value."""
+    if not (name.isascii() and name.isidentifier()):
+        return False
+    return is_storable(value) if isinstance(value, str) else isinstance(value, int) and abs(value) < 1 << 53
 
 
 def moment(index: int) -> str:
