@@ -22,6 +22,7 @@ from fluidfast import RetryPolicy, TaskConsumer, TaskRun, TaskState, task
 from fluidfast.core.states import TaskPriority
 from fluidfast.errors import ConfigError, HistoryError
 from fluidfast.observe.history import Attempt, History, HistoryQuery, recorder
+from fluidfast.observe.history import store as stores
 from fluidfast.observe.history._ends import Ends
 from fluidfast.observe.history.params import masked
 from fluidfast.observe.history.records import contains, cursor_of, position_of, read_keep
@@ -158,7 +159,7 @@ def test_only_later_events_replace(store: Store) -> None:
     assert store.prune(NOW + timedelta(seconds=1)) == 1
 
 
-def test_pages(store: Store) -> None:
+def test_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where many runs were queued at the same microsecond."""
     store.write([row(f"{n:03}", queued=T + n // 40) for n in range(100)], [])
     seen: list[str] = []
@@ -175,6 +176,10 @@ def test_pages(store: Store) -> None:
     assert ids(store, task=[]) == ids(store, task=["\0", "\ud800", "'; DROP TABLE fluid_tasks; --"]) == []
     assert ids(store, state=["no such"]) == []
     assert len(ids(store, limit=10**9)) == 100
+    monkeypatch.setattr(stores, "MAX_LIMIT", 60)
+    page = store.page(HistoryQuery(limit=10**9))
+    assert len(page.runs) == 60
+    assert page.cursor
     broken: list[dict[str, Any]] = [
         {"cursor": cursor_of(moment, "x")[:-3]}, {"cursor": "é"}, {"cursor": "x" * 5_000}, {"cursor": "e30"},
         {"limit": 0}, {"limit": "9"}, {"task": "ship"}, {"params": {"a": float("nan")}},
@@ -390,26 +395,34 @@ PROGRAM = """
 import asyncio, os, sys, warnings
 from fluidfast import TaskConsumer, task
 from fluidfast.observe.history import History
+from fluidfast.observe.history.store import Row
 
 @task
 async def work(ctx): pass
 
 history = History(sys.argv[1], keep=None)
 
-async def main(name):
-    consumer = TaskConsumer(broker_url=f"memory://{name}").with_plugin(history)
+def put(id):
+    history.recorder.put(Row(id, "work", "low", "success", 1, 1, 1, b"{}"), 2, keep=False)
+
+async def main():
+    consumer = TaskConsumer(broker_url="memory://").with_plugin(history)
     consumer.register_task(work)
     await consumer.startup()
     await consumer.queue_and_wait(work)  # and the loop ends without a shutdown
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside a thread, which is the point
-asyncio.run(main("a"))
+asyncio.run(main())
+put("before the fork")
+assert history.recorder.flush(20)
+put("perhaps while it forks")
 if not (pid := os.fork()):
-    asyncio.run(main("b"))
+    put("child")
     assert history.recorder.flush(20)
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-asyncio.run(main("c"))
+asyncio.run(main())
+put("at exit")
 """
 
 
@@ -417,7 +430,9 @@ def test_loops_that_end_and_forks(database: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, database], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     store = Store(database, "fluid_tasks")
-    assert len(ids(store)) == 3
+    named = {"before the fork", "perhaps while it forks", "child", "at exit"}
+    assert named <= set(ids(store))
+    assert len(ids(store)) == len(named) + 2
     store.close()
 
 
