@@ -37,4 +37,4 @@ def place_of(tenant: str) -> tuple[TaskManager, TaskPriority]:
 
 shared = manager_of("shared")
 manager = manager_of(os.environ.get("TENANT", "shared"))
-"""The manager of a worker: ``TENANT=acme python -m fluidfast worker tenants:manager``."""
+"""The manager of a worker: ``TENANT=acme fluidfast worker tenants:manager``."""

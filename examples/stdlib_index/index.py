@@ -1,7 +1,7 @@
 """Index the Python standard library: one task a file, run by as many workers as are started.
 
-    python list_files.py | python -m fluidfast queue index:manager index_file --from -
-    python -m fluidfast worker index:manager        (in two terminals)
+    python list_files.py | fluidfast queue index:manager index_file --from -
+    fluidfast worker index:manager        (in two terminals)
     python report.py
 
 The broker is FLUID_BROKER_URL, else redis://localhost:6379.

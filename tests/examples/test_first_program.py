@@ -13,8 +13,8 @@ def test_it_runs_in_one_process(tmp_path: Path) -> None:
 
 def test_it_runs_with_a_server(redis_url: str, tmp_path: Path) -> None:
     example = Example("first_program", tmp_path, FLUID_BROKER_URL=redis_url)
-    with example.start("python -m fluidfast worker hello:manager") as worker:
-        example.run("""python -m fluidfast queue hello:manager greet --params '{"name": "Ada"}'""")
+    with example.start("fluidfast worker hello:manager") as worker:
+        example.run("""fluidfast queue hello:manager greet --params '{"name": "Ada"}'""")
         worker.wait_for("hello Ada")
         worker.signal(signal.SIGINT)
         assert worker.end() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from kits.example_kit import Example
 from kits.servers import RedisServer
 
-SHARED = "python -m fluidfast worker tenants:manager"
+SHARED = "fluidfast worker tenants:manager"
 
 
 def test_tenants_have_queues_of_their_own(start_server: Callable[..., RedisServer], tmp_path: Path) -> None:

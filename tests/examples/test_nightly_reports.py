@@ -8,8 +8,8 @@ from kits.example_kit import Example
 
 def test_a_report_is_written_by_a_worker(redis_url: str, tmp_path: Path) -> None:
     example = Example("nightly_reports", tmp_path, FLUID_BROKER_URL=redis_url)
-    with example.start("python -m fluidfast worker reports:manager") as worker:
-        example.run("""python -m fluidfast queue reports:manager nightly_report --params '{"day": "2026-11-29"}'""")
+    with example.start("fluidfast worker reports:manager") as worker:
+        example.run("""fluidfast queue reports:manager nightly_report --params '{"day": "2026-11-29"}'""")
         worker.wait_for("wrote reports/2026-11-29.csv")
         worker.signal(signal.SIGTERM)
         assert worker.end() == 0

@@ -76,7 +76,7 @@ def test_a_host_gets_one_request_at_a_time_from_two_workers(redis_url: str, tmp_
             HOSTS=f"{first.address} {second.address}",
             PAUSE_SECONDS="0.05",
         )
-        worker = "python -m fluidfast worker scraper:manager --concurrency 20"
+        worker = "fluidfast worker scraper:manager --concurrency 20"
         lines = "".join(f"{address}\\n" for address in addresses)
         with example.start(worker) as one, example.start(worker) as two:
             started(one, two)

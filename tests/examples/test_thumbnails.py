@@ -15,11 +15,9 @@ def test_pictures_are_scaled_and_a_broken_one_fails_alone(redis_url: str, tmp_pa
     for name, size in (("wide.jpg", (640, 480)), ("small.png", (60, 40))):
         Image.new("RGB", size, "teal").save(pictures / name)
     (pictures / "broken.png").write_bytes(b"no picture")
-    queued = example.run(
-        "python list_pictures.py pictures | python -m fluidfast queue thumbnails:manager thumbnail --from -"
-    )
+    queued = example.run("python list_pictures.py pictures | fluidfast queue thumbnails:manager thumbnail --from -")
     assert "queued 3 runs" in queued
-    with example.start("python -m fluidfast worker thumbnails:manager --concurrency 4") as worker:
+    with example.start("fluidfast worker thumbnails:manager --concurrency 4") as worker:
         made = [pictures / "wide.thumb.png", pictures / "small.thumb.png"]
         until(lambda: all(path.exists() for path in made), "thumbnails")
         worker.wait_for("UnidentifiedImageError")

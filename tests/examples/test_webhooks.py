@@ -14,7 +14,7 @@ from kits.command_kit import until
 from kits.example_kit import Example
 
 QUEUE = (
-    "python -m fluidfast queue webhooks:manager deliver --params "
+    "fluidfast queue webhooks:manager deliver --params "
     """'{"url": "http://localhost:9000/hook", "event": {"paid": 7}}'"""
 )
 
@@ -41,12 +41,12 @@ def test_retries_dead_letter_and_requeue(redis_url: str, tmp_path: Path) -> None
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            with example.start("python -m fluidfast worker webhooks:manager --concurrency 100") as worker:
+            with example.start("fluidfast worker webhooks:manager --concurrency 100") as worker:
                 example.run(QUEUE, replacing={"localhost:9000": f"127.0.0.1:{server.server_port}"})
                 until(lambda: len(receiver.got) == 9, "the last retry")
-                list_dead = "python -m fluidfast dead webhooks:manager list"
+                list_dead = "fluidfast dead webhooks:manager list"
                 until(lambda: "HTTPStatusError" in example.run(list_dead), "a dead letter")
-                example.run("python -m fluidfast dead webhooks:manager requeue --task deliver --rate 100")
+                example.run("fluidfast dead webhooks:manager requeue --task deliver --rate 100")
                 until(lambda: len(receiver.got) == 10, "the requeued one")
                 worker.signal(signal.SIGTERM)
                 assert worker.end() == 0

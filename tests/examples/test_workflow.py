@@ -9,8 +9,8 @@ from kits.waiting import until
 
 from fluidfast import TaskManager
 
-WORKER = "python -m fluidfast worker workflow:manager"
-PAY = """python -m fluidfast queue workflow:manager pay --params '{"order": "A-7", "items": ["cup", "pot", "tea"]}'"""
+WORKER = "fluidfast worker workflow:manager"
+PAY = """fluidfast queue workflow:manager pay --params '{"order": "A-7", "items": ["cup", "pot", "tea"]}'"""
 
 
 async def test_an_order_is_shipped_once_also_if_it_is_paid_twice(redis_url: str, tmp_path: Path) -> None:

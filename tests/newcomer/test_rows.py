@@ -16,11 +16,11 @@ from kits.postgres import PostgresServer
 PAGE = "docs/how-to/rows-to-a-database.md"
 CREATE = "python orders.py"
 MAKE = "python make_orders.py 1000000 > orders.ndjson"
-WORKERS = "python -m fluidfast worker orders:manager --processes 2"
-QUEUE = "python -m fluidfast queue orders:manager insert_order --from orders.ndjson --rejects bad.ndjson"
-QUEUE_MENDED = "python -m fluidfast queue orders:manager insert_order --from bad.ndjson"
-LIST = "python -m fluidfast dead orders:manager list"
-REQUEUE = "python -m fluidfast dead orders:manager requeue --task insert_order"
+WORKERS = "fluidfast worker orders:manager --processes 2"
+QUEUE = "fluidfast queue orders:manager insert_order --from orders.ndjson --rejects bad.ndjson"
+QUEUE_MENDED = "fluidfast queue orders:manager insert_order --from bad.ndjson"
+LIST = "fluidfast dead orders:manager list"
+REQUEUE = "fluidfast dead orders:manager requeue --task insert_order"
 
 
 def test_the_example_is_that_of_the_page() -> None:
