@@ -10,7 +10,7 @@ cdef class Slot:
     cdef public double cancel_at        # its deadline, and once it was cancelled, when it is to be cancelled again
     cdef public str name
     cdef public bint spent              # its task has ended because a run left it changed
-    cdef public object job              # what runs of it in a thread: Job or None
+    cdef public object job              # what runs of it in a thread: Job, Stint or None
     cdef public str reason              # why we cancelled what it runs: "timeout", "lost", "shutdown"
     cdef object context                 # a copy of its task's
 
@@ -19,6 +19,28 @@ cdef class Known:
     cdef object executor                # what to await with a run; None: a plain function
     cdef double timeout
     cdef bint limited
+    cdef bint plain                     # threads may run it in stints
+    cdef double pace                    # seconds that a run takes of late
+
+cdef class Stint:
+    cdef readonly Slots slots
+    cdef readonly object waiter
+    cdef readonly object task
+    cdef readonly double began
+    cdef readonly object rest
+    cdef public bint ended
+    cdef public str slot                # of a limit that its thread keeps while it hangs: none
+    cdef Slot held_slot
+    cdef Claimed first
+    cdef Known known                    # of the next run
+    cdef bint left                      # nobody waits for it: its thread touches the slot no more
+    cdef double since                   # when it was made, or its last run began
+    cdef Py_ssize_t seen                # how often the event loop had collected when this last gave an end
+    cdef object context
+    cdef object error
+
+    cdef Claimed work(self, Claimed held)
+    cdef object call(self, object function, TaskRun run)
 
 cdef class Slots:
     cdef readonly object ready          # deque: what is claimed and waits for a slot, Claimed or Group
@@ -41,6 +63,15 @@ cdef class Slots:
     cdef object _room                   # what who waits for room waits for, or None
     cdef dict _known                    # id of a task -> Known
     cdef Known _last                    # of the last run
+    cdef object _aside                  # deque: quick plain runs for the runner
+    cdef Stint _runner                  # the stint that runs those, or None
+    cdef object _given                  # deque: what has ended in threads
+    cdef bint _told                     # the event loop is going to collect it
+    cdef Py_ssize_t _collected          # how often it has
+    cdef bint _watching                 # a timer looks at the runner
+    cdef bint _sweeping                 # the timeouts are going to be looked at
+    cdef object _loop
+    cdef Slot _nowhere                  # stands for the slot of a run that has left it
     cdef object _broker
     cdef Listeners _listeners
     cdef Ledger _ledger
@@ -66,3 +97,12 @@ cdef class Slots:
     cdef object start(self, Slot slot, Claimed held, Known known, double now)
     cdef int advance(self, TaskRun run) except -1
     cdef int finish(self, Claimed held, int state) except -1
+    cdef bint is_for_threads(self, Known known, Lease lease, double now) noexcept
+    cdef Claimed next_of(self, Stint stint)
+    cdef int step_down(self, Stint stint) except -1
+    cdef int give(self, Claimed held, object error) except -1
+    cdef int tell(self, object call) except -1
+    cdef int ask_for_sweep(self) except -1
+    cdef int _end_in_context(self, Claimed held, object error) except -1
+    cpdef list take_ready(self)
+    cpdef double oldest(self) except -1

@@ -25,13 +25,16 @@ from time import monotonic
 from ..brokers.contract import MAX_CLAIM
 from ..core.context import RUN, SLOT
 from ..errors import TaskRunError
-from ..execute.executor import SET_TO_FAILURE, checked, refuse_unrun
+from ..execute.executor import SET_TO_FAILURE, call_in_thread, checked, refuse_unrun
 from ..core.task import is_async
 
-__all__ = ["YIELD_SECONDS", "Slot", "Slots"]
+__all__ = ["YIELD_SECONDS", "Slot", "Slots", "Stint"]
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
+    object PyContext_Copy(object context)
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
     object PyContextVar_Set(object var, object value)
     int PyObject_RichCompareBool(object one, object other, int operator) noexcept
     int Py_EQ
@@ -45,11 +48,19 @@ cdef Py_ssize_t MOST_PREFETCH = 2000
 cdef double QUICK_SECONDS = 0.02        # a batch whose runs have all started within that is followed by more at a time
 cdef double SLOW_SECONDS = 0.1          # ... and one that took longer by fewer
 cdef double FOREVER = float("inf")
+cdef double QUICK_PACE = 50e-6          # a plain function that takes less is run by the runner
+cdef double MOST_PACE = 200e-6          # of one run: a thread may have to wait for the GIL within one
+cdef double NO_PACE = 100e-6            # of a task that has not run yet
+cdef double BLOCKING_PACE = 1.0         # of a task that has kept the others of the runner waiting: some 90 runs follow
+cdef double WATCH_SECONDS = 0.001       # for so long it may
+cdef double START_SECONDS = 0.05        # a thread is there after that, or another is asked for
+cdef Py_ssize_t MOST_COLLECTED = 1000   # ends in threads that are noted in one turn of the event loop
 cdef double TURN = YIELD_SECONDS
 cdef object current_run = RUN
 cdef enum:
     AROUND_RUNNING = 1 << N_STATES + 1  # see core/hooks.py
     AFTER_END = 1 << N_STATES + 2
+    SEEN_STARTING = 1 << RUNNING | AROUND_RUNNING
     ANY_END = 1 << SUCCESS | 1 << FAILURE | 1 << ABORTED | 1 << RATE_LIMITED | 1 << INTERRUPTED
 
 
@@ -75,6 +86,8 @@ cdef class Known:
         self.executor = task.executor if is_async(task.executor) else None
         self.timeout = task.timeout_seconds
         self.limited = task.max_concurrency > 0
+        self.plain = self.executor is None and not self.limited
+        self.pace = NO_PACE
 
 
 @cython.final
@@ -111,6 +124,9 @@ cdef class Slots:
         self._known = {}
         self.context = contextvars.copy_context()
         self.sweep_at = FOREVER
+        self._aside = deque()
+        self._given = deque()
+        self._nowhere = Slot()
 
     def connect(self, *, admission, outcomes, groups, functions, timeouts, hooks, ended) -> None:
         """Give the slots whom they ask, before anything is ready.
@@ -119,7 +135,9 @@ cdef class Slots:
         ``outcomes.broke(slot, held, exc)``: a run's function raised. ``outcomes.mishandled(slot, held, exc)``:
         something else did. ``outcomes.failed(held, exc)``: a run has failed.
         ``groups.run(slot, group)``, awaited: runs what is ready and no single run.
-        ``functions.call(slot, task, argument)``, awaited: calls a plain function.
+        ``functions.call(slot, task, argument)``, awaited: calls a plain function. ``functions.serve(slot, stint)``,
+        awaited: has a thread run a stint.
+        ``timeouts.sweep()``: look at what time is up now.
         ``timeouts.sweep_by(when)``: some time is up at this monotonic time, earlier than ``sweep_at``.
         ``hooks.call_running(function, run)``, awaited: calls it within the hooks around running, if there are some.
         ``hooks.ends``: called with each run that has ended. ``hooks.log_error(hook, run)``: one of them raised.
@@ -151,6 +169,8 @@ cdef class Slots:
                 return 0
             self.quiet_until = 0.0
         room = self.concurrency + self.prefetch - self.running - <Py_ssize_t>len(self.ready) - coming
+        if self._runner is not None:
+            room -= <Py_ssize_t>len(self._aside)
         if self.collectable:
             room += self.collectable - self.collected
         # in big steps: a claim for each freed slot would be a round trip for each run
@@ -259,6 +279,12 @@ cdef class Slots:
                 now = yielded = monotonic()
                 continue
             taken = ready.popleft()
+            if type(taken) is Claimed:
+                known = self.known_of((<Claimed>taken).run.task)
+                if known.plain and self._runner is not None and known.pace < QUICK_PACE:
+                    if self.is_for_threads(known, (<Claimed>taken).lease, now):
+                        self._aside.append(taken)
+                        continue
             if ready and (self._idle or len(self._slots) < self.concurrency):
                 self.wake()
             if type(taken) is not Claimed:
@@ -274,6 +300,14 @@ cdef class Slots:
             held = taken
             taken = None
             lease = held.lease
+            if known.plain and self.is_for_threads(known, lease, now):
+                await self._lend(slot, held, known)
+                held = None
+                if is_context_changed(slot) or task.cancelling():
+                    slot.spent = True
+                    return
+                now = yielded = monotonic()
+                continue
             self.take(lease)
             if lease.lost:
                 self._ledger.drop(held)
@@ -282,7 +316,6 @@ cdef class Slots:
             if self.follows:
                 enter(slot, held.run)
             try:
-                known = self.known_of(held.run.task)
                 asks = known.limited or now - lease.claimed_at > self._sure_seconds
                 if not asks or await self._admission.may_start(slot, held):
                     if asks:
@@ -308,6 +341,191 @@ cdef class Slots:
             if now - yielded > TURN:
                 await asyncio.sleep(0)
                 now = yielded = monotonic()
+
+    # -- stints
+
+    cdef bint is_for_threads(self, Known known, Lease lease, double now) noexcept:
+        """Whether a thread may start a run of this without asking anybody: else it goes the way of other runs."""
+        return (
+            known.plain
+            and not self._listeners.mask & SEEN_STARTING
+            and now - lease.claimed_at <= self._sure_seconds
+        )
+
+    async def _lend(self, Slot slot not None, Claimed held not None, Known known not None):
+        """Let a thread have a slot, for this run and others."""
+        cdef Stint stint = Stint(self, slot, held)
+        self._loop = asyncio.get_running_loop()
+        self.occupy(slot, held)
+        self.limit(slot, stint.since + known.timeout)
+        if self._runner is None and known.pace < QUICK_PACE:
+            self._runner = stint
+            if not self._watching:
+                self._watching = True
+                self._loop.call_later(WATCH_SECONDS, self._watch, None, 0.0)
+        held = None
+        try:
+            try:
+                await self._functions.serve(slot, stint)
+                held = slot.held
+                if held is not None:  # its function returned an awaitable
+                    self.limit(slot, stint.due)
+                    if self.follows:
+                        enter(slot, held.run)
+                    refuse_unrun(await stint.rest)
+                    self.finish(held, SUCCESS)
+            except BaseException as exc:
+                held = slot.held
+                if held is None or exc is stint.error:
+                    raise
+                if not stint.began:  # it never started
+                    self.take(held.lease)
+                    self.advance(held.run)
+                self._outcomes.broke(slot, held, exc)
+        except BaseException as exc:
+            if held is not None:
+                self._outcomes.mishandled(slot, held, exc)
+            elif not isinstance(exc, asyncio.CancelledError):
+                raise
+        finally:
+            self.step_down(stint)
+            self._restore()
+            self.vacate(slot)
+
+    cdef Claimed next_of(self, Stint stint):
+        """Return what a stint runs next. None: its slot is the event loop's again. In its thread."""
+        cdef bint is_runner = stint is self._runner
+        cdef double now = monotonic()
+        cdef Claimed held
+        cdef Known known
+        cdef bint goes_on
+        line = self._aside if is_runner and self._aside else self.ready
+        if not (stint.left or self.draining) and line and type(line[0]) is Claimed:
+            held = line[0]
+            known = self.known_of(held.run.task)
+            # the runner goes on with quick ones, any other with slow ones if the event loop has noted what it gave last
+            goes_on = known.pace < QUICK_PACE if is_runner else (
+                known.pace >= QUICK_PACE and stint.seen != self._collected
+            )
+            if goes_on and self.is_for_threads(known, held.lease, now):
+                stint.seen = self._collected
+                stint.known = known
+                return line.popleft()
+        self.step_down(stint)
+        return None
+
+    cdef int step_down(self, Stint stint) except -1:
+        """A stint is the runner no more."""
+        if self._runner is stint:
+            self._runner = None
+        return 0
+
+    def _restore(self) -> None:
+        """Let others have what is set aside for a runner that has stepped down."""
+        if self._runner is None and self._aside:
+            self.ready.extendleft(reversed(self._aside))
+            self._aside.clear()
+            self.wake()
+
+    def _watch(self, Stint runner, double since) -> None:
+        """Let others have what is ready if the runner is in one function for too long: it blocks, or computes."""
+        if self._runner is None:
+            self._watching = False
+            return
+        if runner is self._runner and runner.since == since and (
+            runner.began or <double>monotonic() - since > START_SECONDS
+        ):
+            if runner.began:
+                self.known_of(runner.task).pace = BLOCKING_PACE
+            self._runner = None
+            self._watching = False
+            self._restore()
+            self.wake()
+            return
+        self._loop.call_later(WATCH_SECONDS, self._watch, self._runner, self._runner.since)
+
+    cdef int give(self, Claimed held, object error) except -1:
+        """Note the end of a run for the event loop. In a thread."""
+        self._given.append(held if error is None else (held, error))
+        if not self._told:  # one wake-up for all that end before the loop has its turn
+            self._told = True
+            self.tell(self._collect)
+        return 0
+
+    cdef int ask_for_sweep(self) except -1:
+        """Have the event loop look at the timeouts. In a thread."""
+        if not self._sweeping:
+            self._sweeping = True
+            self.tell(self._sweep)
+        return 0
+
+    cdef int tell(self, object call) except -1:
+        try:
+            self._loop.call_soon_threadsafe(call, context=self.context.copy())
+        except RuntimeError:  # the loop is closed: nobody waits
+            pass
+        return 0
+
+    def _sweep(self) -> None:
+        self._sweeping = False
+        self._timeouts.sweep()
+
+    def _collect(self) -> None:
+        """Note what has ended in threads."""
+        cdef Py_ssize_t count = 0
+        self._told = False  # first: an end that comes from here on wakes the loop again
+        self._collected += 1
+        while self._given and count < MOST_COLLECTED:
+            count += 1
+            taken = self._given.popleft()
+            if type(taken) is Claimed:
+                self._end_in_context(<Claimed>taken, None)
+            else:
+                self._end_in_context(<Claimed>taken[0], taken[1])
+            taken = None
+        if self._given and not self._told:
+            self._told = True
+            self._loop.call_soon(self._collect)
+        if self._room is not None and (self.draining or self.want(0)):
+            self.make_room()
+
+    cdef int _end_in_context(self, Claimed held, object error) except -1:
+        """Note the end of a run, in a context of its own if others take part."""
+        try:
+            if error is LOST:
+                self._ledger.drop(held)
+            elif error is None and not self._listeners.mask & (ANY_END | AFTER_END):
+                self.finish(held, SUCCESS)
+            else:
+                self.context.copy().run(self._end, held, error)
+        except BaseException as exc:
+            self._outcomes.mishandled(self._nowhere, held, exc)
+        return 0
+
+    def _end(self, Claimed held not None, error) -> None:
+        if self.follows:
+            PyContextVar_Set(current_run, held.run)
+        if isinstance(error, BaseException):
+            self._outcomes.broke(self._nowhere, held, error)
+            return
+        if error is None:  # its thread has set the state
+            held.run._emit()
+        self.finish(held, SUCCESS)
+
+    cpdef list take_ready(self):
+        """Take out all that waits for a slot, in its order."""
+        taken = [*self._aside, *self.ready]
+        self._aside.clear()
+        self.ready.clear()
+        return taken
+
+    cpdef double oldest(self) except -1:
+        """When the first was claimed of what waits for a slot (monotonic seconds); infinite if nothing waits."""
+        cdef double when = FOREVER
+        for waiting in (self._aside, self.ready):
+            if waiting:
+                when = min(when, (<Lease>waiting[0].lease).claimed_at)
+        return when
 
     # -- runs
 
@@ -377,6 +595,9 @@ cdef class Slots:
             except Exception:
                 self._hooks.log_error(hook, run)
         return 0
+
+
+include "_stints.pxi"
 
 
 cdef int enter(Slot slot, object run) except -1:

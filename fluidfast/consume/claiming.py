@@ -260,7 +260,7 @@ class Claiming:
     async def release_stale(self) -> None:
         """Give back what waits for a slot, if some of it has for too long: others may have room."""
         slots = self._slots
-        if slots.ready and not slots.draining and monotonic() - slots.ready[0].lease.claimed_at > HOLD_SECONDS:
+        if not slots.draining and monotonic() - slots.oldest() > HOLD_SECONDS:
             slots.prefetch = 0
             await self.release_ready()
 
@@ -268,8 +268,7 @@ class Claiming:
         """Give back what waits for a slot."""
         slots = self._slots
         taken = self._groups.take_gathered()
-        while slots.ready:
-            ready = slots.ready.pop()
+        for ready in reversed(slots.take_ready()):
             if isinstance(ready, Group):
                 taken += reversed(ready.claimed)
                 slots.collected -= len(ready.claimed)

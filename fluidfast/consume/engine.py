@@ -228,8 +228,8 @@ class Engine(Worker):
             await asyncio.wait([slots.room()], timeout=min(0.25, max(0.0, deadline - monotonic())))
         # the last claimed goes back first here too
         for slot in sorted(slots, key=claimed_when, reverse=True):
-            if slot.held is not None:
-                self.timeouts.cancel(slot, "shutdown")
+            if (held := slot.held) is not None:
+                self.timeouts.cancel(slot, held, "shutdown")
         # for the slots to be empty, not for their tasks: those wait for the next run
         deadline = monotonic() + CLEANUP_SECONDS
         while slots.running and monotonic() < deadline:

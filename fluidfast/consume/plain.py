@@ -13,9 +13,9 @@ from typing import Any
 from ..brokers._leases import Claimed
 from ..core.task import Task
 from ..errors import HungThreadsError, NoThreadError
-from ..execute.threads import Job, Threads
+from ..execute.threads import Job, Threads, Work
 from ..texts import printable
-from ._slots import Slot, Slots
+from ._slots import Slot, Slots, Stint
 from .life import Life
 from .settler import Settler
 
@@ -73,11 +73,27 @@ class PlainFunctions:
 
     async def call(self, slot: Slot, task: Task[Any], argument: Any) -> Any:
         """Call the function of what runs in a slot, in a thread of this consumer."""
+        job = Job(task, argument)
+        await self._wait(slot, job)
+        result = job.outcome()
+        if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
+            self._slots.limit(slot, job.due)
+            result = await result
+        return result
+
+    async def serve(self, slot: Slot, stint: Stint) -> None:
+        """Have a thread of this consumer run plain functions in a slot."""
+        await self._wait(slot, stint)
+        stint.outcome()
+
+    async def _wait(self, slot: Slot, job: Job | Stint) -> None:
+        """Wait until a thread has done what a slot is for."""
         try:
-            job = slot.job = self._threads.submit(task, argument)
+            self._threads.submit(job)
         except NoThreadError:
             await asyncio.sleep(AGAIN_SECONDS)  # with its slot, or the run would come back at once
             raise
+        slot.job = job
         try:
             await job.waiter
         except BaseException:
@@ -86,13 +102,8 @@ class PlainFunctions:
             raise
         finally:
             slot.job = None
-        result = job.outcome()
-        if hasattr(result, "__await__"):  # a plain function that returns a coroutine: partials, lambdas, wrappers
-            self._slots.limit(slot, job.due)
-            result = await result
-        return result
 
-    def _hangs(self, slot: Slot, job: Job) -> None:
+    def _hangs(self, slot: Slot, job: Work) -> None:
         """The run in a slot has ended, and its function goes on in its thread."""
         held = slot.held
         if isinstance(held, Claimed) and self._settler.limited.pop(held.slot, None) is not None:
@@ -109,7 +120,7 @@ class PlainFunctions:
             self._life.who, printable(job.task.name), self._threads.hung_by_task(), HUNG_ROOM, slots.concurrency,
         )  # fmt: skip
 
-    def _freed(self, job: Job) -> None:
+    def _freed(self, job: Work) -> None:
         """A function has returned after its run had ended."""
         if job.slot:
             self._settler.free([(job.task.name, job.slot)])

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from ..brokers._leases import Lease
+from ..brokers._leases import Claimed, Lease
 from ..brokers.base import TaskBroker
 from ..errors import BrokerError
-from ._slots import Slot, Slots
+from ._slots import Slot, Slots, Stint
 from .held import Group
 from .keeper import Held, LeaseKeeper
 from .life import Life
@@ -60,29 +60,35 @@ class Timeouts:
             self._timer.cancel()
         self._slots.sweep_at = when
         delay = max(0.0, when - monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(delay, self.sweep)
 
-    def _sweep(self) -> None:
-        self._timer = None
+    def sweep(self) -> None:
+        """Look at timeouts now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._slots.sweep_at = float("inf")
         now = monotonic()
         first = float("inf")
         for slot in self._slots:
-            if slot.held is None:
+            held = slot.held  # threads may change it at any time
+            if held is None:
                 continue
             if slot.cancel_at <= now:
                 if slot.job is not None and not slot.reason and slot.job.due > now:
                     slot.deadline = slot.cancel_at = slot.job.due  # its thread began after its slot
                 else:
-                    self.cancel(slot, slot.reason or "timeout")
+                    self.cancel(slot, held, slot.reason or "timeout")
             first = min(first, slot.cancel_at)
         if first < self._slots.sweep_at:
             self.sweep_by(first)
 
-    def cancel(self, slot: Slot, reason: str) -> None:
-        """Cancel what a slot runs; again and again, since it may swallow that (as asyncio.wait_for of Python 3.11
-        may)."""
+    def cancel(self, slot: Slot, held: Claimed | Group, reason: str) -> None:
+        """Cancel what a slot runs, if it still runs that; again and again, since it may swallow that (as
+        asyncio.wait_for of Python 3.11 may)."""
         assert slot.task is not None
+        if isinstance(slot.job, Stint) and not slot.job.interrupt(held):  # its thread is past it
+            return
         slot.reason = reason
         slot.cancel_at = monotonic() + CANCEL_AGAIN_SECONDS
         slot.task.cancel()
@@ -114,7 +120,7 @@ class Timeouts:
         for slot in self._slots:
             held = slot.held
             if held is not None and held.lease is lease and slot is not besides and not slot.reason:
-                self.cancel(slot, "lost")
+                self.cancel(slot, held, "lost")
 
     def lose_batches(self, batches: list[str]) -> None:
         """The leases of these batches have run out."""

@@ -15,14 +15,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.task import Task
 from ..errors import NoThreadError
 from ..texts import printable
 from .executor import call_in_thread
 
-__all__ = ["NAME", "Job", "Threads"]
+__all__ = ["NAME", "Job", "Threads", "Work"]
 
 NAME = "task-thread"
 
@@ -38,9 +38,9 @@ class Job:
         "_argument", "_context", "_error", "_result", "_withdrawn", "began", "ended", "slot", "task", "waiter"
     )  # fmt: skip
 
-    def __init__(self, task: Task[Any], argument: Any, waiter: "asyncio.Future[None]") -> None:
+    def __init__(self, task: Task[Any], argument: Any) -> None:
         self.task = task
-        self.waiter = waiter
+        self.waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.began = 0.0
         self.ended = False
         self.slot = ""
@@ -80,37 +80,60 @@ class Job:
         return (self.began or monotonic()) + self.task.timeout_seconds
 
 
+class Work(Protocol):
+    """Work for a thread: a ``Job``, or what else has its attributes."""
+
+    ended: bool
+    slot: str
+
+    @property
+    def task(self) -> Task[Any]:
+        """The task of what runs."""
+
+    @property
+    def waiter(self) -> "asyncio.Future[None]":
+        """Done when the thread is done with it."""
+
+    @property
+    def began(self) -> float:
+        """When the thread called the function that runs (monotonic seconds), 0.0 before."""
+
+    def run(self) -> None:
+        """Do it. In a thread."""
+
+    def withdraw(self) -> bool:
+        """Stop waiting for it. Returns whether its thread goes on in a function."""
+
+
 class Threads:
     """The threads of one consumer. Everything here but ``serve`` and ``_give`` happens in its event loop.
 
     ``freed``: called with each job that hung when its function has returned.
     """
 
-    def __init__(self, freed: Callable[[Job], None]) -> None:
-        self.hung: set[Job] = set()
+    def __init__(self, freed: Callable[[Work], None]) -> None:
+        self.hung: set[Work] = set()
         self._freed = freed
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._done: deque[Job] = deque()
+        self._jobs: SimpleQueue[Work | None] = SimpleQueue()
+        self._done: deque[Work] = deque()
         self._woken = False
         self._open = 0  # jobs that have not ended
         self._none_open: asyncio.Future[None] | None = None
         self._count = 0
         self._closed = False
 
-    def submit(self, task: Task[Any], argument: Any) -> Job:
-        """Have a thread call the task's function.
+    def submit(self, job: Work) -> None:
+        """Have a thread do this.
 
         Raises:
             NoThreadError: every thread hangs, and the system does not give another.
         """
-        loop = self._loop = asyncio.get_running_loop()
-        job = Job(task, argument, loop.create_future())
+        self._loop = asyncio.get_running_loop()
         if self._open >= self._count:
             self._start_thread()
         self._open += 1
         self._jobs.put(job)
-        return job
 
     def _start_thread(self) -> None:
         thread = threading.Thread(
@@ -127,7 +150,7 @@ class Threads:
             return  # the job waits until one of the others is free
         self._count += 1
 
-    def leave(self, job: Job) -> bool:
+    def leave(self, job: Work) -> bool:
         """Stop waiting for a job. Returns whether its thread hangs from here on."""
         if not job.withdraw():
             return False
@@ -139,7 +162,7 @@ class Threads:
         counts = Counter(job.task.name for job in self.hung)
         return ", ".join(f"{printable(name)} {count}" for name, count in counts.most_common())
 
-    def _give(self, job: Job) -> None:
+    def _give(self, job: Work) -> None:
         """Give a job back. In its thread."""
         self._done.append(job)
         if not self._woken:  # one wake-up for all that end before the loop has its turn
@@ -179,7 +202,7 @@ class Threads:
         return self._open
 
 
-def serve(jobs: "SimpleQueue[Job | None]", give: Callable[[Job], None]) -> None:
+def serve(jobs: "SimpleQueue[Work | None]", give: Callable[[Work], None]) -> None:
     """Run jobs until there is a None: the life of a thread."""
     while (job := jobs.get()) is not None:
         job.run()
