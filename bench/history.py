@@ -163,6 +163,8 @@ def consumer() -> TaskConsumer:
 
 @asynccontextmanager
 async def measured(found: TaskConsumer, asked: dict[str, Any]) -> AsyncIterator[None]:
+    for plugin in found.plugins:  # the first connection takes 0.2 s, once
+        await plugin.page()  # type: ignore[attr-defined]
     watching = asyncio.create_task(watch(found, asked))
     yield
     watching.cancel()

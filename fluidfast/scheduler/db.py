@@ -4,6 +4,7 @@ try:
     import sqlalchemy as sa
     from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query
     from pydantic import BaseModel, Field, field_validator
+    from sqlalchemy.exc import NoResultFound
 except ImportError as exc:
     raise ImportError("fluidfast.scheduler.db needs SQLAlchemy and FastAPI: pip install 'fluidfast[db,http]'") from exc
 
@@ -166,7 +167,7 @@ class TaskDbPlugin(TaskManagerPlugin):
         """
         found = await self.history.run(run_id)
         if found is None:
-            raise sa.exc.NoResultFound(f"table {self.table_name} has no run of this id")
+            raise NoResultFound(f"table {self.table_name} has no run of this id")
         return TaskRunHistory.model_validate(msgspec.structs.asdict(found.run))
 
     def stats(self) -> HistoryStats:
@@ -202,7 +203,7 @@ async def get_history(plugin: TaskDbPluginDep, query: Annotated[TaskHistoryQuery
 async def get_run(plugin: TaskDbPluginDep, run_id: str) -> TaskRunHistory:
     try:
         return await plugin.get_run(run_id)
-    except sa.exc.NoResultFound as exc:
+    except NoResultFound as exc:
         raise HTTPException(404, "Task run not found") from exc
     except HistoryError as exc:
         raise HTTPException(503, "History unavailable") from exc

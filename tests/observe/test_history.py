@@ -254,7 +254,7 @@ async def test_database_away_and_back(
     assert failures == 20, "the part of the inbox that successes may not take"
     assert len(runs) in (100, 101)
     assert history.stats().dropped == 401 - len(runs)
-    await until(lambda: "were not recorded" in caplog.text)
+    await until(lambda: "not recorded" in caplog.text)
     history.recorder.close()
     assert "is recorded again" in caplog.text
     assert caplog.text.count("cannot be written") == 1
@@ -271,6 +271,7 @@ def test_a_row_that_the_database_refuses(postgres_url: str, caplog: pytest.LogCa
     history = History(postgres_url)
     for n in range(50):
         history.recorder.put(row("x" * 33 if n == 17 else f"{n}"), 10, keep=False)
+    assert history.recorder.flush(20)
     history.recorder.put(row("nul\0"), 10, keep=False)
     history.recorder.put(row("surrogate\ud800"), 10, keep=False)
     assert history.recorder.flush(20)
@@ -448,3 +449,26 @@ def test_an_attempt_is_replaced_by_a_later_one(store: Store) -> None:
     assert detail is not None
     assert [one.error for one in detail.attempts] == ["second"]
     assert detail.run.priority is TaskPriority.medium
+
+
+def test_a_recorder_goes_on_after_it_was_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that is closed, and used again. Also if a row comes while it closes."""
+    history = History(f"sqlite:///{tmp_path}/history.db")
+    join = threading.Thread.join
+
+    def join_and_put(thread: threading.Thread, timeout: float | None = None) -> None:
+        join(thread, timeout)
+        if thread.name == "fluidfast-history":
+            monkeypatch.undo()
+            history.recorder.put(row("while it closes"), 2, keep=False)
+
+    monkeypatch.setattr(threading.Thread, "join", join_and_put)
+    history.recorder.put(row("before"), 2, keep=False)
+    history.recorder.close()
+    assert history.recorder.flush(20)
+    assert history.stats().recorded == 2
+    history.recorder.close()
+    history.recorder.put(row("after"), 2, keep=False)
+    assert history.recorder.flush(20)
+    assert history.stats().recorded == 3
+    history.recorder.close()

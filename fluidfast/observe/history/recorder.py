@@ -48,6 +48,7 @@ class Recorder:
         self.store = store
         self.recorded = self.dropped = self.refused = 0
         self.error = ""
+        self._refusal = ""  # why the database refused a row, the first since the last log line of that
         self._thread: threading.Thread | None = None
         self._reset()
         has_place(self)
@@ -83,11 +84,11 @@ class Recorder:
         else:
             self._bytes += size + OVERHEAD
             self._inbox.append((entry, size + OVERHEAD))
+        if self._thread is None:
+            self._start()
         if not self._rung:
             self._rung = True
             self._bell.put(False)
-            if self._thread is None:
-                self._start()
         elif len(self._inbox) == BATCH_ROWS:
             self._bell.put(True)
 
@@ -139,8 +140,12 @@ class Recorder:
         self._bell.put(True)
         thread.join(1.0 if written else 0.1)
         self._thread = None
-        if written:
-            self.store.close()
+        if not written:
+            return
+        self.store.close()
+        if self._inbox:  # somebody has put it there meanwhile
+            self._start()
+            self._bell.put(True)
 
     def _at_exit(self) -> None:
         self.close()
@@ -149,7 +154,7 @@ class Recorder:
 
     def _serve(self, stop: threading.Event) -> None:
         bell = self._bell
-        told = [0, 0.0]
+        told = [0.0, 0.0, 0.0]
         while True:
             if not bell.get():
                 try:
@@ -159,7 +164,14 @@ class Recorder:
             self._rung = False  # first: an entry that comes from here on rings again
             while (self._inbox or self._batch) and not stop.is_set():
                 self._take()
-                self._write_batch(stop)
+                try:
+                    self._write_batch(stop)
+                except Exception:
+                    logger.exception("%s run(s) are not recorded", f"{len(self._batch):,}")
+                    self.dropped += len(self._batch)
+                    self._batch = []
+            if stop.is_set():
+                told[2] = 0.0
             self._tell(told)
             if stop.is_set():
                 return
@@ -215,7 +227,7 @@ class Recorder:
                 raise
             if len(rows) + len(attempts) == 1:
                 self.refused += 1
-                logger.warning("a run is not recorded, %s refused it: %s", self.store.shown, self.store.reason(exc))
+                self._refusal = self._refusal or self.store.reason(exc)
                 return 0
             if attempts:
                 return self._write(rows, ()) * bool(rows) + sum(self._write((), (attempt,)) for attempt in attempts)
@@ -224,13 +236,16 @@ class Recorder:
         return len(rows)
 
     def _tell(self, told: list[float]) -> None:
-        if self.dropped > told[0] and monotonic() >= told[1]:
-            logger.warning(
-                "%s run(s) were not recorded: %s does not keep up, or was away",
-                f"{self.dropped - int(told[0]):,}",
-                self.store.shown,
-            )
-            told[:] = self.dropped, monotonic() + TELL_SECONDS
+        """Log how many runs were lost since the last time. ``told``: dropped and refused so far, and when to log."""
+        dropped, refused = self.dropped - int(told[0]), self.refused - int(told[1])
+        if not (dropped or refused) or monotonic() < told[2]:
+            return
+        if dropped:
+            logger.warning("%s run(s) are not recorded: %s was slow or away", f"{dropped:,}", self.store.shown)
+        if refused:
+            logger.warning("%s refused %s run(s): %s", self.store.shown, f"{refused:,}", self._refusal)
+        self._refusal = ""
+        told[:] = self.dropped, self.refused, monotonic() + TELL_SECONDS
 
 
 def merged(entries: Sequence[Row | Attempt]) -> tuple[list[Row], list[Attempt]]:

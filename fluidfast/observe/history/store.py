@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 
 from ...checks import shown
 from ...core._time import keep_for_good
@@ -79,7 +81,7 @@ def engine_of(database: Any) -> sa.Engine:
         )
     try:
         url = sa.make_url(given)
-    except (sa.exc.ArgumentError, ValueError):
+    except (ArgumentError, ValueError):
         raise ConfigError("the history's database URL is not valid: postgresql://USER:PASSWORD@HOST/NAME") from None
     backend = url.get_backend_name()
     if backend in ("postgresql", "postgres"):
@@ -109,7 +111,7 @@ def refuse_memory(url: sa.URL) -> None:
 
 def prepared(engine: sa.Engine) -> sa.Engine:
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", prepare_sqlite)
+        event.listen(engine, "connect", prepare_sqlite)
     return engine
 
 
@@ -125,7 +127,9 @@ def text_contains(whole: str | None, part: str) -> bool:
 
 def is_at_fault(exc: Exception) -> bool:
     """Return whether a batch failed for one of its rows, and not for the database."""
-    return not isinstance(exc, sa.exc.DBAPIError) or isinstance(exc, sa.exc.DataError | sa.exc.IntegrityError)
+    if isinstance(exc, SQLAlchemyError):
+        return isinstance(exc, DataError | IntegrityError)
+    return isinstance(exc, ValueError | TypeError | OverflowError)  # a text that is not UTF-8
 
 
 class Store:
@@ -277,7 +281,7 @@ class Store:
                     yield connection
                 finally:
                     raw.set_progress_handler(None, 0)
-        except sa.exc.SQLAlchemyError as exc:
+        except SQLAlchemyError as exc:
             reason = self.reason(exc)
             if "statement timeout" in reason or reason == "interrupted":
                 reason = f"it took longer than {seconds:g} s; ask for a shorter time, or for one task"
