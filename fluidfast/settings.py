@@ -15,6 +15,11 @@ redis_max_connections       MAX_REDIS_CONNECTIONS                  5
 app_name                    APP_NAME                               fluid
 log_level                   LOG_LEVEL                              INFO
 http_insecure               FLUID_HTTP_INSECURE                    false
+retry_floor                 FLUID_RETRY_FLOOR                      0
+redis_default_url           REDIS_DEFAULT_URL                      redis://localhost:6379
+env                         PYTHON_ENV                             dev
+log_handler                 LOG_HANDLER                            plain
+python_log_format           PYTHON_LOG_FORMAT                      time, level, logger, message
 ==========================  =====================================  =====================================
 
 ``FLUID_ENV_PREFIX`` puts another prefix in the place of ``FLUID_``; set to nothing, it means no prefix at all.
@@ -48,6 +53,9 @@ class Settings:
     ``app_name``: the root of the names of task loggers.
     ``log_level``: in upper case.
     ``http_insecure``: whether the HTTP routes are served without ``auth``.
+    ``retry_floor``: the least seconds before any retry; see ``TaskManagerConfig``.
+    ``redis_default_url``, ``env``, ``log_handler``, ``python_log_format``: for programs that read aio-fluid's settings.
+    The first may hold a password, so it is not part of ``repr``.
     """
 
     broker_url: str = field(default="memory://", repr=False)
@@ -59,6 +67,11 @@ class Settings:
     app_name: str = "fluid"
     log_level: str = "INFO"
     http_insecure: bool = False
+    retry_floor: float = 0.0
+    redis_default_url: str = field(default="redis://localhost:6379", repr=False)
+    env: str = "dev"
+    log_handler: str = "plain"
+    python_log_format: str = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -126,6 +139,11 @@ def read_settings() -> Settings:
         app_name=env.text(default.app_name, "app_name"),
         log_level=env.text(default.log_level, "log_level").upper(),
         http_insecure=env.flag(default.http_insecure, f"{env.prefix}http_insecure"),
+        retry_floor=env.number(default.retry_floor, f"{env.prefix}retry_floor"),
+        redis_default_url=env.text(default.redis_default_url, "redis_default_url"),
+        env=env.text(default.env, "python_env"),
+        log_handler=env.text(default.log_handler, "log_handler"),
+        python_log_format=env.text(default.python_log_format, "python_log_format"),
     )
 
 

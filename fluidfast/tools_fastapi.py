@@ -1,7 +1,5 @@
-"""The FastAPI helpers of aio-fluid, which fluidfast does not have."""
+"""Workers of a FastAPI application, under aio-fluid's name. Needs the extra ``http``."""
 
-raise ImportError(
-    "fluidfast has no tools_fastapi: let fluidfast.task_manager_fastapi(consumer) make the application "
-    "that starts and stops the consumer, or keep aio-fluid installed and import fluid.tools_fastapi from "
-    "it"
-)
+from .http import AppWorkers, WorkersDep, app_workers, get_workers_from_app, get_workers_from_request
+
+__all__ = ["AppWorkers", "WorkersDep", "app_workers", "get_workers_from_app", "get_workers_from_request"]

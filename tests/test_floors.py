@@ -25,9 +25,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"produce", "consume"}),
     frozenset({"manage"}),
     # faces: what people touch
-    frozenset({"http", "commands", "utils", "db", "tools_fastapi"}),
+    frozenset({"http", "commands", "db"}),
     frozenset({"cli", "__main__", "testing"}),
-    frozenset({"scheduler"}),
+    frozenset({"scheduler", "utils", "tools_fastapi"}),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

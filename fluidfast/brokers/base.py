@@ -116,6 +116,7 @@ class TaskBroker(ABC):
 
         Raises:
             BrokerURLError: the scheme or an option is unknown.
+            ConfigError: the scheme's class is a broker of aio-fluid.
         """
         parsed = url if isinstance(url, BrokerURL) else BrokerURL(str(url) or settings.get_settings().broker_url)
         factory = _factories.get(parsed.scheme)
@@ -125,6 +126,12 @@ class TaskBroker(ABC):
                 raise BrokerURLError(f"Invalid broker {parsed}: unknown scheme {parsed.scheme!r}, known are {known}")
             module, _, name = BUILT_IN[parsed.scheme].partition(":")
             factory = getattr(import_module(module), name)
+        elif missing := sorted(getattr(factory, "__abstractmethods__", ())):
+            raise ConfigError(
+                f"broker {parsed}: its class has no {missing[0]}() and {len(missing) - 1} more methods, by which "
+                'workers of fluidfast lease and settle runs: port it as the guide "Moving from aio-fluid" says, or keep'
+                " its processes on aio-fluid"
+            )
         return factory(parsed)
 
     @classmethod
@@ -547,6 +554,7 @@ class TaskBroker(ABC):
         max_payload_bytes: int | None = None,
         durability: str | None = None,
         enqueue_timeout: float | None = None,
+        retry_floor: float | None = None,
         **bounds: int | None,
     ) -> None:
         """Apply options of a manager's config, which win over the URL. Raises ConfigError.
@@ -564,6 +572,8 @@ class TaskBroker(ABC):
             self.options.enqueue_timeout = check_number(
                 "enqueue_timeout", enqueue_timeout, ConfigError, **ENQUEUE_TIMEOUT
             )
+        if retry_floor is not None:
+            self.options.retry_floor = check_number("retry_floor", retry_floor, ConfigError)
         if lease_seconds is not None:
             self.options.lease_seconds = check_number("lease_seconds", lease_seconds, ConfigError, **LEASE_SECONDS)
         if max_payload_bytes is not None:

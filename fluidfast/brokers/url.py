@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ..checks import ENQUEUE_TIMEOUT, LEASE_SECONDS, PAYLOAD_BYTES, read_number
 from ..core.states import PRIORITIES, TaskPriority
 from ..errors import BrokerURLError
+from ..settings import get_settings
 from ..texts import MAX_ERROR, hide_password, printable
 from .contract import Kind
 
@@ -110,7 +111,8 @@ class BrokerOptions:
     busy-poll the socket for the answer to a short command for up to so many microseconds before yielding to the event
     loop; 0: never. ``max_dead``, ``max_dead_bytes``: keep so many dead letters, the newest of them; 0: none.
     ``max_failed``, ``max_failed_bytes``: the same for failed runs of tasks without ``retry``. ``enqueue_timeout``: how
-    long ``queue`` and the other calls that queue wait, in seconds, for a server that does not answer.
+    long ``queue`` and the other calls that queue wait, in seconds, for a server that does not answer. ``retry_floor``:
+    the least seconds before a retry.
     """
 
     name: str
@@ -127,6 +129,7 @@ class BrokerOptions:
     max_failed: int = 100_000
     max_failed_bytes: int = 64 << 20
     enqueue_timeout: float = 30.0
+    retry_floor: float = 0.0
 
     NAMES: ClassVar[tuple[str, ...]] = (
         "name",
@@ -139,6 +142,7 @@ class BrokerOptions:
         "fleet",
         "busy_poll_us",
         "enqueue_timeout",
+        "retry_floor",
         *BOUNDS,
     )
 
@@ -165,6 +169,7 @@ class BrokerOptions:
             fleet=option(url, "fleet", one_of("own", "mixed"), "own", "own or mixed"),
             busy_poll_us=number_option(url, "busy_poll_us", 100, most=1_000_000, whole=True),
             enqueue_timeout=number_option(url, "enqueue_timeout", cls.enqueue_timeout, **ENQUEUE_TIMEOUT),
+            retry_floor=number_option(url, "retry_floor", get_settings().retry_floor),
             **{name: number_option(url, name, getattr(cls, name), **BOUND) for name in BOUNDS},
         )
 

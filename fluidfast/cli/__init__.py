@@ -367,7 +367,9 @@ def serve(ctx: click.Context, host: str, port: int, reload: bool) -> None:
     """Serve the application by HTTP, and consume if its manager is a consumer."""
     try:
         import uvicorn
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
+        if exc.name != "uvicorn":
+            raise
         raise click.ClickException("serve needs uvicorn: pip install 'fluidfast[http]'") from exc
     open_standard_streams()
     cli = cli_of(ctx)

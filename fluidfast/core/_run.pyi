@@ -136,6 +136,8 @@ class TaskRun(RunState, Generic[P, D]):
     @classmethod
     def model_json_schema(cls, **options: Any) -> dict[str, Any]:
         """Return the JSON schema of the record. Needs pydantic."""
+    def params_dump_json(self) -> str:
+        """Return the params as the JSON that goes on a queue, secrets revealed (a name of aio-fluid 1.x)."""
     def queue_dump_json(self) -> bytes:
         """Return the JSON payload for a queue, with secrets revealed."""
     def abort(self, reason: str = "") -> NoReturn:

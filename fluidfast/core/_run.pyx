@@ -415,6 +415,10 @@ cdef class TaskRun(RunState):
     def __get_pydantic_core_schema__(cls, source, handler):
         return schema(cls, handler)
 
+    def params_dump_json(self) -> str:
+        """The params as the JSON that goes on a queue, secrets revealed (a name of aio-fluid 1.x)."""
+        return self.task.params_dump_json(self.params)
+
     def queue_dump_json(self) -> bytes:
         """The payload that goes on a queue, in JSON, secrets revealed."""
         from ..wire._codec import encode_json

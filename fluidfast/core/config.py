@@ -33,8 +33,11 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "catch_up_seconds": {"most": 3600},
     "connect_seconds": {"infinite": True},
     "enqueue_timeout": ENQUEUE_TIMEOUT,
+    "retry_floor": {},
 }
 """Fields that take a number, and their ranges. None is valid wherever it is the default."""
+CHOICES = {"delivery": ("confirmed", "buffered"), "on_full": ("block", "raise"), "on_handler_error": ("log", "stop")}
+"""Fields that take one of a few words."""
 
 
 @dataclass(kw_only=True)
@@ -68,6 +71,10 @@ class TaskManagerConfig(Model):
     ``enqueue_timeout``: seconds that ``queue``, ``queue_many`` and ``manager.sync`` wait for a server that was there
     before and does not answer, before they raise BrokerConnectionError (None: the URL's, else 30; may be ``math.inf``).
     Further calls then raise it at once, until the server answers again. Buffered runs wait for 30 seconds regardless.
+    ``retry_floor``: the least seconds between a failure, or a run without a slot, and its retry. A shorter wait of a
+    ``RetryPolicy`` is raised to it (None: the URL's, else FLUID_RETRY_FLOOR, else 0). aio-fluid waits 5 seconds.
+    ``on_handler_error``: when an async handler of an event raises, ``"log"`` it, or log it and ``"stop"`` the consumer,
+    which then raises the error from ``wait_for_shutdown``, as aio-fluid does.
     ``connect_seconds``: seconds that a starting consumer waits for its broker before ``startup()`` raises.
 
     Raises:
@@ -96,13 +103,15 @@ class TaskManagerConfig(Model):
     full_timeout: float | None = None
     connect_seconds: float = 30.0
     enqueue_timeout: float | None = None
+    retry_floor: float | None = None
+    on_handler_error: Literal["log", "stop"] = "log"
 
     def __post_init__(self) -> None:
         self.broker_url = str(self.broker_url)
         for name, ranges in NUMBERS.items():
             if (value := getattr(self, name)) is not None and not isinstance(value, Unset):
                 setattr(self, name, check_number(name, value, ConfigError, **ranges))
-        for name, allowed in (("delivery", ("confirmed", "buffered")), ("on_full", ("block", "raise"))):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(allowed)}")
 
@@ -164,3 +173,5 @@ class ManagerOptions(TypedDict, total=False):
     full_timeout: float | None
     connect_seconds: float
     enqueue_timeout: float | None
+    retry_floor: float | None
+    on_handler_error: Literal["log", "stop"]

@@ -219,9 +219,13 @@ class TaskDispatcher(Dispatcher["TaskRun"]):
 class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):
     """Tells coroutine functions of the states that runs enter. The event type is the state's name.
 
-    A handler that raises is logged; neither the other handlers nor the caller notice. The event "queue" is another
-    name of "init". Types that are no state are accepted.
+    A handler that raises is logged; neither the other handlers nor the caller notice, unless ``raises``. The event
+    "queue" is another name of "init". Types that are no state are accepted.
     """
+
+    def __init__(self, *, raises: bool = False) -> None:
+        super().__init__()
+        self.raises = raises
 
     def event_type(self, message: "TaskRun") -> str:
         """The run's state."""
@@ -240,3 +244,5 @@ class AsyncTaskDispatcher(AsyncDispatcher["TaskRun"]):
             if isinstance(exc, GeneratorExit) and not is_current(task):
                 raise
             _log_failure(message, tag)
+            if self.raises:
+                raise

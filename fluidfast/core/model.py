@@ -167,6 +167,8 @@ def portable(annotation: Any) -> Any:
 def pydantic() -> Any:
     try:
         import pydantic
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
+        if exc.name != "pydantic":
+            raise
         raise ImportError("this needs pydantic: pip install pydantic") from exc
     return pydantic

@@ -117,7 +117,7 @@ class TaskInfo(TaskInfoUpdate, kw_only=True):
     max_concurrency: int = 0
     schedule: str | None = None
     tags: frozenset[str] = frozenset()
-    timeout_seconds: float = 60
+    timeout_seconds: int | float = 60  # in JSON 60 stays 60
     k8s_config: K8sConfig | None = None
     retry: RetryPolicyInfo | None = None
     rate_limit_retry: RetryPolicyInfo | None = None
@@ -202,6 +202,11 @@ class Task(NamedTuple, Generic[P, R]):
     def get_k8s_config(self) -> K8sConfig:
         """Return the task's Kubernetes settings, or the defaults."""
         return self.k8s_config or K8sConfig()
+
+    def params_dump_json(self, params: Any) -> str:
+        """Return params of this task as the JSON that goes on a queue, secrets revealed (a name of aio-fluid 1.x)."""
+        adapter = adapter_for(self.params_model)
+        return adapter.encode(adapter.validate(params)).decode()
 
     def info(self, **update: Any) -> TaskInfo:
         """Return the task as data, merged with the broker's data about it (``enabled=``, ``last_run_end=`` ...)."""

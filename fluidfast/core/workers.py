@@ -6,6 +6,7 @@ Nothing here polls: callers wait for an event or for the worker's task.
 """
 
 import asyncio
+import inspect
 import logging
 import re
 import threading
@@ -16,7 +17,7 @@ from enum import StrEnum
 from typing import Any, Generic, Self
 
 from ..checks import CENTURY, check_number
-from ..errors import ConfigError, WorkerStartError
+from ..errors import ConfigError, TaskUsageError, WorkerStartError
 from ..settings import get_settings
 from ..texts import describe
 from .events import AsyncDispatcher, MessageType, is_current
@@ -529,6 +530,43 @@ class AsyncConsumer(QueueConsumer[MessageType]):
         await self._deliver_all(self.dispatcher.dispatch)
 
 
+class Adopted(Worker):
+    """Leads the life of a worker of another class, such as aio-fluid's ``WorkerFunction``, which is ``worker``."""
+
+    def __init__(self, worker: Any) -> None:
+        for method in ("startup", "shutdown", "wait_for_shutdown"):
+            if not inspect.iscoroutinefunction(getattr(worker, method, None)):
+                raise TaskUsageError(
+                    f"{type(worker).__name__} has no async {method}(), so it cannot be one of the workers; derive it "
+                    "from fluidfast.utils.worker.Worker, or give it startup, shutdown and wait_for_shutdown"
+                )
+        super().__init__(name=getattr(worker, "worker_name", "") or type(worker).__name__)
+        self.worker = worker
+
+    async def run(self) -> None:
+        await self.worker.startup()
+        ended = asyncio.create_task(self.worker.wait_for_shutdown(), name=f"{self.worker_name}-end")
+        stop = asyncio.create_task(self._wait_stop(), name=f"{self.worker_name}-stop")
+        try:
+            await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            try:
+                async with asyncio.timeout(self._stopping_grace_period):
+                    await self.worker.shutdown()
+            finally:
+                if not ended.done():
+                    ended.cancel()
+                await asyncio.wait([ended])
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            raise error
+
+    async def status(self) -> dict[str, Any]:
+        """The worker's own status."""
+        status = getattr(self.worker, "status", None)
+        return dict(await status()) if status is not None else await super().status()
+
+
 class Workers(Worker):
     """A worker made of workers. It starts them, stops when one of them stops, and then stops them all.
 
@@ -560,9 +598,19 @@ class Workers(Worker):
         self.add_workers(*(w._renew() if w.has_started() and w._worker_life.is_over() else w for w in workers))
         return super()._renew()
 
-    def add_workers(self, *workers: Worker) -> None:
-        """Add workers, each once. A group that is running starts them."""
+    def add_workers(self, *workers: Any) -> None:
+        """Add workers, each once. A group that is running starts them.
+
+        A worker of another library is taken by its methods: ``startup``, ``shutdown`` and ``wait_for_shutdown``.
+
+        Raises:
+            TaskUsageError: it does not have them.
+        """
         for worker in workers:
+            if not isinstance(worker, Worker):
+                if any(getattr(adopted, "worker", None) is worker for adopted in self._workers):
+                    continue
+                worker = Adopted(worker)
             if worker not in self._workers:
                 self._workers.append(worker)
                 worker._worker_life.level = logging.DEBUG  # that of the group says it
@@ -584,6 +632,11 @@ class Workers(Worker):
         super().gracefully_stop()
         for worker in self.workers():
             worker.gracefully_stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether the group has been started and runs (a name of aio-fluid 1.x)."""
+        return self.is_running()
 
     async def status(self) -> dict[str, Any]:
         """The status of each worker, by name."""

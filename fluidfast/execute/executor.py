@@ -147,12 +147,17 @@ def end(run: TaskRun[Any, Any], state: TaskState) -> None:
         run.set_state(state)
 
 
+def floor_of(run: TaskRun[Any, Any]) -> float:
+    """Return the least seconds before a retry."""
+    return float(run.task_manager.broker.options.retry_floor)
+
+
 def retry_after_failure(run: TaskRun[Any, Any], exc: BaseException, now: int) -> Retry | None:
     """Return the retry of a failed run if its task's ``retry`` allows one. ``now``: microseconds since the epoch."""
     policy = run.task.retry
     if policy is None or not policy.allows(run.retry_attempt) or not policy.matches(exc):
         return None
-    delay = policy.delay(run.retry_attempt + 1)
+    delay = max(policy.delay(run.retry_attempt + 1), floor_of(run))
     return Retry(delay, run._again(now + int(delay * 1e6), False))
 
 
@@ -164,5 +169,5 @@ def retry_when_limited(run: TaskRun[Any, Any], now: int) -> Retry | None:
     policy = run.task.rate_limit_retry
     if policy is None or not policy.allows(run.rate_limit_attempt):
         return None
-    delay = policy.delay(run.rate_limit_attempt + 1)
+    delay = max(policy.delay(run.rate_limit_attempt + 1), floor_of(run))
     return Retry(delay, run._again(now + int(delay * 1e6), True))

@@ -7,6 +7,7 @@ GET /tasks                  the registered tasks; ``?tags=`` those with one of t
 GET /tasks/NAME             one task
 PATCH /tasks/NAME           ``{"enabled": bool}``: enable or disable it
 POST /tasks/NAME            queue a run; the body is its params
+POST /tasks                 the same as in aio-fluid 1.x: ``{"name": ..., "params": {...}, "priority": ...}``
 GET /tasks-status           running managers, and runs waiting by priority
 GET /tasks-health           whether this process consumes, if it should: 200, or 503 with the error that ended it
 DELETE /tasks-queue         remove what waits; ``/tasks-queue/PRIORITY`` in one queue
@@ -29,13 +30,13 @@ try:
     from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
     from fastapi.params import Depends as DependsMarker
     from pydantic import BaseModel, Field
-except ImportError as exc:
+except ModuleNotFoundError as exc:
+    if exc.name not in ("fastapi", "pydantic", "starlette"):
+        raise
     raise ImportError("the HTTP routes need FastAPI: pip install 'fluidfast[http]'") from exc
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import Enum
@@ -61,14 +62,27 @@ from ..errors import (
 from ..manage.manager import TaskManager
 from ..run import TaskRun
 from ..settings import read_settings
+from .workers import (
+    AppWorkers,
+    WorkersDep,
+    app_workers,
+    end_with,
+    get_workers_from_app,
+    get_workers_from_request,
+)
 
 __all__ = [
+    "AppWorkers",
     "TaskCreate",
     "TaskManagerDep",
     "TaskUpdate",
+    "WorkersDep",
+    "app_workers",
     "get_router",
     "get_task_manager",
     "get_task_manager_from_request",
+    "get_workers_from_app",
+    "get_workers_from_request",
     "task_manager_fastapi",
 ]
 
@@ -153,15 +167,19 @@ def task_manager_fastapi(
         finally:
             del app.router.dependencies[len(app.router.dependencies) - len(guards) :]
     app.state.task_manager = task_manager
+    workers = cast(AppWorkers, app_workers(app)) if isinstance(task_manager, Worker) else None
     own = app.router.lifespan_context
     app.router.lifespan_context = cast(
-        Any, lifespan_of(task_manager, own, f"{prefix}/..." if open_by_environment else "")
+        Any, lifespan_of(task_manager, workers, own, f"{prefix}/..." if open_by_environment else "")
     )
     return app
 
 
 def lifespan_of(
-    manager: TaskManager, own: Callable[[Any], AbstractAsyncContextManager[Any]], open_routes: str
+    manager: TaskManager,
+    workers: AppWorkers | None,
+    own: Callable[[Any], AbstractAsyncContextManager[Any]],
+    open_routes: str,
 ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
@@ -173,16 +191,16 @@ def lifespan_of(
                     "task_manager_fastapi(..., auth=dependency) restricts that",
                     open_routes,
                 )
-            await stack.enter_async_context(life_of(manager))
+            await stack.enter_async_context(life_of(manager, workers))
             yield state
 
     return lifespan
 
 
 @asynccontextmanager
-async def life_of(manager: TaskManager) -> AsyncIterator[None]:
-    """Start the manager, and stop it at the end."""
-    if not isinstance(manager, Worker):
+async def life_of(manager: TaskManager, workers: AppWorkers | None) -> AsyncIterator[None]:
+    """Start the manager, and stop it at the end. A consumer is one of the ``workers`` of the application meanwhile."""
+    if workers is None or not isinstance(manager, Worker):
         await manager.on_startup()
         try:
             yield
@@ -190,25 +208,15 @@ async def life_of(manager: TaskManager) -> AsyncIterator[None]:
             await manager.on_shutdown()
         return
     await manager.startup()
+    workers.add_workers(manager)
     watch = asyncio.create_task(end_with(manager), name="fluidfast-watch")
     try:
         yield
     finally:
         watch.cancel()
+        workers.drop(manager)
         await asyncio.wait([watch])
         await manager.shutdown()
-
-
-async def end_with(worker: Worker) -> None:
-    """End the process when the worker ends by itself."""
-    try:
-        await worker.wait_for_shutdown()
-    except Exception as exc:
-        logger.critical("%s stopped: %s", worker.worker_name, exc)
-    else:
-        logger.critical("%s stopped; this process no longer consumes", worker.worker_name)
-    if callable(signal.getsignal(signal.SIGTERM)):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 # -- routes
@@ -342,6 +350,7 @@ def routes_of(task_manager: TaskManager, guards: Sequence[DependsMarker] = ()) -
             responses=refused,
             openapi_extra={"requestBody": params_body(task)},
         )
+    router.add_api_route("", queue_created, methods=["POST"], include_in_schema=False)
     # also for those that are registered later
     router.add_api_route("/{task_name}", queue_task, methods=["POST"], responses=unknown, include_in_schema=False)
     return router
@@ -405,12 +414,24 @@ def queue_named(task_name: str) -> Callable[..., Any]:
 
 
 async def queue_task(task_manager: TaskManagerDep, task_name: Annotated[str, Path()], request: Request) -> Response:
+    if task_name not in task_manager.registry:
+        raise HTTPException(404, "Task not found")
+    params = await params_of(request, task_manager.broker.options.max_payload_bytes)
+    return await queue_run(task_manager, task_name, params)
+
+
+async def queue_created(task_manager: TaskManagerDep, created: TaskCreate) -> Response:
+    return await queue_run(task_manager, created.name, created.params, created.priority)
+
+
+async def queue_run(
+    task_manager: TaskManager, task_name: str, params: dict[str, Any], priority: TaskPriority | None = None
+) -> Response:
     task = task_manager.registry.get(task_name)
     if task is None:
         raise HTTPException(404, "Task not found")
-    params = await params_of(request, task_manager.broker.options.max_payload_bytes)
     try:
-        run = task_manager.intake.make_with(task, params)
+        run = task_manager.intake.make_with(task, params, priority)
         await task_manager.intake.send(run)
     except ParamsError as exc:
         raise HTTPException(422, mistakes(task, params, exc)) from exc

@@ -13,6 +13,7 @@ from typing import Any, Self, Unpack
 from ..brokers.base import TaskBroker
 from ..checks import check_number
 from ..consume.engine import Engine
+from ..consume.held import Group
 from ..core._run import TaskRun
 from ..core._time import keep_for_good
 from ..core.config import ManagerOptions, TaskManagerConfig
@@ -75,8 +76,11 @@ class TaskConsumer(TaskManager, Workers):
         self._within = False
         self._parent = 0
         self._async_dispatcher_worker: AsyncConsumer[TaskRun[Any, Any]] = AsyncConsumer(
-            AsyncTaskDispatcher(), name="async-handlers", stopping_grace_period=stopping_grace_period
+            AsyncTaskDispatcher(raises=self.config.on_handler_error == "stop"),
+            name="async-handlers",
+            stopping_grace_period=stopping_grace_period,
         )
+        self._async_dispatcher_worker._worker_life.watchers.append(self._stop_with_handlers)
         self.add_async_context_manager(self._async_dispatcher_worker)
         self._sync_queue: QueueConsumerWorker[tuple[Any, float]] = QueueConsumerWorker(
             self._queue_from_sync, name="sync-queue", stopping_grace_period=stopping_grace_period
@@ -94,6 +98,7 @@ class TaskConsumer(TaskManager, Workers):
                 stopping_grace_period=stopping_grace_period,
             ),
         )
+        self._own_workers = self.num_workers
 
     @classmethod
     def of(cls, manager: TaskManager) -> Self:
@@ -131,7 +136,7 @@ class TaskConsumer(TaskManager, Workers):
         await self.shutdown()
 
     async def startup(self) -> None:
-        """Start consuming. Return when the contexts are entered and the broker has answered.
+        """Start consuming. Return once contexts are entered, the broker has answered, and added workers have started.
 
         It waits up to ``connect_seconds`` for an unavailable broker. A consumer that has ended can start again. Within
         ``async with`` this does nothing.
@@ -196,9 +201,16 @@ class TaskConsumer(TaskManager, Workers):
         """Wait for the broker, then supervise the workers."""
         self.broker.consumes = True
         if await self._connect():
-            if not self._up.done():  # its caller may have been cancelled
-                self._up.set_result(None)
             await Workers.run(self)
+
+    async def _supervise(self) -> None:
+        """Start the workers that the application added; its ``startup`` returns then, and the consumer begins."""
+        for worker in tuple(self._workers)[self._own_workers :]:
+            if self.is_running() and not worker.has_started():
+                await worker.startup()
+        if not self._up.done():  # its caller may have been cancelled
+            self._up.set_result(None)
+        await Workers._supervise(self)
 
     async def _connect(self) -> bool:
         """Wait for the broker. Return False if it has to stop meanwhile. Raises as ``connect_within``."""
@@ -227,6 +239,17 @@ class TaskConsumer(TaskManager, Workers):
         if error is not None and not Workers._has_logged(self, error):
             statuses[self.worker_name] = await Worker.status(self)
         return statuses
+
+    @property
+    def num_concurrent_tasks(self) -> int:
+        """How many runs this consumer executes now (a name of aio-fluid 1.x)."""
+        return self.engine.slots.running
+
+    def num_concurrent_tasks_for(self, task_name: str) -> int:
+        """How many of them are of one task (a name of aio-fluid 1.x)."""
+        held = [slot.held for slot in self.engine.slots if slot.held is not None]
+        runs = [run for each in held for run in (each.runs() if isinstance(each, Group) else [each.run])]
+        return sum(run.name == task_name for run in runs if run is not None)
 
     def is_busy(self) -> bool:
         """Return whether a run is claimed or running here, or handlers or the producer have something left to do."""
@@ -302,7 +325,7 @@ class TaskConsumer(TaskManager, Workers):
     def register_async_handler(self, event: Event | str, handler: AsyncHandler) -> None:
         """Call an async handler with a snapshot of each run that reaches a state: ``"success"``, ``"success.mytag"``.
 
-        The consumer logs an exception of the handler and goes on.
+        The consumer logs an exception of the handler and goes on, unless ``on_handler_error="stop"``.
         """
         event = task_event(event)
         self.dispatcher.register_handler(f"{event.type}.async_dispatch", self._dispatch_async)
@@ -310,6 +333,10 @@ class TaskConsumer(TaskManager, Workers):
 
     def _dispatch_async(self, run: TaskRun[Any, Any]) -> None:
         self._async_dispatcher_worker.send(run)
+
+    def _stop_with_handlers(self) -> None:
+        if self._async_dispatcher_worker._worker_life.error is not None:
+            self.gracefully_stop()  # the end of its contexts raises the error
 
     def unregister_async_handler(self, event: Event | str) -> AsyncHandler | None:
         """Remove an async handler. Return it, or None if there was none."""

@@ -126,6 +126,7 @@ class TaskManager(QueueFront):
             max_payload_bytes=config.max_payload_bytes,
             durability=config.durability,
             enqueue_timeout=config.enqueue_timeout,
+            retry_floor=config.retry_floor,
             **{name: getattr(config, name) for name in BOUNDS},
         )
         broker.is_in_use = self._sync.is_in_use

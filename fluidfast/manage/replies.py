@@ -177,6 +177,8 @@ class Replies:
                 alive = await self.broker.consumers_of(run.name)
         except (BrokerError, TimeoutError):
             alive = None
+        if self.broker.options.fleet == "mixed":
+            text += "; a worker of aio-fluid sends no result, if one took it (fleet=mixed)"
         return TimeoutError(text if alive is None else f"{text}; {of_consumers(*alive)}")
 
     async def close(self) -> None:

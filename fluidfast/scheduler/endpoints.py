@@ -1,7 +1,5 @@
 """The HTTP routes, under aio-fluid's name. Needs the extra ``http``."""
 
-from typing import NoReturn
-
 from ..http import (
     TaskCreate,
     TaskManagerDep,
@@ -19,17 +17,13 @@ __all__ = [
     "get_router",
     "get_task_manager",
     "get_task_manager_from_request",
+    "get_task_manger",
+    "get_task_manger_from_request",
+    "setup_fastapi",
     "task_manager_fastapi",
 ]
 
-OLD_NAMES = {
-    "setup_fastapi": "task_manager_fastapi",
-    "get_task_manger": "get_task_manager",
-    "get_task_manger_from_request": "get_task_manager_from_request",
-}
-"""Names of aio-fluid 1.x, and those that took their place."""
-
-
-def __getattr__(name: str) -> NoReturn:
-    hint = f": use {OLD_NAMES[name]}, its name since aio-fluid 2" if name in OLD_NAMES else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+# The names of aio-fluid 1.x, as they were spelt.
+setup_fastapi = task_manager_fastapi
+get_task_manger = get_task_manager
+get_task_manger_from_request = get_task_manager_from_request

@@ -579,7 +579,7 @@ class Handled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, handler: Any) -> None:
         self.sent: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.before = signal.signal(signal.SIGTERM, handler)
-        monkeypatch.setattr("fluidfast.http.os.kill", lambda pid, number: self.sent.set_result(number))
+        monkeypatch.setattr("fluidfast.http.workers.os.kill", lambda pid, number: self.sent.set_result(number))
 
     def restore(self) -> None:
         signal.signal(signal.SIGTERM, self.before)

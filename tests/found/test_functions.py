@@ -440,20 +440,3 @@ def test_kubernetes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
     assert warnings_of(heavy) == 1
     assert warnings_of(heavy._replace(k8s_config=None)) == 0
     assert warnings_of(send) == 0
-
-
-@pytest.mark.parametrize("name", ["scheduler.k8s_job", "db", "db.crud", "tools_fastapi", "tools_fastapi.x"])
-def test_missing_modules(name: str) -> None:
-    with pytest.raises(ImportError, match=r"fluidfast.* has no .*aio-fluid"):
-        importlib.import_module(f"fluidfast.{name}")
-
-
-def test_missing_names_of_the_endpoints() -> None:
-    from fluidfast.scheduler import endpoints
-
-    with pytest.raises(AttributeError, match="use get_task_manager_from_request"):
-        endpoints.get_task_manger_from_request  # noqa: B018
-    with pytest.raises(ImportError):
-        from fluidfast.scheduler.endpoints import setup_fastapi  # noqa: F401
-    with pytest.raises(AttributeError, match=r"'nonesuch'$"):
-        endpoints.nonesuch  # noqa: B018

@@ -120,6 +120,11 @@ class RedisTaskBroker(RedisInspection):
         self._none_delayed = False  # when we looked last
         has_place(self)
 
+    @property
+    def redis(self) -> RedisClient:
+        """The client, whose ``redis_cli`` is redis-py's (a name of aio-fluid 1.x)."""
+        return self.client
+
     def become_shard_of(self, whole: TaskBroker, parts: int) -> None:
         """Share the options, the registry, the codec and the event loop of a broker over so many shards."""
         self.options = self.client.options = whole.options
