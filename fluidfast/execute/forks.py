@@ -219,6 +219,8 @@ class Server:
         if idle:
             await asyncio.wait([child.ended for child in idle], timeout=cpubound.TERM_SECONDS)
         self._hang_up()  # which ends it
+        for child in idle:
+            child.close_ends()
         life = self._life
         if life is None or life.done():
             return

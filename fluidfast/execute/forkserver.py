@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from ..core.params import adapter_for, read_params
 from ..core.process import CommandLine
 from ..errors import TaskAbortedError
-from ..texts import error_text
+from ..texts import describe, error_text
 from .cpubound import (
     ABORTED_EXIT,
     FORKS,
@@ -81,7 +81,7 @@ async def execute_in_child(manager: Any, job: Job) -> None:
 def serve_forks(entry: Entry) -> bool:
     """Fork children until the consumer is gone, if this process was started for that. Return whether it was."""
     text = os.environ.pop(FORKS, None)
-    if text is None:
+    if text is None or os.environ.get(PARENT) != str(os.getppid()):  # the latter: a process of the task's has left it
         return False
     if record := os.environ.pop(RECORD, None):
         os.close(json.loads(record)[1])  # it is for a process that executes the first run
@@ -108,8 +108,9 @@ def threads() -> str:
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
-        names = ["without a name in Python"] * (len(os.listdir("/proc/self/task")) - 1)
-    return f"importing the application starts {len(names)} threads ({', '.join(names[:5])})" if names else ""
+        if (count := len(os.listdir("/proc/self/task")) - 1) > 0:
+            names = [f"{count} that Python does not know"]
+    return f"importing the application starts threads ({', '.join(names[:5])})" if names else ""
 
 
 @dataclass(slots=True)
@@ -304,7 +305,7 @@ async def serve_pool(entry: Entry, channel: socket.socket) -> int:
                 answer = bytes([ABORTED_EXIT]) + error_text(exc).encode()
             except Exception as exc:
                 traceback.print_exc()
-                answer = b"\1" + error_text(exc).encode()
+                answer = b"\1" + describe(exc).encode()
             await loop.sock_sendall(channel, frame(answer))
     return 0
 
