@@ -275,7 +275,7 @@ def exec_command(task: Task[Any]) -> click.Command:
         manager = task_manager_of(ctx)
         if log:
             configure_logging(**log_options(cli_of(ctx), manager))
-        if serve_forks(Entry(lambda: manager, asyncio.run)):
+        if serve_forks(Entry(lambda: manager, asyncio.run, manager)):
             return
         raw = sys.stdin.buffer.read() if params == "-" else (params or "{}").encode()
         try:

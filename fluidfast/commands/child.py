@@ -13,6 +13,7 @@ import click
 from ..errors import TaskAbortedError, UnknownTaskError
 from ..execute.cpubound import ABORTED_EXIT, die_with_parent, record_of_this_process
 from ..execute.forkserver import Entry, Job, execute_in_child, serve_forks
+from ..manage.manager import TaskManager
 from .group import CommandError
 from .logs import Log
 from .loops import run_loop, run_new_loop
@@ -34,7 +35,8 @@ def execute(ctx: click.Context, task: str, log: bool, run_id: str, params: str) 
     if log:
         given = {} if ctx.parent is None else ctx.parent.params  # the worker's
         ctx.call_on_close(Log(given.get("log_level"), given.get("log_format"), direct=True).flush)
-    if serve_forks(Entry(lambda: as_manager(found, target.text), run_new_loop)):
+    ready = found if isinstance(found, TaskManager) else None
+    if serve_forks(Entry(lambda: as_manager(found, target.text), run_new_loop, ready)):
         return
     die_with_parent()
     body = sys.stdin.buffer.read()

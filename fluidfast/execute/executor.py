@@ -18,7 +18,16 @@ from ..errors import TaskAbortedError, TaskRunError
 from ..texts import printable
 from .cpubound import confirm_executed
 
-__all__ = ["Retry", "call", "checked", "execute", "refuse_unrun", "retry_after_failure", "retry_when_limited"]
+__all__ = [
+    "Retry",
+    "call",
+    "checked",
+    "execute",
+    "execute_plain",
+    "refuse_unrun",
+    "retry_after_failure",
+    "retry_when_limited",
+]
 
 UNRUN = frozenset(("coroutine", "generator", "async_generator"))
 """Type names of unrun results. Compiled functions return other types with the same names."""
@@ -139,6 +148,30 @@ async def execute_in_context(run: TaskRun[Any, Any], in_process: bool) -> None:
         raise TaskRunError(SET_TO_FAILURE)
     if in_process and is_in_cpu_process():
         confirm_executed(run.id)
+
+
+def execute_plain(run: TaskRun[Any, Any]) -> None:
+    """Execute a run of a plain function in this thread, without an event loop, and set its final state. Raises as
+    ``execute``, but has no time limit: it is for the process of a CPU-bound run, whose parent has.
+    """
+    RUN.set(run)
+    run.set_state(TaskState.running)
+    try:
+        result = call_in_thread(run.task.run_executor(in_process=True), run)
+        if hasattr(result, "__await__"):
+            result = asyncio.run(awaited(result))
+        refuse_unrun(result)
+    except BaseException as exc:
+        end(run, TaskState.aborted if isinstance(exc, TaskAbortedError) else TaskState.failure)
+        raise
+    end(run, TaskState.success)
+    if run.is_failure:
+        raise TaskRunError(SET_TO_FAILURE)
+    confirm_executed(run.id)
+
+
+async def awaited(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 def end(run: TaskRun[Any, Any], state: TaskState) -> None:

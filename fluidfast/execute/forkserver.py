@@ -21,8 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from ..core._run import TaskRun
 from ..core.params import adapter_for, read_params
 from ..core.process import CommandLine
+from ..core.task import is_async
 from ..errors import TaskAbortedError
 from ..texts import describe, error_text
 from .cpubound import (
@@ -34,7 +36,7 @@ from .cpubound import (
     expect_run,
     signal_with_parent,
 )  # fmt: skip
-from .executor import execute
+from .executor import execute, execute_plain
 from .forks import CONTROL_BYTES, ENDED, FAILED, FORK, HEAD, MESSAGE, READY, STARTED, frame
 
 __all__ = ["Entry", "execute_in_child", "serve_forks"]
@@ -42,10 +44,12 @@ __all__ = ["Entry", "execute_in_child", "serve_forks"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What an entry point has for runs. ``manager``: called in the child's event loop. ``run``: runs that loop."""
+    """What an entry point has for runs. ``manager``: called in the child's event loop. ``run``: runs that loop.
+    ``ready``: the manager, if it exists already."""
 
     manager: Callable[[], Any]
     run: Callable[[Coroutine[Any, Any, int]], int]
+    ready: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,17 @@ class Job:
         return cls(task, record, bytes.fromhex(word), params)
 
 
-async def execute_in_child(manager: Any, job: Job) -> None:
-    """Execute a run with a manager that was entered. Raises what the task raises."""
+def run_of(manager: Any, job: Job) -> TaskRun[Any, Any]:
     task = manager.broker.task_from_registry(job.task)
     value = read_params(adapter_for(task.params_model), job.params)
     codec, listeners = manager.broker.codec, manager.dispatcher.listeners
-    run = codec.create_with(task, None, job.record.get("id", ""), value, manager, listeners)
-    run = run.model_copy(update=job.record)
+    run: TaskRun[Any, Any] = codec.create_with(task, None, job.record.get("id", ""), value, manager, listeners)
+    return run.model_copy(update=job.record)
+
+
+async def execute_in_child(manager: Any, job: Job) -> None:
+    """Execute a run with a manager that was entered. Raises what the task raises."""
+    run = run_of(manager, job)
     try:
         await execute(run, in_process=True)
     except TaskAbortedError as exc:
@@ -257,6 +265,8 @@ def run_one(entry: Entry, channel: socket.socket, line: CommandLine) -> int:
     sys.argv[1:] = arguments
     line.show(*arguments)
     expect_run(job.record, channel.detach(), job.word)
+    if entry.ready is not None and not entry.ready._needs_loop() and is_plain(entry.ready, job.task):
+        return run_plain(entry, entry.ready, job)
 
     async def main() -> int:
         async with entry.manager()._without_consuming() as manager:
@@ -267,6 +277,28 @@ def run_one(entry: Entry, channel: socket.socket, line: CommandLine) -> int:
             return 0
 
     return entry.run(main())
+
+
+def is_plain(manager: Any, name: str) -> bool:
+    task = manager.registry.get(name)
+    return task is not None and not is_async(task.run_executor(in_process=True))
+
+
+def run_plain(entry: Entry, manager: Any, job: Job) -> int:
+    """Execute a run of a plain function. To make an event loop and a thread for it takes half of a short run's time."""
+    run = run_of(manager, job)
+    try:
+        execute_plain(run)
+    except TaskAbortedError as exc:
+        reason = error_text(exc)
+
+        async def main() -> int:
+            async with manager._without_consuming():
+                await manager.broker.set_task_aborted(run.id, reason)
+            return ABORTED_EXIT
+
+        return entry.run(main())
+    return 0
 
 
 def receive(channel: socket.socket) -> bytes | None:

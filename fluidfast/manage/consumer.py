@@ -226,6 +226,12 @@ class TaskConsumer(TaskManager, Workers):
             stopping.cancel()
             await asyncio.gather(connecting, stopping, return_exceptions=True)
 
+    def _needs_loop(self) -> bool:
+        handlers = self._async_dispatcher_worker
+        return any(context is not handlers for context in self._async_contexts) or bool(
+            handlers.dispatcher.registered()
+        )
+
     async def _enter(self) -> None:
         handlers = self._async_dispatcher_worker
         if handlers.has_started() and handlers._worker_life.is_over():

@@ -211,6 +211,11 @@ class TaskManager(QueueFront):
             raise
         await self._leave(None, None, None)
 
+    def _needs_loop(self) -> bool:
+        """Whether a run in this process needs an event loop beside its own code: for contexts, which hold what a task
+        uses."""
+        return bool(self._async_contexts)
+
     async def on_startup(self) -> None:
         """Enter the added contexts. If one fails, close those before it; a later start enters all of them."""
         await self._enter()
