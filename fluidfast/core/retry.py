@@ -77,9 +77,9 @@ class RetryPolicy:
         """Return the policy as data."""
         return RetryPolicyInfo(
             max_attempts=self.max_attempts,
-            wait=self.wait,
-            backoff=self.backoff,
-            max_wait=self.max_wait,
+            wait=float(self.wait),
+            backoff=float(self.backoff),
+            max_wait=float(self.max_wait),
             exceptions=[exc.__name__ for exc in self.exceptions],
             jitter=self.jitter,
         )

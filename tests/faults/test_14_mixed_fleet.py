@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from apps.mixed import LIMIT, limited
 from apps.processes import Command, app
 from harness import Fleet, until
+from kits.aio_fluid import make_aio_python
 from results import Figures
 
 from fluidfast.brokers.redis.broker import RedisTaskBroker
@@ -30,18 +29,7 @@ MIXED = "&fleet=mixed"
 @pytest.fixture(scope="session")
 def aio_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that can import aio-fluid."""
-    if GIVEN:
-        return GIVEN
-    base = next((found for name in ("python3.13", "python3.12") if (found := shutil.which(name))), None)
-    if base is None:
-        pytest.skip("aio-fluid needs Python 3.12 or newer: set FLUIDFAST_AIO_PYTHON")
-    home = tmp_path_factory.mktemp("aio")
-    made = home / "venv" / "bin" / "python"
-    for command in ([base, "-m", "venv", str(home / "venv")], [str(made), "-m", "pip", "install", "-q", "aio-fluid"]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"no environment for aio-fluid: {done.stderr[-300:]}")
-    return str(made)
+    return make_aio_python(tmp_path_factory, "aio-fluid")
 
 
 def aio(fleet: Fleet, python: str, role: str, number: int, **options: Any) -> Command:
