@@ -1,7 +1,10 @@
 """The log lines of failed attempts: a line each, and one traceback for each error and place in a while."""
 
+import logging
 import os
 import traceback
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from ..core._run import TaskRun
@@ -10,7 +13,7 @@ from ..core.hooks import Hooks
 from ..errors import TaskRunError
 from ..texts import error_text, printable
 
-__all__ = ["Failures"]
+__all__ = ["Failures", "shown_line"]
 
 SHOWN = 300
 """Characters of an exception's text in a line."""
@@ -36,8 +39,23 @@ class Failures:
     def log(self, run: TaskRun[Any, Any], exc: BaseException, *, again_in: float | None, ours: bool) -> None:
         """Log a failed attempt. ``again_in``: seconds until the next; None: it was the last. ``ours``: the exception
         was not raised by the task, so its traceback would tell nothing."""
-        error = printable(type(exc).__name__)
+        level = logging.ERROR if again_in is None else logging.WARNING
+        is_logged = run.logger.isEnabledFor(level)
+        if not (is_logged or self._hooks.failures):
+            return
         place = "" if ours else place_of(exc, run)
+        if is_logged:
+            self._log(level, run, exc, place, again_in, ours)
+        for hook in self._hooks.failures:
+            try:
+                hook(run, exc, place)
+            except Exception:
+                self._hooks.log_error(hook, run)
+
+    def _log(
+        self, level: int, run: TaskRun[Any, Any], exc: BaseException, place: str, again_in: float | None, ours: bool
+    ) -> None:
+        error = printable(type(exc).__name__)
         policy = run.task.retry
         attempts = "" if policy is None else "/∞" if policy.max_attempts is None else f"/{policy.max_attempts + 1}"
         attempt = run.retry_attempt + 1
@@ -65,13 +83,10 @@ class Failures:
             message += ": %s"
             values.append(text)
         shows = not (ours or isinstance(exc, TaskRunError)) and self._is_first(error, place)
-        log = run.logger.error if again_in is None else run.logger.warning
-        log(message, *values, extra=fields, exc_info=exc if shows else None)
-        for hook in self._hooks.failures:
-            try:
-                hook(run, exc, place)
-            except Exception:
-                self._hooks.log_error(hook, run)
+        logger = run.logger
+        info = (type(exc), exc, exc.__traceback__) if shows else None
+        # not by logger.log(), which looks for its caller: a third of what logging takes
+        logger.handle(logger.makeRecord(logger.name, level, __file__, 0, message, tuple(values), info, "log", fields))
 
     def _is_first(self, error: str, place: str) -> bool:
         key = (error, place)
@@ -107,9 +122,15 @@ def short(seconds: float) -> str:
 def place_of(exc: BaseException, run: TaskRun[Any, Any]) -> str:
     """Return the innermost line of the task's own package that an exception passed; of any code if there is none."""
     package = run.task.module.partition(".")[0]
-    frames = [(frame, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
-    own = [one for one in frames if str(one[0].f_globals.get("__name__", "")).partition(".")[0] == package]
-    if not (own or frames):
+    frames = list(traceback.walk_tb(exc.__traceback__))
+    if not frames:
         return ""
-    frame, line = (own or frames)[-1]
-    return printable(f"{os.path.basename(frame.f_code.co_filename)}:{line}")
+    own = (one for one in reversed(frames) if str(one[0].f_globals.get("__name__", "")).partition(".")[0] == package)
+    frame, line = next(own, frames[-1])
+    return shown_line(frame.f_code, line)
+
+
+@lru_cache(MAX_PLACES)
+def shown_line(code: CodeType, line: int) -> str:
+    """Return a line of code as ``file.py:line``."""
+    return printable(f"{os.path.basename(code.co_filename)}:{line}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import traceback
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..errors import NoThreadError, TaskAbortedError, TaskError, TaskRunError
 from ..execute.executor import SET_TO_FAILURE, retry_after_failure
 from ..texts import describe, error_text, printable
 from ._slots import Slot, Slots
-from .failures import Failures
+from .failures import Failures, shown_line
 from .host import Host
 from .life import Life
 from .settler import Settler
@@ -169,5 +168,5 @@ class Outcomes:
 
 def innermost_frames(exc: BaseException, count: int) -> list[str]:
     """Where an exception was raised, innermost first: ``file.py:line function``."""
-    frames = traceback.extract_tb(exc.__traceback__)[-count:]
-    return [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames)]
+    frames = list(traceback.walk_tb(exc.__traceback__))[-count:]  # extract_tb would look each file up
+    return [f"{shown_line(frame.f_code, line)} {frame.f_code.co_name}" for frame, line in reversed(frames)]

@@ -35,6 +35,7 @@ class LineFormatter(logging.Formatter):
 
     def __init__(self, fmt: str | None = None, *args: Any, **kwargs: Any) -> None:
         super().__init__(FORMAT.replace("%(name)s", numbered("%(name)s")) if fmt is None else fmt, *args, **kwargs)
+        self._stamp = (-1, "")  # of the second of the last record
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message, MAX_MESSAGE, keep="\t")
@@ -45,6 +46,17 @@ class LineFormatter(logging.Formatter):
             more = f" and {batch - 1} more" if batch > 1 else ""
             text += f" [task={getattr(record, 'task', '')} run={run_id}{more} attempt={getattr(record, 'attempt', 1)}]"
         return text
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the time of a record. That of a second is made once."""
+        if datefmt is not None or self.default_msec_format is None:
+            return super().formatTime(record, datefmt)
+        second = int(record.created)
+        made, stamp = self._stamp
+        if made != second:
+            stamp = time.strftime(self.default_time_format, self.converter(second))
+            self._stamp = (second, stamp)
+        return self.default_msec_format % (stamp, record.msecs)
 
     def usesRun(self) -> bool:
         """Whether the format itself shows the run."""

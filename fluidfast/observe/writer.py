@@ -13,6 +13,8 @@ __all__ = ["LineHandler", "LineWriter"]
 
 WRITE_SECONDS = 0.1
 """How long a line may wait for others before it is written."""
+REST_SECONDS = 0.002
+"""How long the thread rests when it has written, so that many lines take one wake-up and one write together."""
 CHUNK_LINES = 1_000
 """Lines that are put together at most."""
 MAX_LINES = 100_000
@@ -61,6 +63,7 @@ class LineWriter:
         self._lines: deque[str | threading.Event] = deque()
         self._bell: SimpleQueue[bool] = SimpleQueue()  # True: do not wait for more lines
         self._rung = False
+        self._hurries = False  # and not to wait for more lines
         self._progress = False  # something was written since the last look
         self._direct = direct  # without a thread
         if direct:
@@ -70,7 +73,7 @@ class LineWriter:
         os.register_at_fork(after_in_child=self._forked)
 
     def put(self, line: str, *, now: bool = True) -> None:
-        """Write a line, at once or together with those that come within 0.1 s."""
+        """Write a line, at once (within 2 ms of others) or together with those that come within 0.1 s."""
         if self._direct:
             self._write(f"{line}\n".encode(errors="backslashreplace"))
             return
@@ -79,7 +82,7 @@ class LineWriter:
             return
         self._bytes += len(line)
         self._lines.append(line)
-        if now or not self._rung:
+        if not self._rung or (now and not self._hurries):
             self._ring(now)
 
     def flush(self, seconds: float = FLUSH_SECONDS, stuck_seconds: float = STUCK_SECONDS) -> bool:
@@ -101,6 +104,7 @@ class LineWriter:
 
     def _ring(self, now: bool) -> None:
         self._rung = True
+        self._hurries = self._hurries or now
         self._bell.put(now)
 
     def _serve(self) -> None:
@@ -112,8 +116,9 @@ class LineWriter:
                     bell.get(timeout=WRITE_SECONDS)
                 except Empty:
                     pass
-            self._rung = False  # first: a line that comes from here on rings again
+            self._rung = self._hurries = False  # first: a line that comes from here on rings again
             self._drain()
+            sleep(REST_SECONDS)
 
     def _drain(self) -> None:
         lines = self._lines
