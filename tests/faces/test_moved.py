@@ -65,6 +65,7 @@ async def test_an_application_of_1x(caplog: pytest.LogCaptureFixture) -> None:
             assert consumer.is_running()
             assert consumer.running
         assert consumer.is_stopped()
+        assert [worker.worker_name for worker in app_workers(app).workers()] == ["beside"]  # it leaves at its end
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []  # no end by itself
     assert get_workers_from_app(FastAPI()) is None
 
@@ -185,6 +186,15 @@ async def test_a_failing_handler_stops_the_consumer_if_it_is_told_to() -> None:
             await consumer.shutdown()
     with pytest.raises(ConfigError, match="on_handler_error"):
         TaskConsumer(broker_url=url(), on_handler_error="raise")  # type: ignore[arg-type]
+
+
+async def test_a_caller_in_a_mixed_fleet_is_told_why_no_result_came() -> None:
+    for fleet, told in (("own", False), ("mixed", True)):
+        async with TaskManager(broker_url=f"{url()}?fleet={fleet}") as manager:
+            manager.register_task(job)
+            with pytest.raises(TimeoutError) as error:
+                await manager.queue_and_wait(job, timeout=0.01)
+            assert ("a worker of aio-fluid sends no result" in str(error.value)) is told
 
 
 # -- a broker of one's own
