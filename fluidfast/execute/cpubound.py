@@ -18,8 +18,9 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, cast
 
 from ..core._run import TaskRun
 from ..core.params import adapter_for, write_params
@@ -321,14 +322,19 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         signal_with_parent(int(parent), number)
 
 
+@cache  # by a fork server, so that its children need not make it
+def prctl() -> Callable[..., int]:
+    import ctypes
+
+    return cast("Callable[..., int]", ctypes.CDLL(None).prctl)
+
+
 def signal_with_parent(parent: int, number: int) -> None:
     """Have this process get a signal when its parent ends (Linux), or end it if the parent has ended."""
     if not sys.platform.startswith("linux"):
         return
     try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        prctl()(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         os.kill(parent, 0)
     except ProcessLookupError:  # it was gone before we had asked
         os._exit(1)

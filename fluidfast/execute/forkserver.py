@@ -96,6 +96,7 @@ def serve_forks(entry: Entry) -> bool:
     parent = int(os.environ.pop(PARENT))
     control = socket.socket(fileno=int(text))
     control.set_inheritable(False)
+    close_copies()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)  # the params of the first run are in it
     os.close(null)
@@ -104,6 +105,21 @@ def serve_forks(entry: Entry) -> bool:
     if not refusal:
         ForkServer(control, parent, entry).serve()
     return True
+
+
+def close_copies() -> None:
+    """Close inheritable copies of the standard streams, which uvloop leaves in a process that it starts. What a task
+    leaves behind would keep them open."""
+    streams = [place(number) for number in range(3)]
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if number > 2 and os.get_inheritable(number) and place(number) in streams:
+                os.close(number)
+
+
+def place(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def threads() -> str:
@@ -129,6 +145,7 @@ class ForkServer:
     children: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """Process id and kind of each child, by its number."""
     is_stopping: bool = False
+    collects: bool = True
     handlers: dict[int, Any] = field(default_factory=dict)
     """Those that the application has set for the signals that are used here."""
     wakeup: tuple[int, int] = (-1, -1)
@@ -138,6 +155,7 @@ class ForkServer:
         self.line.show("(forks the processes of CPU-bound runs)")
         gc.collect()
         gc.freeze()  # the collector of a child need not look at what was imported, and copy its pages
+        self.collects = gc.isenabled()
         gc.disable()
         self.wakeup = os.pipe()
         for end in self.wakeup:
@@ -226,7 +244,8 @@ class ForkServer:
             os.dup2(err, 2)
             for descriptor in (*self.wakeup, out, err):
                 os.close(descriptor)
-            gc.enable()
+            if self.collects:
+                gc.enable()
             reseed()
             code = (run_one if kind == FORK else run_many)(self.entry, socket.socket(fileno=channel), self.line)
         except SystemExit as exc:

@@ -7,8 +7,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kits import forks_app
@@ -16,8 +18,9 @@ from kits.command_kit import ROOT
 from kits.waiting import until, within
 
 import fluidfast.execute.cpubound as cpubound
-from fluidfast import TaskManager
-from fluidfast.errors import TaskDecoratorError, TaskRunError
+from fluidfast import TaskConsumer, TaskManager, TaskRun
+from fluidfast.errors import TaskAbortedError, TaskDecoratorError, TaskRunError
+from fluidfast.execute.executor import execute_plain
 from fluidfast.execute.forks import Server
 
 WAYS = ["forked", "pooled"]
@@ -193,3 +196,45 @@ def test_the_way_is_an_option() -> None:
     assert made["forked"] == "fork"
     assert made["pooled"] == "pool"
     assert made["spawned"] == "spawn"
+
+
+async def later() -> None:
+    await asyncio.sleep(0)
+
+
+def rows(ctx: TaskRun[Any]) -> Any:
+    yield 1
+
+
+def stops(ctx: TaskRun[Any]) -> None:
+    raise StopIteration
+
+
+PLAIN: list[tuple[Callable[[TaskRun[Any]], Any], str, type[Exception] | None]] = [
+    (lambda ctx: None, "success", None),
+    (lambda ctx: later(), "success", None),
+    (lambda ctx: rows(ctx), "failure", TaskRunError),
+    (stops, "failure", RuntimeError),
+    (lambda ctx: ctx.abort("enough"), "aborted", TaskAbortedError),
+    (lambda ctx: ctx.set_state("failure"), "failure", TaskRunError),
+]
+
+
+@pytest.mark.parametrize(("function", "state", "error"), PLAIN)
+def test_a_plain_function_without_an_event_loop(
+    function: Callable[[TaskRun[Any]], Any], state: str, error: type[Exception] | None
+) -> None:
+    manager = TaskManager(broker_url="memory://plain")
+    run = manager.create_task_run(forks_app.task(name="plain", cpu_bound=True)(function))
+    with nullcontext() if error is None else pytest.raises(error):
+        execute_plain(run)
+    assert run.state == state
+
+
+def test_what_needs_an_event_loop() -> None:
+    consumer = TaskConsumer(broker_url="memory://plain")
+    assert not consumer._needs_loop()
+    consumer.register_async_handler("success", later)  # type: ignore[arg-type]
+    assert consumer._needs_loop()
+    assert forks_app.made()._needs_loop()
+    assert not TaskManager(broker_url="memory://plain")._needs_loop()
