@@ -38,7 +38,7 @@ from .records import (
     position_of,
     utc,
 )  # fmt: skip
-from .tables import attempts_table, check_name, runs_table
+from .tables import attempts_table, check_name, runs_table, stored_state
 
 __all__ = ["Row", "Store", "engine_of", "is_at_fault"]
 
@@ -340,7 +340,7 @@ class Store:
         if isinstance(values, str):
             raise ConfigError(f"the filter on {column.name} is {shown(values)}, it must be a list of them")
         if column.name == "state":
-            return [str(TaskState(value)) for value in values if value in STATES_IN_USE]
+            return [stored_state(TaskState(value)) for value in values if value in STATES_IN_USE]
         return [text for text in map(str, values) if is_storable(text)]
 
     def _contains(self, params: dict[str, Any]) -> sa.ColumnElement[bool]:
