@@ -531,21 +531,27 @@ class AsyncConsumer(QueueConsumer[MessageType]):
 
 
 class Adopted(Worker):
-    """Leads the life of a worker of another class, such as aio-fluid's ``WorkerFunction``, which is ``worker``."""
+    """Leads the life of a worker of another class, such as aio-fluid's ``WorkerFunction``, which is ``worker``.
+
+    Such a worker starts and ends by ``startup``, ``shutdown`` and ``wait_for_shutdown``, or it has ``run`` and
+    ``gracefully_stop`` alone, as in aio-fluid 1.x.
+    """
 
     def __init__(self, worker: Any) -> None:
-        for method in ("startup", "shutdown", "wait_for_shutdown"):
-            if not inspect.iscoroutinefunction(getattr(worker, method, None)):
-                raise TaskUsageError(
-                    f"{type(worker).__name__} has no async {method}(), so it cannot be one of the workers; derive it "
-                    "from fluidfast.utils.worker.Worker, or give it startup, shutdown and wait_for_shutdown"
-                )
+        self.starts = all(has_async(worker, name) for name in ("startup", "shutdown", "wait_for_shutdown"))
+        if not self.starts and not (has_async(worker, "run") and callable(getattr(worker, "gracefully_stop", None))):
+            raise TaskUsageError(
+                f"{type(worker).__name__} cannot be one of the workers: derive it from fluidfast.utils.worker.Worker, "
+                "or give it the async methods startup, shutdown and wait_for_shutdown"
+            )
         super().__init__(name=getattr(worker, "worker_name", "") or type(worker).__name__)
         self.worker = worker
 
     async def run(self) -> None:
-        await self.worker.startup()
-        ended = asyncio.create_task(self.worker.wait_for_shutdown(), name=f"{self.worker_name}-end")
+        if self.starts:
+            await self.worker.startup()
+        live = self.worker.wait_for_shutdown if self.starts else self.worker.run
+        ended = asyncio.create_task(live(), name=f"{self.worker_name}-life")
         stop = asyncio.create_task(self._wait_stop(), name=f"{self.worker_name}-stop")
         try:
             await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -553,7 +559,7 @@ class Adopted(Worker):
             stop.cancel()
             try:
                 async with asyncio.timeout(self._stopping_grace_period):
-                    await self.worker.shutdown()
+                    await self._end(ended)
             finally:
                 if not ended.done():
                     ended.cancel()
@@ -561,10 +567,23 @@ class Adopted(Worker):
         if not ended.cancelled() and (error := ended.exception()) is not None:
             raise error
 
+    async def _end(self, ended: asyncio.Task[Any]) -> None:
+        """Have the worker stop, and wait for its end."""
+        if self.starts:
+            await self.worker.shutdown()
+        else:
+            self.worker.gracefully_stop()
+            await asyncio.wait([ended])
+
     async def status(self) -> dict[str, Any]:
         """The worker's own status."""
         status = getattr(self.worker, "status", None)
         return dict(await status()) if status is not None else await super().status()
+
+
+def has_async(value: Any, name: str) -> bool:
+    """Return whether an object has an async method of this name."""
+    return inspect.iscoroutinefunction(getattr(value, name, None))
 
 
 class Workers(Worker):
@@ -601,7 +620,8 @@ class Workers(Worker):
     def add_workers(self, *workers: Any) -> None:
         """Add workers, each once. A group that is running starts them.
 
-        A worker of another library is taken by its methods: ``startup``, ``shutdown`` and ``wait_for_shutdown``.
+        A worker of another library is taken by its methods: ``startup``, ``shutdown`` and ``wait_for_shutdown``, or
+        ``run`` and ``gracefully_stop``.
 
         Raises:
             TaskUsageError: it does not have them.

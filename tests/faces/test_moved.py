@@ -132,8 +132,34 @@ async def test_a_worker_of_another_library() -> None:
     assert (await consumer.status())["foreign"] == {"mine": 1}
     await consumer.shutdown()
     assert worker.told == ["startup", "shutdown"]
-    with pytest.raises(TaskUsageError, match=r"object has no async startup\(\).*fluidfast.utils.worker.Worker"):
+    with pytest.raises(TaskUsageError, match=r"object cannot be one of .*fluidfast.utils.worker.Worker"):
         consumer.add_workers(object())
+
+
+class Foreign1x:
+    """Has the public methods of aio-fluid 1.x's workers."""
+
+    worker_name = "old"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.stop = asyncio.Event()
+
+    async def run(self) -> None:
+        self.told.append("run")
+        await self.stop.wait()
+        self.told.append("end")
+
+    def gracefully_stop(self) -> None:
+        self.stop.set()
+
+
+async def test_a_worker_of_1x() -> None:
+    worker = Foreign1x()
+    async with Workers(worker) as group:  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert (await group.status())["old"] == {"stopping": False, "running": True}
+    assert worker.told == ["run", "end"]
 
 
 async def test_its_error_ends_the_group() -> None:
