@@ -15,15 +15,16 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from kits.waiting import until
 from pydantic import BaseModel, SecretStr
 
-from fluidfast import RetryPolicy, TaskConsumer, TaskRun, TaskState, task
+from fluidfast import RetryPolicy, TaskConsumer, TaskManager, TaskRun, TaskState, task
 from fluidfast.core.states import TaskPriority
 from fluidfast.errors import ConfigError, HistoryError
-from fluidfast.observe.history import Attempt, History, HistoryQuery, recorder
+from fluidfast.observe._ends import Ends
+from fluidfast.observe.history import Attempt, History, HistoryQuery, plugin, recorder
 from fluidfast.observe.history import store as stores
-from fluidfast.observe.history._ends import Ends
 from fluidfast.observe.history.params import masked
 from fluidfast.observe.history.records import contains, cursor_of, position_of, read_keep
 from fluidfast.observe.history.store import Row, Store, engine_of
@@ -472,3 +473,28 @@ def test_a_recorder_goes_on_after_it_was_closed(tmp_path: Path, monkeypatch: pyt
     assert history.recorder.flush(20)
     assert history.stats().recorded == 3
     history.recorder.close()
+
+
+async def test_old_rows_are_deleted(broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the worker, while it runs. Runs that have not ended long enough ago stay."""
+    monkeypatch.setattr(plugin, "PRUNE_SECONDS", 0.01)
+    monkeypatch.setattr(stores, "SLICE", 10)
+    url = f"sqlite:///{tmp_path}/history.db"
+    old = T - 15 * 86_400_000_000
+    store = Store(url, "fluid_tasks")
+    attempt = Attempt(
+        run_id="old", attempt=1, task="ship", worker="w", state="failure", start=NOW, end=NOW - timedelta(days=15)
+    )
+    rows = [row(f"{n}", queued=old, start=old, end=old) for n in range(25)]
+    store.write([*rows, row("delayed", queued=old)], [attempt])
+    history = History(url)
+    manager = TaskManager(broker_url=broker_url).with_plugin(history)
+    async with TaskConsumer.of(manager):
+        await until(lambda: ids(store) == ["delayed"])
+        await until(lambda: not count_of(store, store.attempts))
+    store.close()
+
+
+def count_of(store: Store, table: sa.Table) -> int:
+    with store.engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()

@@ -18,7 +18,7 @@ from ...core.process import is_in_cpu_process
 from ...core.states import FINISHED_STATES, PRIORITIES, TaskState
 from ...errors import BrokerError, ConfigError, HistoryError
 from ...texts import describe, printable
-from ._ends import Ends
+from .._ends import Ends
 from .params import masked
 from .recorder import FLUSH_SECONDS, Recorder
 from .records import Attempt, HistoryPage, HistoryQuery, HistoryStats, RunDetail, read_keep

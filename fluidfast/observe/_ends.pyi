@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from ...core._run import TaskRun
+from ..core._run import TaskRun
 
 __all__ = ["Ends"]
 

@@ -2,8 +2,8 @@
 
 cimport cython
 from libc.stdint cimport int64_t
-from ...core._machine cimport SUCCESS, RunState
-from ...core._run cimport TaskRun
+from ..core._machine cimport SUCCESS, RunState
+from ..core._run cimport TaskRun
 
 __all__ = ["Ends"]
 
