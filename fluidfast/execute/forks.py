@@ -501,7 +501,7 @@ class Child:
                 pass
 
     async def drain(self) -> None:
-        """Pass on the rest. What it has started may hold its ends, so not for longer than DRAIN_SECONDS."""
+        """Pass on the rest. Processes that it has started may hold its ends, so wait DRAIN_SECONDS at most."""
         self.read_output()
         waiting = [output.closed for output in self._outputs if not output.closed.done()]
         if waiting:

@@ -108,8 +108,8 @@ def serve_forks(entry: Entry) -> bool:
 
 
 def close_copies() -> None:
-    """Close inheritable copies of the standard streams, which uvloop leaves in a process that it starts. What a task
-    leaves behind would keep them open."""
+    """Close inheritable copies of the standard streams, which uvloop leaves in a process that it starts. Processes
+    that a task leaves behind would keep them open."""
     streams = [place(number) for number in range(3)]
     for number in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):

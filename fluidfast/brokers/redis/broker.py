@@ -598,7 +598,7 @@ class RedisTaskBroker(RedisInspection):
         key = self.keys.reply(address)
         seconds = f"{min(timeout, REPLY_SECONDS / 2):.3f}"
         # in one write: remove those of the last call; move one to where it is, which waits for one and takes none away;
-        # read. What is not removed, as the connection was lost, comes once more
+        # read. If the connection was lost, those that were not removed come once more
         commands = pack(("BLMOVE", key, key, "LEFT", "LEFT", seconds)) + pack(("LRANGE", key, 0, MAX_REPLIES - 1))
         count = 2
         seen, on = self._seen_replies.pop(address, (0, None))
