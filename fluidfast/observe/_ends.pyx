@@ -10,6 +10,7 @@ __all__ = ["Ends"]
 cdef enum:
     WINDOW_US = 250000                  # microseconds in which successes are counted
     MOST = 250                          # successes that are recorded in a window, about: 1,000 in a second
+    BURST = 10000                       # successes that are recorded beyond that, after quiet windows
 
 
 @cython.final
@@ -18,8 +19,8 @@ cdef class Ends:
     """Called with each run that has ended: passes it to ``record``, or leaves it out.
 
     It leaves out the runs of tasks with ``skip_tag``, and with ``samples`` all but 1 in ``every`` successes that took
-    less than ``slow_us`` microseconds and needed no retry. ``every`` follows from how many of them ended in the last
-    window of 250 ms, and doubles within one that has more.
+    less than ``slow_us`` microseconds and needed no retry: 1,000 of these in a second, and 10,000 at once after a quiet
+    time. ``every`` follows from how many ended in the last window of 250 ms, and doubles within one that has more.
 
     Attributes: ``every``; ``left_out``: how many successes sampling has left out.
     """
@@ -32,6 +33,8 @@ cdef class Ends:
     cdef readonly Py_ssize_t left_out
     cdef int64_t window_end             # microseconds since the epoch
     cdef Py_ssize_t count               # successes in this window
+    cdef Py_ssize_t recorded            # how many of them are recorded
+    cdef Py_ssize_t credit              # how many more than MOST may be
     cdef object task                    # of the last run
     cdef bint skips                     # whether that has skip_tag
 
@@ -41,6 +44,7 @@ cdef class Ends:
         self.samples = samples
         self.skip_tag = skip_tag
         self.every = 1
+        self.credit = BURST
 
     def __call__(self, TaskRun run not None) -> None:
         cdef RunState times = run
@@ -59,10 +63,21 @@ cdef class Ends:
 
     cdef bint leaves_out(self, int64_t now):
         if not self.window_end - WINDOW_US <= now < self.window_end:
-            self.every = max(1, (self.count + MOST - 1) // MOST) if 0 <= now - self.window_end < WINDOW_US else 1
-            self.window_end = now + WINDOW_US
-            self.count = 0
+            self.begin_window(now)
         self.count += 1
-        if self.count > MOST * self.every:
+        if self.count > self.credit + MOST * self.every:
             self.every *= 2
-        return self.count % self.every != 0
+        if self.count % self.every:
+            return True
+        self.recorded += 1
+        return False
+
+    cdef void begin_window(self, int64_t now):
+        cdef int64_t windows = max(1, min(BURST // MOST, (now - self.window_end) // WINDOW_US + 1))
+        self.credit = max(0, min(BURST, self.credit + MOST * <Py_ssize_t>windows - self.recorded))
+        if windows > 1 or self.count <= self.credit:  # the last window had none, or as many may come
+            self.every = 1
+        else:
+            self.every = max(1, (self.count + MOST - 1) // MOST)
+        self.window_end = now + WINDOW_US
+        self.count = self.recorded = 0

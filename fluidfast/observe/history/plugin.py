@@ -54,8 +54,8 @@ class History:
     ``table``: the table of runs. Attempts are recorded beside it, in ``{table}_attempts``.
     ``record``: ``"ended"``, a row for each run that a consumer ends in this process; or ``"all"``, a row that follows
     each state that a run enters in this process, from queued on.
-    ``sample``: ``"auto"``, all failures and slow runs, and at most about 1,000 successes per second and process; or
-    ``"none"``, all runs, as ``record="all"`` does.
+    ``sample``: ``"auto"``, all failures, slow runs and retried runs, and of other successes 10,000 at once, then about
+    1,000 per second and process; or ``"none"``, all runs, as ``record="all"`` does.
     ``keep``: how long rows are kept, such as ``"14d"``, ``"12h"``; None: for ever. One of the processes deletes older
     ones every 10 minutes, 5,000 at a time.
     ``slow``: seconds from which on a run is slow.
