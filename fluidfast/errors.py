@@ -7,6 +7,7 @@ __all__ = [
     "BrokerConnectionError",
     "BrokerError",
     "BrokerFullError",
+    "BrokerLayoutError",
     "BrokerURLError",
     "BufferedRunsLost",
     "ConfigError",
@@ -142,6 +143,10 @@ class BrokerError(TaskError):
 
 class BrokerURLError(BrokerError, ValueError):
     """A broker URL has an unknown scheme or a bad option. The message names it."""
+
+
+class BrokerLayoutError(BrokerError):
+    """A newer release has changed the layout of the broker's keys. The message names both layouts."""
 
 
 class BrokerConnectionError(BrokerError, ConnectionError):

@@ -18,11 +18,12 @@ import redis
 import redis.exceptions
 from redis.asyncio import Redis
 
+from ..._version import __version__
 from ...core._time import keep_for_good, new_id
 from ...core.places import has_place
 from ...core.states import LETTERS, PRIORITIES, TaskPriority
 from ...core.task import Task
-from ...errors import BrokerURLError
+from ...errors import BrokerLayoutError, BrokerURLError
 from ...texts import printable
 from .._leases import paired
 from ..base import TaskBroker
@@ -43,7 +44,7 @@ from ._resp import pack
 from .channel import RedisChannel
 from .client import REPLY_SECONDS, RedisClient, milliseconds
 from .inspect import RedisInspection, glob_escaped
-from .keys import DEFAULT_NAME, Keys
+from .keys import DEFAULT_NAME, LAYOUT, Keys
 from .link import Link, LinkLost, ServerReply
 from .lock import BrokerLock
 from .rights import CONSUMER, PRODUCER
@@ -187,27 +188,35 @@ class RedisTaskBroker(RedisInspection):
         await self.client.patiently(once)
 
     async def agree(self, shards: int) -> None:
-        """Find out whether all others spread this broker over as many shards.
+        """Find out whether all others spread this broker over as many shards, with a layout of keys that is known here.
 
-        A process that gives another number would never see some of the runs, or queue where nobody looks.
+        A process that gives another number would never see some of the runs, or queue where nobody looks. One that
+        does not know the layout would misread the keys.
 
         Raises:
-            BrokerURLError: they do not.
+            BrokerURLError: they spread it over another number.
+            BrokerLayoutError: a newer release has changed the layout.
         """
         if self._agreed:
             return
         key = self.keys.shards
 
-        async def once() -> Any:
+        async def once() -> list[Any]:
             link = await self.client.link()
             try:
                 if shards > 1:
                     await link.call(pack(("SET", key, shards, "NX")))
-                return await link.call(pack(("GET", key)))
+                return await asyncio.gather(*(link.call(pack(("GET", name))) for name in (self.keys.layout, key)))
             except (ServerReply, LinkLost) as exc:
                 raise self.client.error(exc, link) from exc
 
-        there = await self.client.patiently(once)
+        layout, there = await self.client.patiently(once)
+        if layout not in (None, b"%d" % LAYOUT):
+            raise BrokerLayoutError(
+                f"broker {self.url}: a newer release of fluidfast keeps its keys in layout "
+                f"{printable(layout.decode(errors='replace'))}, and this one ({__version__}) knows layout {LAYOUT}: "
+                f"upgrade fluidfast in this process"
+            )
         if there is not None and there != b"%d" % shards:
             known = there.decode(errors="replace")
             raise BrokerURLError(

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from ...core.states import PRIORITIES, TaskPriority
 from ..contract import Settlement, run_id_of
 
-__all__ = ["DEFAULT_NAME", "Declared", "Keys", "ScriptKeys"]
+__all__ = ["DEFAULT_NAME", "LAYOUT", "Declared", "Keys", "ScriptKeys"]
 
 DEFAULT_NAME = "redis-task-broker"
+LAYOUT = 1
+"""Raise it with each change of the ``ff:`` keys that an older release would misread, and have the change write it
+to ``Keys.layout`` once no consumer of an older release is alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,14 @@ class Keys:
     def shards(self) -> str:
         """String, under the broker's name without a number: over how many shards it is spread."""
         return f"{self.prefix}-ff:shards"
+
+    @property
+    def layout(self) -> str:
+        """String, under the broker's name without a number: the number of the layout of these keys.
+
+        Absent: 1, the layout of the releases that did not read it.
+        """
+        return f"{self.prefix}-ff:layout"
 
     def lock(self, name: str) -> str:
         """String with a TTL: a lock, in a Cluster. Elsewhere its key is its bare name, as aio-fluid's is."""

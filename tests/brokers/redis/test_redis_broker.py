@@ -24,8 +24,9 @@ from fluidfast import TaskManager
 from fluidfast.brokers.base import TaskBroker
 from fluidfast.brokers.contract import Settlement
 from fluidfast.brokers.redis.broker import RedisTaskBroker
-from fluidfast.core.states import TaskState
-from fluidfast.errors import BrokerAuthError, BrokerError
+from fluidfast.brokers.url import BrokerURL
+from fluidfast.core.states import PRIORITIES, TaskState
+from fluidfast.errors import BrokerAuthError, BrokerError, BrokerLayoutError
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -349,3 +350,31 @@ def test_used_in_one_event_loop_after_another(redis_url: str) -> None:
             runner.run(manager.on_shutdown())
     with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
         client.delete(*manager.broker.task_queue_names)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_a_newer_layout_is_refused(redis_url: str, shards: int) -> None:
+    """By each way in, before anything is queued or claimed that would be misread."""
+    url = with_options(redis_url, shards=shards)
+    key = RedisTaskBroker(BrokerURL(redis_url)).keys.layout
+    async with Redis.from_url(redis_url.partition("?")[0]) as client:
+        try:
+            await client.set(key, "7")
+            for way in ("connect", "channel", "queue", "consume"):
+                consumer = consumer_of(url)
+                calls: dict[str, Callable[[], Any]] = {
+                    "connect": consumer.broker.connect,
+                    "channel": consumer.broker.channel,
+                    "queue": lambda consumer=consumer: consumer.queue(note, n=1),
+                    "consume": consumer.startup,
+                }
+                with pytest.raises(BrokerLayoutError, match=r"layout 7, and this one \(\S+\) knows layout 1: upgrade"):
+                    await within(calls[way]())
+                await consumer.broker.close()
+            await client.set(key, "1")
+            broker = TaskBroker.from_url(url)
+            await broker.connect()
+            assert await broker.queue_length() == dict.fromkeys(PRIORITIES, 0)
+            await broker.close()
+        finally:
+            await client.delete(key)

@@ -565,7 +565,8 @@ ACL_LINES = (
     "(~{NAME}-ff:producer:* +get +set +del +pexpire +watch) "  # what makes sending twice the same as once
     "(~{NAME}-ff:reply:* +blmove +lrange +lpop) "  # queue_and_wait
     "(%R~{NAME}-ff:consumers +zrange) (%R~{NAME}-manager-* +get) "  # which says who runs the task
-    "(~{BARE}-ff:shards +get +set)",  # all give the same number of shards
+    "(~{BARE}-ff:shards +get +set) "  # all give the same number of shards
+    "(%R~{BARE}-ff:layout +get)",  # and know the layout of the keys
     # A worker: consumes, and what its tasks may do through ``ctx``: queue, queue_and_wait, lock (keys tasks:*).
     "user fluidfast-worker on >PASSWORD resetkeys resetchannels -@all "
     "~{NAME}-* ~tasks:* "
@@ -574,7 +575,7 @@ ACL_LINES = (
     "+lindex +llen +lrange +lpush +rpush +lpop +rpop +blmove "
     "+hget +hset +hdel +hgetall +hincrby "
     "+zadd +zrem +zscore +zcard +zrange +zrangebyscore "
-    "(~{BARE}-ff:shards +get +set)",
+    "(~{BARE}-ff:shards +get +set) (%R~{BARE}-ff:layout +get)",
     # A dashboard: sees tasks, managers, queues' lengths and dead letters (with their params), and changes nothing. It
     # finds managers by SCAN, which tells the names of all keys of the database, whoever's they are.
     "user fluidfast-dashboard on >PASSWORD resetkeys resetchannels -@all "
