@@ -154,7 +154,7 @@ def execute_plain(run: TaskRun[Any, Any]) -> None:
     """Execute a run of a plain function in this thread, without an event loop, and set its final state. Raises as
     ``execute``, but has no time limit: it is for the process of a CPU-bound run, whose parent has.
     """
-    RUN.set(run)
+    token = RUN.set(run)
     run.set_state(TaskState.running)
     try:
         result = call_in_thread(run.task.run_executor(in_process=True), run)
@@ -164,6 +164,8 @@ def execute_plain(run: TaskRun[Any, Any]) -> None:
     except BaseException as exc:
         end(run, TaskState.aborted if isinstance(exc, TaskAbortedError) else TaskState.failure)
         raise
+    finally:
+        RUN.reset(token)
     end(run, TaskState.success)
     if run.is_failure:
         raise TaskRunError(SET_TO_FAILURE)

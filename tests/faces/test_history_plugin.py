@@ -154,6 +154,7 @@ async def test_a_database_object_like_aio_fluids(tmp_path: Path) -> None:
         await until(lambda: plugin.stats().recorded >= 2, "the run's end")
     assert (await plugin.get_run(run.id)).state == "success"
     assert len((await plugin.get_history(TaskHistoryQuery())).data) == 1
+    plugin.history.recorder.close()  # once more, as reading has connected since the shutdown
 
 
 def test_the_command(postgres_url: str, tmp_path: Path) -> None:

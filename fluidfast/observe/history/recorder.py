@@ -125,7 +125,10 @@ class Recorder:
         """Write what waits, if the database takes it, and end the thread. A later ``put`` starts another."""
         with self._starting:
             thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is threading.current_thread():
+            return
+        if thread is None:
+            self.store.close()  # reading has connections, too
             return
         written = self.flush(seconds)
         if not written:
