@@ -187,7 +187,10 @@ def test_completion_in_bash(app: Path) -> None:
 def test_a_mistyped_command_or_option(tmp_path: Path) -> None:
     for arguments, *words in (
         (("wroker",), "no command 'wroker', did you mean 'worker'?"),
-        (("dance",), "no command 'dance'; there are bench, chaos, completion, dead, queue, worker"),
+        (
+            ("dance",),
+            "no command 'dance'; there are bench, chaos, completion, dead, history, queue, worker",
+        ),
         (("dead", "app:manager", "lst"), "no command 'lst', did you mean 'list'?"),
         (("worker", "app:manager", "--concurency", "2"), "--concurency", "--concurrency"),
     ):
